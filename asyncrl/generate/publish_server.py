@@ -1,0 +1,97 @@
+"""The generator's end of a publish: carries out the learner's commands on the engine, one at a time.
+
+Consumes   JoinGroup, LeaveGroup, Stage, Switch from learner rank 0.
+Produces   Done with the version served, or Failed with the reason.
+Waits for  the next command; the learner's deadline covers each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import zmq
+import zmq.asyncio
+
+from asyncrl.errors import WireError
+from asyncrl.generate.activity import Activity
+from asyncrl.generate.engine import Engine
+from asyncrl.transport.messages import (
+    AnyMessage,
+    Done,
+    Failed,
+    JoinGroup,
+    LeaveGroup,
+    Stage,
+    Switch,
+)
+from asyncrl.transport.wire import decode, encode
+
+log = logging.getLogger(__name__)
+
+
+class PublishServer:
+    """Answers on a bound ROUTER. `version` is what the engine serves; −1 before the first publish."""
+
+    def __init__(self, socket: zmq.asyncio.Socket, engine: Engine) -> None:
+        self._socket = socket
+        self._engine = engine
+        self.version = -1
+        self.activity = Activity()
+        """Told of pauses here, and of leases by the worker."""
+        self.served = asyncio.Event()
+        """Set once a first version is served."""
+
+    async def run(self) -> None:
+        while True:
+            sender, *parts = await self._socket.recv_multipart()
+            try:
+                message, _ = decode(parts)
+            except WireError as error:
+                log.error("refused a message: %s", error)
+                continue
+            reply = await self._carry_out(message)
+            await self._socket.send_multipart([sender, *encode(reply)])
+
+    async def _carry_out(self, message: AnyMessage) -> Done | Failed:
+        """An error of the engine is the learner's to judge: it goes back as Failed, and is logged here in full.
+
+        A dead engine is no answer but this generator's end.
+        """
+        try:
+            stall_s = await self._dispatch(message)
+        except Exception as error:
+            if self._engine.dead:
+                raise
+            log.exception("%s failed", type(message).__name__)
+            return Failed(f"{type(error).__name__}: {error}")
+        return Done(self.version, stall_s)
+
+    async def _dispatch(self, message: AnyMessage) -> float:
+        """Returns how long generation stood still for it, in seconds."""
+        match message:
+            case JoinGroup():
+                await self._engine.join_group(message.init_info)
+            case LeaveGroup():
+                await self._engine.leave_group()
+            case Stage():
+                await self._engine.stage()
+            case Switch():
+                return await self._switch(message)
+            case _:
+                raise WireError(f"{type(message).__name__} is no publish command")
+        return 0.0
+
+    async def _switch(self, message: Switch) -> float:
+        """Ends without the learner, should that die. When it fails, generation stands still until one succeeds."""
+        await self._engine.pause(message.recompute_kv)
+        self.activity.pause()
+        start_s = time.perf_counter()
+        await self._engine.update(message.update_info)
+        await self._engine.resume(message.version)
+        stall_s = time.perf_counter() - start_s
+        self.activity.resume()
+        self.version = message.version
+        self.served.set()
+        return stall_s

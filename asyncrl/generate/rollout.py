@@ -1,0 +1,77 @@
+"""lease → requests → scored group: what a generator does with one prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from asyncrl.config import GeneratorConfig
+from asyncrl.errors import RunError
+from asyncrl.generate.engine import Engine, Sampling
+from asyncrl.rewards.worker import RewardFailure, Score
+from asyncrl.transport.messages import LeaseGrant
+from asyncrl.types import Completion, Group
+
+
+class Scorer(Protocol):
+    """A RewardPool, as rollouts use it."""
+
+    async def score(self, prompt: str, completions: list[str], answer: str) -> Sequence[Score | RewardFailure]: ...
+
+
+async def roll_out(
+    grant: LeaseGrant, engine: Engine, scorer: Scorer, config: GeneratorConfig
+) -> tuple[Group, list[str]]:
+    """Samples and scores the group of one lease.
+
+    Returns:
+        The group, and the reason of each completion that could not be scored (its reward is NaN).
+
+    Raises:
+        RunError: a completion is missing, empty or has a logprob that is not finite; the group must not be trained on.
+    """
+    training = grant.kind == "train"
+    sampling = Sampling(
+        num_samples=grant.num_samples,
+        temperature=grant.temperature,
+        top_p=config.top_p if training else 1.0,
+        top_k=config.top_k if training else -1,
+        max_tokens=config.max_tokens,
+        seed=grant.seed if config.seeded_sampling else None,
+    )
+    completions = await engine.sample(f"{grant.kind}-{grant.lease_id}", grant.token_ids, sampling)
+    _check(grant, completions)
+    scores = await scorer.score(grant.text, [completion.text for completion in completions], grant.answer)
+    return _group(grant, completions, scores), [score.reason for score in scores if isinstance(score, RewardFailure)]
+
+
+def _check(grant: LeaseGrant, completions: list[Completion]) -> None:
+    if len(completions) != grant.num_samples:
+        raise RunError(
+            f"prompt {grant.index} (row {grant.row}): {len(completions)} completions instead of {grant.num_samples}"
+        )
+    for position, completion in enumerate(completions):
+        if len(completion.token_ids) == 0:
+            raise RunError(f"prompt {grant.index} (row {grant.row}): completion {position} is empty")
+        if not np.isfinite(completion.logprobs).all():
+            raise RunError(
+                f"prompt {grant.index} (row {grant.row}): completion {position} has logprobs that are not finite"
+            )
+
+
+def _group(grant: LeaseGrant, completions: list[Completion], scores: Sequence[Score | RewardFailure]) -> Group:
+    return Group(
+        index=grant.index,
+        row=grant.row,
+        prompt_token_ids=np.asarray(grant.token_ids, np.int32),
+        lengths=np.asarray([len(completion.token_ids) for completion in completions], np.int32),
+        tokens=np.concatenate([completion.token_ids for completion in completions]),
+        logprobs=np.concatenate([completion.logprobs for completion in completions]),
+        versions=np.concatenate([completion.versions for completion in completions]),
+        rewards=np.asarray([score.reward if isinstance(score, Score) else np.nan for score in scores], np.float32),
+        correct=np.asarray([isinstance(score, Score) and score.correct for score in scores], np.bool_),
+        truncated=np.asarray([completion.finish_reason == "length" for completion in completions], np.bool_),
+        sample_text=f"{grant.text}{completions[0].text}",
+    )

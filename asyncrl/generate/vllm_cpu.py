@@ -1,0 +1,26 @@
+"""vLLM on CPU: what has to be said before and around its start. One shim, for CPU alone.
+
+vLLM's CPU platform starts its engine and workers with `spawn`, which imports everything again (47 s instead of 15 s to
+the first token on two cores), and inside a Ray actor it insists. Fork is safe here because OMP_NUM_THREADS=1 is set
+before Python starts, so no OpenMP pool exists that a fork could break.
+
+Expiry: vLLM 0.32; remove when fork can be asked for by a public option, or spawn starts in less than ~20 s.
+"""
+
+from __future__ import annotations
+
+import os
+
+from vllm.utils import system_utils
+from vllm.v1.executor import multiproc_executor
+
+
+def use_fork() -> None:
+    """Call between `create_engine_config()`, which forces spawn, and the engine's start."""
+
+    def leave_as_is() -> None:
+        """Instead of vLLM's check, which forces spawn inside a Ray actor."""
+
+    system_utils._maybe_force_spawn = leave_as_is
+    multiproc_executor._maybe_force_spawn = leave_as_is
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"

@@ -1,0 +1,152 @@
+"""The generator process: takes leases, returns scored groups, takes new weights in flight.
+
+Consumes   LeaseGrants from replay; publish commands from learner rank 0.
+Produces   GroupDone or LeaseFailed for every lease; Done or Failed for every publish command.
+Waits for  the first publish (the learner), then leases (replay grants them as admission permits). Neither wait has a
+           deadline here: the learner's deadlines, and the launcher that watches all, end a run that stands still.
+Unblocked  by replay (leases) and the learner (publishes).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import zmq
+import zmq.asyncio
+
+from asyncrl.config import Config
+from asyncrl.errors import RunError, WireError
+from asyncrl.generate.engine import Engine
+from asyncrl.generate.publish_server import PublishServer
+from asyncrl.generate.rollout import Scorer, roll_out
+from asyncrl.transport.control import ControlLink
+from asyncrl.transport.messages import Ack, AnyMessage, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
+from asyncrl.transport.wire import decode, encode, group_to_wire
+
+STATS_INTERVAL_S = 1.0
+
+
+class GeneratorWorker:
+    """Runs leases as tasks on one event loop.
+
+    Args:
+        replay: DEALER to the replay server.
+        publish_server: already bound; its endpoint goes out with Hello.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        scorer: Scorer,
+        replay: zmq.asyncio.Socket,
+        publish_server: PublishServer,
+        link: ControlLink,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._scorer = scorer
+        self._replay = replay
+        self._publish_server = publish_server
+        self._activity = publish_server.activity
+        self._link = link
+
+    async def run(self, control_endpoint: str) -> None:
+        """Until the launcher says stop. The first task that fails ends the process with its error."""
+        await self._send(Hello(control_endpoint, self._config.generator.tensor_parallel, self._credit))
+        self._link.ready()
+        self._link.phase("waiting for weights")
+        loops = [self._publish_server.run(), self._receive(), self._report(), self._until_stopped()]
+        tasks = [asyncio.create_task(loop) for loop in loops]
+        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending)
+        for task in done:
+            task.result()
+
+    @property
+    def _credit(self) -> int:
+        return self._config.generator.max_groups_in_flight
+
+    async def _receive(self) -> None:
+        """A lease whose task fails (a dead engine, say) ends the generator; the first such error is the one to tell."""
+        try:
+            async with asyncio.TaskGroup() as leases:
+                while True:
+                    message, _ = decode(await self._replay.recv_multipart())
+                    self._take(message, leases)
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    def _take(self, message: AnyMessage, leases: asyncio.TaskGroup) -> None:
+        match message:
+            case LeaseGrant():
+                leases.create_task(self._answer(message))
+            case Ack():
+                pass  # replay has it; what is not acknowledged comes back as an expired lease
+            case _:
+                raise WireError(f"{type(message).__name__} from replay is not for a generator")
+
+    async def _answer(self, grant: LeaseGrant) -> None:
+        num_tokens = 0
+        self._activity.lease_begins()
+        try:
+            async with asyncio.timeout(grant.timeout_s):
+                group, unscored = await roll_out(grant, self._engine, self._scorer, self._config.generator)
+            num_tokens = group.num_tokens
+        except TimeoutError:
+            await self._fail(grant, f"no group within {grant.timeout_s:.0f} s (replay.lease_timeout_s)")
+            return
+        except RunError as error:
+            await self._fail(grant, str(error))
+            return
+        finally:
+            self._activity.lease_ends(num_tokens)
+        if unscored:
+            self._link.note(
+                f"row {grant.row}: {len(unscored)} of {group.size} completions without a reward: {unscored[0]}"
+            )
+        header, frames = group_to_wire(group)
+        await self._replay.send_multipart(encode(GroupDone(grant.lease_id, header), frames), copy=False)
+        self._link.progress()
+
+    async def _fail(self, grant: LeaseGrant, reason: str) -> None:
+        await self._send(LeaseFailed(grant.lease_id, reason))
+
+    async def _report(self) -> None:
+        """From the first version on: replay may grant leases, and the launcher hears how the last interval went.
+
+        `generator/*` are totals since that version, see Activity.
+        """
+        await self._publish_server.served.wait()
+        await self._send(Serving())
+        before = self._activity.totals
+        while True:
+            await asyncio.sleep(STATS_INTERVAL_S)
+            now = self._activity.totals
+            elapsed_s = now.elapsed_s - before.elapsed_s
+            working_s = now.busy_s + now.paused_s - before.busy_s - before.paused_s
+            self._link.metrics(
+                {
+                    "tokens_per_s": (now.num_tokens - before.num_tokens) / elapsed_s,
+                    "idle": max(0.0, 1.0 - working_s / elapsed_s),
+                    "version": float(self._publish_server.version),
+                    "generator/tokens_total": float(now.num_tokens),
+                    "generator/busy_total_s": now.busy_s,
+                    "generator/paused_total_s": now.paused_s,
+                    "generator/elapsed_total_s": now.elapsed_s,
+                }
+            )
+            before = now
+            num_leases = self._activity.num_leases
+            self._link.phase(f"generating, {num_leases} prompts" if num_leases else "idle: no leases")
+
+    async def _until_stopped(self) -> None:
+        while not self._link.stopping.is_set():
+            if self._engine.dead:
+                raise RunError("the inference engine died; what it wrote last stands above")
+            await asyncio.sleep(0.1)
+
+    async def _send(self, message: Hello | Serving | LeaseFailed) -> None:
+        await self._replay.send_multipart(encode(message))

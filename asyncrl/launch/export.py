@@ -1,0 +1,34 @@
+"""`asyncrl export`: a run's checkpoint as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from asyncrl.config import load
+from asyncrl.errors import DataError
+from asyncrl.learn.trainer_state import latest
+
+
+def export(checkpoint: Path, out: Path) -> Path:
+    """Writes the policy, with its tokenizer, and returns the folder.
+
+    Args:
+        checkpoint: a run directory (its latest checkpoint is taken) or one checkpoint of it.
+
+    Raises:
+        DataError: there is no checkpoint, or `out` is not empty.
+    """
+    directory = latest(checkpoint) if (checkpoint / "checkpoints").is_dir() else checkpoint
+    config_file = (checkpoint if directory != checkpoint else checkpoint.parent.parent) / "config.yaml"
+    if directory is None or not config_file.is_file():
+        raise DataError(f"{checkpoint} is neither a run with a checkpoint nor a checkpoint of a run")
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"{out} is not empty; choose a new folder")
+    from transformers.utils.logging import disable_progress_bar
+
+    from asyncrl.learn.checkpoint import export_hf
+
+    disable_progress_bar()
+    model = load(config_file).model
+    export_hf(directory, model.path, out, trust_remote_code=model.trust_remote_code)
+    return out

@@ -1,0 +1,156 @@
+"""`asyncrl launch`: from a configuration to a finished run.
+
+config ─ checked ─▶ inputs ─▶ run directory ─▶ Ray ─▶ topology ─▶ roles ─▶ steps ─▶ checkpoint
+└──────── bad input ends here, exit code 2 ──────┘
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from asyncrl.config import Config
+from asyncrl.config_checks import check
+from asyncrl.errors import ConfigError, RunError
+from asyncrl.launch import run_dir as run_dirs
+from asyncrl.launch.cluster import Cluster
+from asyncrl.launch.console import LiveView
+from asyncrl.launch.control_server import ControlServer
+from asyncrl.launch.engine_build import check_engine_build
+from asyncrl.launch.inputs import RunInputs, make_inputs, save_inputs
+from asyncrl.launch.interrupts import Interrupts
+from asyncrl.launch.machine import this_node
+from asyncrl.launch.record import Recorder
+from asyncrl.launch.roles import RunPlan
+from asyncrl.launch.scale import write_address
+from asyncrl.launch.supervisor import Outcome, Supervisor
+from asyncrl.launch.topology import Node, Topology, plan, resolve_device
+from asyncrl.learn.trainer_state import TrainerState, latest, read_state
+from asyncrl.metrics import MetricsWriter
+from asyncrl.model_shape import read_model_shape
+from asyncrl.rewards.functions import resolve
+
+EXIT_CODES: dict[Outcome, int] = {"complete": 0, "interrupted": 130}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run whose input is known to be good."""
+
+    config: Config
+    inputs: RunInputs
+    directory: Path
+    resume_from: Path | None
+    state: TrainerState
+
+
+def launch(config: Config, config_name: str, resume: Path | None, console: Console) -> int:
+    """Runs to the end and returns the exit code: 0 complete, 130 stopped by Ctrl-C.
+
+    Args:
+        config_name: names the run when run.name is null.
+        resume: a run directory to go on with, from its latest checkpoint.
+
+    Raises:
+        UserError: bad input; nothing was started.
+        RunError: a role failed, was silent or did not come up.
+    """
+    for term in config.reward.terms:
+        resolve(term.function)
+    is_local = config.cluster.ray_address is None  # else the cluster is checked once it is joined
+    if is_local:
+        _check(config, [this_node()])
+    console.print("reading the data and the model", highlight=False)
+    inputs = make_inputs(config)
+    config = replace(config, model=replace(config.model, path=inputs.model_path))
+    if is_local:
+        _check(config, [this_node()], inputs.model_path)
+    resume_from = None if resume is None else _latest_checkpoint(resume)
+    state = TrainerState() if resume_from is None else read_state(resume_from)
+    if state.step >= inputs.num_steps:
+        raise ConfigError(f"{resume} has {state.step} of {inputs.num_steps} steps; raise run.steps or run.epochs")
+    directory = run_dirs.create(config, config_name) if resume is None else resume.resolve()
+    save_inputs(inputs, directory)
+    console.print(f"run directory: {directory}", highlight=False, soft_wrap=True)
+    for note in inputs.notes:
+        console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
+    return _run(_Run(config, inputs, directory, resume_from, state), console)
+
+
+def _check(config: Config, nodes: list[Node], model_path: str | None = None) -> tuple[Topology, list[str]]:
+    """Refuses what is impossible on these nodes; returns the topology and warnings."""
+    device = resolve_device(config, nodes)
+    check_engine_build(device)
+    shape = None if model_path is None else read_model_shape(model_path, config.model.trust_remote_code)
+    warnings = check(config, device, shape)
+    topology = plan(config, nodes, device)
+    return topology, [*topology.notes, *warnings]
+
+
+def _latest_checkpoint(directory: Path) -> Path:
+    if not (directory / "config.yaml").is_file():
+        raise ConfigError(f"--resume {directory}: no run directory (it has no config.yaml)")
+    checkpoint = latest(directory)
+    if checkpoint is None:
+        raise ConfigError(f"--resume {directory}: it has no checkpoint; start it again under another name")
+    return checkpoint
+
+
+def _run(run: _Run, console: Console) -> int:
+    logging.basicConfig(level=logging.WARNING, filename=run_dirs.log_file(run.directory, "launcher"))
+    with ExitStack() as stack:
+        console.print("starting Ray", highlight=False)
+        cluster = Cluster(run.config.cluster)
+        stack.callback(cluster.shutdown)
+        interrupts = stack.enter_context(Interrupts())  # after Ray, which sets a handler of its own
+        topology, notes = _check(run.config, [node.room for node in cluster.nodes], run.config.model.path)
+        for note in notes:
+            console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
+        control = ControlServer(cluster.network, [placement.name for placement in topology.placements])
+        stack.callback(control.close)
+        address = write_address(run.directory, control.endpoint, cluster.network.keys)
+        stack.callback(address.unlink, missing_ok=True)
+        writer = MetricsWriter(run.directory, resume_after=run.state.step if run.resume_from else None)
+        view = LiveView(console, run.inputs.num_steps)
+        recorder = Recorder(writer, view, first_step=run.state.step)
+        stack.callback(recorder.close)
+        view.start()
+        stack.callback(view.stop)
+        supervisor = Supervisor(_plan(run, topology, control.endpoint), cluster, control, recorder, view)
+        outcome = _supervise(supervisor, interrupts)
+    checkpoint = latest(run.directory)
+    console.print(f"{outcome}: {checkpoint or 'no checkpoint'}", highlight=False, soft_wrap=True)
+    return EXIT_CODES[outcome]
+
+
+def _plan(run: _Run, topology: Topology, control_endpoint: str) -> RunPlan:
+    """What the roles are told, with the compute type as it is now known."""
+    dtype = run.config.model.dtype
+    if dtype == "auto":
+        dtype = "float32" if topology.device == "cpu" else "bfloat16"
+    return RunPlan(
+        config=replace(run.config, model=replace(run.config.model, dtype=dtype)),
+        topology=topology,
+        num_steps=run.inputs.num_steps,
+        run_dir=run.directory,
+        resume_from=run.resume_from,
+        state=run.state,
+        control_endpoint=control_endpoint,
+    )
+
+
+def _supervise(supervisor: Supervisor, interrupts: Interrupts) -> Outcome:
+    try:
+        supervisor.start()
+        outcome = supervisor.watch(interrupts)
+        supervisor.stop("the run is complete" if outcome == "complete" else "Ctrl-C")
+    except RunError as error:
+        supervisor.diagnose(str(error))
+        raise
+    finally:
+        supervisor.kill_all()
+    return outcome

@@ -1,0 +1,159 @@
+"""What each role's process does from its first line to its last: builds its parts, runs them, closes them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+
+from asyncrl.config import Config
+from asyncrl.generate.engine import EngineSpec
+from asyncrl.launch.topology import Topology
+from asyncrl.learn.trainer_state import TrainerState
+from asyncrl.transport.control import ControlLink
+from asyncrl.transport.sockets import Network, bind, connect
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What every role knows of the run."""
+
+    config: Config
+    """With model.path and model.dtype resolved."""
+    topology: Topology
+    num_steps: int
+    run_dir: Path
+    resume_from: Path | None
+    """A checkpoint folder."""
+    state: TrainerState
+    """Where the run stands; all zero without a checkpoint."""
+    control_endpoint: str
+    """Where the launcher listens."""
+
+    def link(self, name: str, network: Network) -> ControlLink:
+        run = self.config.run
+        return ControlLink(name, network, self.control_endpoint, run.heartbeat_timeout_s, run.stop_timeout_s)
+
+
+def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket) -> None:
+    """Serves prompts, groups and batches on a bound socket until the launcher says stop."""
+    from asyncrl.data.order import PromptOrder
+    from asyncrl.data.prompts import load_prompts
+    from asyncrl.launch.run_dir import eval_file, train_file
+    from asyncrl.replay.controller import StalenessController
+    from asyncrl.replay.evaluation import Evaluation
+    from asyncrl.replay.ledger import Ledger
+    from asyncrl.replay.server import ReplayServer
+    from asyncrl.replay.store import MemoryStore
+
+    config = plan.config
+    link = plan.link(name, network)
+    prompts = load_prompts(train_file(plan.run_dir))
+    order = PromptOrder(len(prompts), shuffle=config.data.shuffle, seed=config.run.seed)
+    held_out = load_prompts(eval_file(plan.run_dir)) if eval_file(plan.run_dir).is_file() else []
+    refills = config.algorithm.zero_variance == "refill"
+    ledger = Ledger(
+        batch_size=config.learner.batch_size,
+        max_staleness=config.replay.max_staleness,
+        num_steps=plan.num_steps,
+        in_order=config.replay.stragglers == "wait",
+        lease_timeout_s=config.replay.lease_timeout_s,
+        max_attempts=config.replay.max_lease_attempts,
+        max_refill_prompts=config.algorithm.max_refill_batches * config.learner.batch_size if refills else 0,
+        version=plan.state.step,
+        next_index=plan.state.next_index,
+        ended=plan.state.ended,
+    )
+    replay = config.replay
+    controller = None
+    if replay.ess_target is not None:
+        controller = StalenessController(
+            ess_target=replay.ess_target,
+            min_staleness=replay.min_staleness,
+            max_staleness=replay.max_staleness,
+            eta=plan.state.eta,
+        )
+    server = ReplayServer(
+        socket,
+        config,
+        lambda index: prompts[order.position(index)],
+        Evaluation(held_out, config),
+        ledger,
+        MemoryStore(),
+        link,
+        controller,
+    )
+    server.run()
+    link.close()
+
+
+def run_generator(plan: RunPlan, network: Network, name: str, replay_endpoint: str) -> None:
+    """Samples until the launcher says stop."""
+    asyncio.run(_generate(plan, network, name, replay_endpoint))
+
+
+async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint: str) -> None:
+    from asyncrl.generate.publish_server import PublishServer
+    from asyncrl.generate.vllm_engine import VllmEngine
+    from asyncrl.generate.worker import GeneratorWorker
+    from asyncrl.rewards.pool import RewardPool
+
+    config = plan.config
+    link = plan.link(name, network)
+    link.phase("starting vLLM")
+    engine = VllmEngine(_engine_spec(plan), config.generator)
+    pool = RewardPool(config.reward.terms, config.reward.num_workers, config.reward.time_limit_s)
+    try:
+        link.phase("warming up vLLM")
+        await engine.warm_up()
+        context = zmq.asyncio.Context.instance()
+        socket, endpoint = bind(context, network)
+        replay = connect(context, network, replay_endpoint, name)
+        publish_server = PublishServer(socket, engine)
+        await GeneratorWorker(config, engine, pool, replay, publish_server, link).run(endpoint)
+        socket.close()
+        replay.close()
+    finally:
+        engine.shutdown()
+        pool.close()
+        link.close()
+
+
+def _engine_spec(plan: RunPlan) -> EngineSpec:
+    config = plan.config
+    samples = max(config.algorithm.group_size, config.run.eval_samples)
+    return EngineSpec(
+        model_path=config.model.path,
+        dtype=config.model.dtype,
+        max_model_len=config.data.max_prompt_tokens + config.generator.max_tokens,
+        max_num_sequences=config.generator.max_groups_in_flight * samples,
+        seed=config.run.seed,
+        on_cpu=plan.topology.device == "cpu",
+        transfer_backend="nccl" if plan.topology.publish_engine == "nccl" else "gloo",
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+def run_learner(plan: RunPlan, network: Network, name: str, rank: int, rendezvous: str, replay_endpoint: str) -> None:
+    """Trains until the run has its steps or the launcher says stop."""
+    link = plan.link(name, network)
+    link.phase("importing torch")
+    from asyncrl.learn.worker import LearnerWorker, init_ranks
+
+    on_gpu = plan.topology.device == "gpu"
+    init_ranks(rank, len(plan.topology.learners), rendezvous, on_gpu, plan.config.run.step_timeout_s)
+    worker = LearnerWorker(
+        plan.config,
+        plan.num_steps,
+        "cuda" if on_gpu else "cpu",
+        plan.topology.publish_engine,
+        plan.run_dir,
+        network,
+        replay_endpoint,
+        link,
+    )
+    worker.run(plan.resume_from)
+    link.close()

@@ -1,0 +1,135 @@
+"""Checkpoints: everything a learner needs to go on exactly, in one folder a step.
+
+    run_dir/checkpoints/step_000020/
+      *.distcp, .metadata     parameters, optimizer and EMA reference, sharded (torch DCP): for any number of ranks
+      rng_0.pt, rng_1.pt, …   random state of each rank
+      trainer.json            TrainerState; written last
+
+A checkpoint is written under a temporary name and renamed once every rank is done, so a folder with the final name is
+always whole. The folder must be seen by all ranks (a shared file system when they are on several nodes).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from asyncrl.errors import DataError
+from asyncrl.learn.model import load_causal_lm_config
+from asyncrl.learn.step import Learner
+from asyncrl.learn.trainer_state import FORMAT, TrainerState, read_state
+
+
+def save(directory: Path, learner: Learner, state: TrainerState) -> None:
+    """Write a checkpoint; one of the same name is replaced. Collective."""
+    partial = directory.with_name(f".{directory.name}.partial")
+    rank = dist.get_rank()
+    if rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    dcp.save(_tensors(learner), checkpoint_id=partial)
+    torch.save(_rng_state(), partial / f"rng_{rank}.pt")
+    dist.barrier()
+    if rank == 0:
+        (partial / "trainer.json").write_text(json.dumps({"format": FORMAT, **asdict(state)}))
+        shutil.rmtree(directory, ignore_errors=True)
+        partial.rename(directory)
+    dist.barrier()
+
+
+def load(directory: Path, learner: Learner) -> TrainerState:
+    """Restore a learner of any number of ranks: parameters, optimizer, EMA reference, update count, random state.
+
+    Collective. A rank that the saved run did not have keeps its fresh random state.
+
+    Raises:
+        DataError: no checkpoint, or one of another format or model.
+    """
+    state = read_state(directory)
+    tensors = _tensors(learner)
+    _check_model(directory, tensors)
+    dcp.load(tensors, checkpoint_id=directory)
+    set_state_dict(
+        learner.policy.hf,
+        learner.optimizer,
+        model_state_dict=tensors["model"],
+        optim_state_dict=tensors["optimizer"],
+    )
+    if learner.reference is not None and "reference" in tensors:
+        set_model_state_dict(learner.reference.hf, tensors["reference"])
+    learner.update = state.update
+    rng = directory / f"rng_{dist.get_rank()}.pt"
+    if rng.is_file():
+        _set_rng_state(torch.load(rng, weights_only=True))
+    return state
+
+
+def export_hf(directory: Path, model_path: str, out: Path, *, trust_remote_code: bool = False) -> None:
+    """Write the checkpoint's policy as a Hugging Face folder, with the tokenizer of `model_path`. One plain process.
+
+    The weights get the type that `model_path` has.
+
+    Raises:
+        DataError: no checkpoint, one of another model, or `model_path` cannot be loaded.
+    """
+    read_state(directory)
+    config = load_causal_lm_config(model_path, trust_remote_code=trust_remote_code)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    tensors = {"model": model.state_dict()}
+    _check_model(directory, tensors)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as no_dist asks for
+        dcp.load(tensors, checkpoint_id=directory, no_dist=True)
+    model.to(config.dtype or torch.float32).save_pretrained(out)
+    AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code).save_pretrained(out)
+
+
+def _tensors(learner: Learner) -> dict[str, Any]:
+    """Model, optimizer, EMA reference by Hugging Face parameter names, which do not depend on the number of ranks."""
+    model, optimizer = get_state_dict(learner.policy.hf, learner.optimizer)
+    tensors = {"model": model, "optimizer": optimizer}
+    if learner.reference is not None and learner.config.algorithm.reference == "ema":
+        tensors["reference"] = get_model_state_dict(learner.reference.hf)
+    return tensors
+
+
+def _check_model(directory: Path, tensors: dict[str, Any]) -> None:
+    saved = dcp.FileSystemReader(directory).read_metadata().state_dict_metadata
+    if "reference" in tensors and not any(name.startswith("reference.") for name in saved):
+        raise DataError(f"{directory} was written without an EMA reference; resume it with algorithm.reference=frozen")
+    for name, tensor in tensors["model"].items():
+        entry = saved.get(f"model.{name}")
+        if entry is None or entry.size != tensor.shape:
+            found = "none" if entry is None else f"one of shape {list(entry.size)}"
+            raise DataError(
+                f"{directory} is a checkpoint of another model: it has {found} where {name} {list(tensor.shape)} is due"
+            )
+
+
+def _rng_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_rng_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

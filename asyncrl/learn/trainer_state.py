@@ -1,0 +1,54 @@
+"""Where a run stands, as its checkpoints say it in trainer.json. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from asyncrl.errors import DataError
+
+FORMAT = 1
+"""Raised when the layout of a checkpoint changes."""
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """Where the run stands. The learning rate is a function of `update`, so the schedule has no state of its own."""
+
+    step: int = 0
+    """Steps done = the version of the saved policy."""
+    next_index: int = 0
+    """`Batch.next_index` of the last batch trained: the prompt cursor."""
+    update: int = 0
+    """Optimizer updates done."""
+    ended: list[int] = field(default_factory=list)
+    """`Batch.ended` of the last batch trained."""
+    eta: int | None = None
+    """`Batch.eta` of the last batch trained: where a controller of η goes on from."""
+
+
+def checkpoint_dir(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps belongs."""
+    return run_dir / "checkpoints" / f"step_{step:06d}"
+
+
+def latest(run_dir: Path) -> Path | None:
+    """The whole checkpoint with the most steps, or None."""
+    found = sorted((run_dir / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+    return found[-1] if found else None
+
+
+def read_state(directory: Path) -> TrainerState:
+    """The state of one checkpoint.
+
+    Raises:
+        DataError: no checkpoint, or one of another format.
+    """
+    path = directory / "trainer.json"
+    if not path.is_file():
+        raise DataError(f"{directory} is no checkpoint: it has no trainer.json")
+    values = json.loads(path.read_text())
+    if values.pop("format") != FORMAT:
+        raise DataError(f"{path}: the checkpoint was written by another version of asyncrl")
+    return TrainerState(**values)

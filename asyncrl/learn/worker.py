@@ -1,0 +1,235 @@
+"""A learner rank: consumes batches, makes versions, publishes and saves them.
+
+Consumes   one batch a step, from replay (rank 0, which shares it).
+Produces   version step + 1, in every generator; a checkpoint every run.save_every; a StepRow a step.
+Waits for  a batch (replay, at most run.step_timeout_s), each phase of a publish (generators, at most
+           publish.timeout_s), the other ranks (at most 2 · run.step_timeout_s + 60 s).
+Unblocked  by replay, generators and the other ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from asyncrl.config import Config
+from asyncrl.errors import RunStopping
+from asyncrl.learn.checkpoint import load, save
+from asyncrl.learn.exchange import agreed_by_rank_0, share_batch
+from asyncrl.learn.model import compute_dtype
+from asyncrl.learn.publisher import Publisher
+from asyncrl.learn.step import Learner
+from asyncrl.learn.trainer_state import TrainerState, checkpoint_dir
+from asyncrl.publish.gather import gather, metas
+from asyncrl.replay.client import ReplayClient
+from asyncrl.transport.control import ControlLink
+from asyncrl.transport.messages import MetricValue, StepRow
+from asyncrl.transport.sockets import Network
+from asyncrl.types import Batch
+
+log = logging.getLogger(__name__)
+
+RANK_MARGIN_S = 60.0
+"""Ranks wait for each other this much longer than rank 0 may wait for replay (for an evaluation and then a batch, each
+at most run.step_timeout_s), so that rank 0's error comes first."""
+
+
+def init_ranks(rank: int, world_size: int, rendezvous: str, on_gpu: bool, step_timeout_s: float) -> None:
+    """Joins the learners' process group.
+
+    Args:
+        rendezvous: `tcp://host:port` that rank 0 serves.
+    """
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        init_method=rendezvous,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=2 * step_timeout_s + RANK_MARGIN_S),
+    )
+
+
+class LearnerWorker:
+    """One rank's loop over steps.
+
+    Args:
+        num_steps: the run ends when this many versions exist.
+        publish_engine: `gloo`, `gloo_sliced`, `gloo_delta` or `nccl`.
+        replay_endpoint: used by rank 0 alone.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        num_steps: int,
+        device_type: str,
+        publish_engine: str,
+        run_dir: Path,
+        network: Network,
+        replay_endpoint: str,
+        link: ControlLink,
+    ) -> None:
+        self._config = config
+        self._num_steps = num_steps
+        self._run_dir = run_dir
+        self._link = link
+        self._is_sender = dist.get_rank() == 0
+        torch.manual_seed(config.run.seed + dist.get_rank())
+        mesh = init_device_mesh(device_type, (dist.get_world_size(),))
+        link.phase(f"loading {config.model.path}")
+        self._learner = Learner(config, mesh, num_steps)
+        self._publish_dtype = compute_dtype(config.model, device_type)
+        self._publish_device = torch.device(device_type if publish_engine == "nccl" else "cpu")
+        self._state = TrainerState(step=0, next_index=0, update=0)
+        self._replay = ReplayClient(link.name, network, replay_endpoint, link.stopping) if self._is_sender else None
+        self._publisher = self._make_publisher(network, publish_engine)
+        self._effective_sample_size: float | None = None
+
+    def run(self, resume_from: Path | None) -> None:
+        """Until run.steps versions exist or the launcher says stop; both end with a checkpoint."""
+        if resume_from is not None:
+            self._link.phase(f"loading {resume_from.name}")
+            self._state = load(resume_from, self._learner)
+        self._link.ready()
+        stopped = not self._open_session()
+        while not stopped and self._state.step < self._num_steps:
+            stopped = not self._step()
+        self._save_at_end()
+        if not stopped and self._evaluates:
+            self._wait_for_evaluation(self._state.step)
+        self._close()
+
+    @property
+    def _evaluates(self) -> bool:
+        return self._config.run.eval_every > 0
+
+    # ── one step ──
+
+    def _step(self) -> bool:
+        start_s = time.perf_counter()
+        batch = self._next_batch()
+        if batch is None:
+            return False
+        fetched_s = time.perf_counter()
+        self._link.phase(f"training step {self._state.step}")
+        figures: dict[str, MetricValue] = dict(self._learner.train(batch))
+        trained_s = time.perf_counter()
+        self._state = TrainerState(batch.step + 1, batch.next_index, self._learner.update, batch.ended, batch.eta)
+        size = figures.get("policy/effective_sample_size")
+        self._effective_sample_size = size if isinstance(size, float) and math.isfinite(size) else None
+        figures |= self._publish(self._state.step)
+        published_s = time.perf_counter()
+        self._save_when_due()
+        figures["time/save_s"] = time.perf_counter() - published_s
+        self._evaluate_when_due()
+        end_s = time.perf_counter()
+        self._report(batch, figures, wait_s=fetched_s - start_s, train_s=trained_s - fetched_s, step_s=end_s - start_s)
+        return True
+
+    def _next_batch(self) -> Batch | None:
+        """The next batch on every rank, or None to stop; rank 0 decides for all."""
+        received = None
+        if self._replay is not None and not self._link.stopping.is_set():
+            self._link.phase(f"waiting for the batch of step {self._state.step}")
+            try:
+                timeout_s = self._config.run.step_timeout_s
+                received = self._replay.batch(self._state.step, timeout_s, self._effective_sample_size)
+            except RunStopping:
+                log.info("stopping: %s", self._link.stop_reason)
+        return share_batch(received)
+
+    def _report(
+        self, batch: Batch, figures: dict[str, MetricValue], wait_s: float, train_s: float, step_s: float
+    ) -> None:
+        if not self._is_sender:
+            return
+        num_tokens = sum(group.num_tokens for group in batch.groups)
+        figures |= {
+            "time/step_s": step_s,
+            "time/wait_s": wait_s,
+            "time/train_s": train_s,
+            "idle/learner": wait_s / step_s,
+            "throughput/learner_tokens_per_s": num_tokens / step_s,
+            "throughput/samples_per_s": sum(group.size for group in batch.groups) / step_s,
+            "queue/depth": float(batch.queue_depth),
+            "staleness/eta": float(batch.eta),
+            "sample/train": batch.groups[0].sample_text,
+        }
+        self._link.send(StepRow(batch.step + 1, figures))
+
+    # ── versions ──
+
+    def _open_session(self) -> bool:
+        """Meets the generators and publishes the first version, so that what they serve is proved to be ours."""
+        if not agreed_by_rank_0(self._publisher is not None and self._publisher.wait_for_generators()):
+            return False
+        self._publish(self._state.step)
+        if self._evaluates and self._state.step == 0:
+            self._wait_for_evaluation(0)
+        return True
+
+    def _make_publisher(self, network: Network, engine: str) -> Publisher | None:
+        """On rank 0."""
+        if self._replay is None:
+            return None
+        kinds = metas(self._learner.policy.hf_parameters(), self._publish_dtype)
+        return Publisher(self._config, network, self._replay, self._link, engine, kinds)
+
+    def _publish(self, version: int) -> dict[str, float]:
+        """Collective: every rank gathers; rank 0 sends and tells replay."""
+        self._link.phase(f"publishing version {version}")
+        start_s = time.perf_counter()
+        tensors = gather(
+            self._learner.policy.hf_parameters(), self._publish_dtype, self._publish_device, keep=self._is_sender
+        )
+        gather_s = time.perf_counter() - start_s
+        if self._publisher is None:
+            return {}
+        return {**self._publisher.publish(version, tensors), "time/gather_s": gather_s}
+
+    # ── checkpoints and evaluation ──
+
+    def _save_when_due(self) -> None:
+        every = self._config.run.save_every
+        if every and self._state.step % every == 0:
+            self._save()
+
+    def _save_at_end(self) -> None:
+        every = self._config.run.save_every
+        if self._state.step and not (every and self._state.step % every == 0):
+            self._save()
+
+    def _save(self) -> None:
+        self._link.phase(f"saving version {self._state.step}")
+        save(checkpoint_dir(self._run_dir, self._state.step), self._learner, self._state)
+
+    def _evaluate_when_due(self) -> None:
+        step, every = self._state.step, self._config.run.eval_every
+        if self._replay is not None and every and step % every == 0 and step != self._num_steps:
+            self._replay.request_evaluation(step)
+
+    def _wait_for_evaluation(self, version: int) -> None:
+        """The first and the last evaluation see one policy alone, since the learner waits for them."""
+        if self._replay is None:
+            return
+        self._link.phase(f"evaluating version {version}")
+        self._replay.request_evaluation(version)
+        try:
+            self._replay.wait_for_evaluation(version, self._config.run.step_timeout_s)
+        except RunStopping:
+            log.info("stopping: %s", self._link.stop_reason)
+
+    def _close(self) -> None:
+        if self._publisher is not None:
+            self._publisher.close()
+        if self._replay is not None:
+            self._replay.close()
+        dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,115 @@
+"""A model's shape from its config.json alone: what the checks and the memory estimate need, without its weights.
+
+Parameters are counted on a model built on torch's meta device, so the counts are exact and cost no memory.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, hf_hub_url
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import build_hf_headers
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from asyncrl.errors import DataError
+
+HUB_TIMEOUT_S = 5.0
+"""transformers retries an unreachable hub for half a minute; a check should answer at once."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a decoder-only transformer."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    """Longest sequence, prompt and completion together, in tokens."""
+    num_parameters: int
+    """All of them; a tied embedding counts once."""
+    num_layer_parameters: int
+    """Those of one decoder layer, the largest."""
+
+    @property
+    def num_root_parameters(self) -> int:
+        """Those outside the layers: embedding, output head, last norm."""
+        return self.num_parameters - self.num_layers * self.num_layer_parameters
+
+
+def read_model_shape(path: str, trust_remote_code: bool = False) -> ModelShape:
+    """The shape of a model in a local folder, the local hub cache, or on the hub (one request of a few seconds).
+
+    Raises:
+        DataError: the model cannot be reached; says which folder or hub name was tried and what would do.
+    """
+    config = _read_model_config(path, trust_remote_code)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        raise DataError(f"model.path={path}: not a causal language model: {error}") from error
+    text = config.get_text_config()
+    layers = next(
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == text.num_hidden_layers
+    )
+    return ModelShape(
+        hidden_size=text.hidden_size,
+        intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        num_layers=text.num_hidden_layers,
+        num_heads=text.num_attention_heads,
+        num_kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        vocab_size=text.vocab_size,
+        max_positions=text.max_position_embeddings,
+        num_parameters=_count(model),
+        num_layer_parameters=max(_count(layer) for layer in layers),
+    )
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _read_model_config(path: str, trust_remote_code: bool) -> PretrainedConfig:
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise DataError(f"model.path={path}: the folder has no config.json")
+    if not folder.is_dir() and _looks_local(path):
+        raise DataError(f"model.path={path}: no such folder; a folder with a config.json is enough for a check")
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        if folder.is_dir() or isinstance(error, ValueError):
+            raise DataError(f"model.path={path}: its config.json cannot be used: {error}") from error
+    return AutoConfig.for_model(**_download_config(path))
+
+
+def _looks_local(path: str) -> bool:
+    """A hub name is `name` or `owner/name`."""
+    return path.startswith(("/", ".", "~")) or path.count("/") > 1
+
+
+def _download_config(name: str) -> dict[str, Any]:
+    sources = f"not a local folder, not in the local hub cache ({constants.HF_HUB_CACHE})"
+    enough = "give model.path as a local folder; one with a config.json is enough for a check"
+    if constants.HF_HUB_OFFLINE:
+        raise DataError(f"model.path={name}: {sources}, and HF_HUB_OFFLINE is set; {enough}")
+    try:
+        request = urllib.request.Request(hf_hub_url(name, "config.json"), headers=build_hf_headers())
+        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as response:
+            return json.load(response)
+    except (OSError, ValueError, HFValidationError) as error:
+        raise DataError(f"model.path={name}: {sources}, and the hub did not give it ({error}); {enough}") from error

@@ -1,0 +1,29 @@
+"""Checksums at the speed of memory, so that every publish can afford them."""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+
+BLOCK_WORDS = 4096
+
+
+def checksum(buffer: torch.Tensor) -> int:
+    """Of a contiguous uint8 CPU buffer: CRC-32 over the sums of its 32 KB blocks, taken as 64-bit words.
+
+    A changed bit, a block in another place and stale bytes all show; words that change places inside a block do not.
+    CRC-32 over every byte takes four times as long.
+    """
+    num_words = buffer.numel() // 8
+    num_blocks = num_words // BLOCK_WORDS
+    words = buffer[: 8 * BLOCK_WORDS * num_blocks].view(torch.int64)
+    sums = words.view(num_blocks, BLOCK_WORDS).sum(1)
+    rest = buffer[8 * BLOCK_WORDS * num_blocks :]
+    return zlib.crc32(rest.numpy().tobytes(), zlib.crc32(sums.numpy().tobytes()))
+
+
+def word_sum(tensor: torch.Tensor) -> int:
+    """Sum of the elements' bit patterns, modulo 2⁶⁴; of any strided view. Parts add up to the whole."""
+    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return int(tensor.view(words).sum(dtype=torch.int64))

@@ -1,0 +1,160 @@
+"""Publishing one version from the learners to every generator, all or nothing.
+
+    all ranks   gather ──┐
+    rank 0               └─ transfer: to staging memory, while generators decode ─┐
+    generators                                    switch: pause, take over, verify, version and salt, resume ─┐
+    rank 0                                                    every generator has acknowledged: it is published ┘
+
+Each generator makes its switch alone and whole, so a learner that dies, or another generator that fails, leaves it on
+the old version or on the new one. Without staging (`publish.staged=false`, and always with nccl) the transfer is inside
+the pause.
+
+Consumes   whole tensors from `gather`.
+Produces   version v, served by every generator.
+Waits for  the rendezvous, each broadcast, each worker's report, each generator's switch: at most publish.timeout_s
+           each; the error names the phase and who was late.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+from asyncrl.config import PublishConfig
+from asyncrl.errors import NotWholeError, PublishError
+from asyncrl.publish.client import GeneratorsClient
+from asyncrl.publish.gloo_sender import GlooSender
+from asyncrl.publish.vllm_sender import VllmSender
+from asyncrl.transport.messages import Member
+from asyncrl.transport.sockets import Network
+
+log = logging.getLogger(__name__)
+
+
+class Sender(Protocol):
+    """Learner rank 0's end of one group."""
+
+    def send(self, version: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, float]: ...
+
+    def shutdown(self) -> None: ...
+
+
+class PublishSession:
+    """Publishes to the generators of the moment.
+
+    Args:
+        members: those that serve now.
+        engine: `gloo`, `gloo_sliced`, `gloo_delta` or `nccl`.
+        metas: Hugging Face name → meta tensor of the dtype that is sent.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: Network,
+        members: list[Member],
+        config: PublishConfig,
+        engine: str,
+        metas: Mapping[str, torch.Tensor],
+    ) -> None:
+        self._name = name
+        self._network = network
+        self._config = config
+        self._engine = engine
+        self._metas = metas
+        self._version: int | None = None
+        self._served: list[Member] = []
+        self._tensors: Mapping[str, torch.Tensor] = {}
+        self._num_groups = 0
+        self._join(members)
+
+    def send(self, version: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """Every generator serves `version` when this returns. `time/publish_*_s` and the bytes that were received.
+
+        `tensors` are kept, in host memory, for newcomers.
+
+        Raises:
+            PublishError: a generator failed or was late. Each of the others serves `version` or what it served before,
+                or stands still because it could do neither whole. `regroup`, then send again.
+        """
+        self._version, self._served, self._tensors = None, [], tensors
+        start_s = time.perf_counter()
+        figures = self._send(version)
+        figures["time/publish_s"] = time.perf_counter() - start_s
+        self._version, self._served = version, self._members
+        self._tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
+        return figures
+
+    def regroup(self, members: list[Member]) -> None:
+        """Rebuilds the group for another set of generators; also the way on after a failed `send`.
+
+        One that has left, or is dead, is forgotten. A newcomer (a new name, or a known one that was started again and
+        so has another endpoint) first receives the version that the others serve, in a group of its own: they go on
+        decoding. After a failed `send` there is no such version, and the next `send` brings it to all.
+
+        Raises:
+            PublishError: a member did not join, or a newcomer did not take the weights.
+        """
+        newcomers = [member for member in members if member not in self._served]
+        self._leave()
+        if newcomers and self._version is not None:
+            self._join(newcomers)
+            self._send(self._version)
+            self._served = members
+            self._leave()
+        self._join(members)
+
+    def close(self) -> None:
+        self._leave()
+
+    def _join(self, members: list[Member]) -> None:
+        self._members = members
+        self._client = self._new_client()
+        host = self._network.host
+        self._sender: Sender | None = (
+            VllmSender(self._client, host, self._config, self._metas)
+            if self._engine == "nccl"
+            else GlooSender(self._client, host, self._config, self._metas, self._engine)
+        )
+
+    def _leave(self) -> None:
+        if self._sender is not None:
+            self._sender.shutdown()
+            self._client.close()
+            self._sender = None
+
+    def _new_client(self) -> GeneratorsClient:
+        """With a name of its own: what a generator answers to the commands of the one before reaches nobody."""
+        self._num_groups += 1
+        name = f"{self._name}-publish-{self._num_groups}"
+        return GeneratorsClient(name, self._network, self._members, self._config.timeout_s)
+
+    def _send(self, version: int) -> dict[str, float]:
+        """Once more in full when all answer but something did not arrive, or is not held, as it was sent."""
+        assert self._sender is not None, "the last publish failed; regroup first"
+        try:
+            try:
+                return self._sender.send(version, self._tensors)
+            except NotWholeError as error:
+                log.warning("publishing version %d once more: %s", version, error)
+                return self._sender.send(version, self._tensors)
+        except PublishError as error:
+            late = self._break_up()
+            raise PublishError(f"{error}; {' and '.join(late)} did not answer then" if late else str(error)) from error
+
+    def _break_up(self) -> list[str]:
+        """Frees every generator from the group at once, instead of at its deadlines. Returns those that do not answer.
+
+        The client is left to its thread, which may still wait on its sockets.
+        """
+        assert self._sender is not None
+        self._sender.shutdown()
+        self._sender = None
+        client = self._new_client()
+        late = client.leave()
+        client.close()
+        return late

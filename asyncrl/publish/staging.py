@@ -1,0 +1,189 @@
+"""A worker's next weights, put together beside those that serve, so that the switch is short.
+
+    a thread, model running     put      each piece → its place in a new parameter; when a layer has all of its own,
+                                         what vLLM makes of them (on CPU: prepacked matrices) is made too
+    between two decode steps    switch   the layers take over what is new
+                                verify   what they hold now is compared with what came
+
+On CPU the switch swaps pointers. On a GPU, whose CUDA graphs know addresses, it copies from pinned host memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import torch
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+from asyncrl.errors import PublishError
+from asyncrl.publish.checksum import word_sum
+from asyncrl.publish.plan import Piece, Slice, pack_parts
+
+
+class Staging:
+    """One version on its way into a model.
+
+    Args:
+        model: serves meanwhile; nothing of it changes before `switch`.
+        slices: what this worker keeps.
+        pieces: what will come.
+        at_once: the model stands still, and there is no room for a second copy: each layer takes over its own as
+            soon as they have come.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        slices: list[Slice],
+        pieces: list[Piece],
+        device: torch.device,
+        at_once: bool,
+    ) -> None:
+        self._device = device
+        self._at_once = at_once
+        self._modules = dict(model.named_modules())
+        self._holders: dict[int, list[tuple[torch.nn.Module, str]]] = defaultdict(list)
+        """By a parameter's id: the modules that have it, more than one where it is tied, and their names for it."""
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                self._holders[id(parameter)].append((module, name))
+        self._new: dict[str, dict[str, torch.nn.Parameter]] = defaultdict(dict)
+        """By module and its own name for it."""
+        self._sums: list[tuple[Slice, torch.dtype, int]] = []
+        self._layers: list[_Layer] = []
+        exact = {(piece.name, piece.region): piece for piece in pieces}
+        whole = {piece.name: piece for piece in pieces}
+        self._slices: dict[Piece, list[Slice]] = defaultdict(list)
+        for one in slices:
+            self._slices[exact.get((one.name, one.source), whole[one.name])].append(one)
+        self._num_missing = Counter(_module_name(one.parameter) for one in slices)
+
+    def put(self, piece: Piece, part: torch.Tensor) -> None:
+        """Takes what this worker keeps of a piece; `part` holds its elements, contiguous, in its region's shape."""
+        for one in self._slices[piece]:
+            mine = part if piece.region == one.source else one.source.view(part)
+            place = one.target.view(self._new_parameter(one.parameter).data).copy_(mine)
+            self._sums.append((one, place.dtype, word_sum(place)))
+            name = _module_name(one.parameter)
+            self._num_missing[name] -= 1
+            if not self._num_missing[name]:
+                self._prepare(name)
+
+    def pack(self, bucket: list[Piece]) -> torch.Tensor:
+        """A bucket that has come, as it came; where each piece is what a slice keeps."""
+        slices = [self._slices[piece][0] for piece in bucket]
+        return pack_parts(bucket, [one.target.view(self._new_parameter(one.parameter).data) for one in slices])
+
+    def switch(self) -> None:
+        """The model must not run meanwhile."""
+        assert not any(self._num_missing.values()), "switched to weights that have not come"
+        if not self._at_once:
+            for layer in self._layers:
+                layer.take_over()
+
+    def verify(self) -> None:
+        """Compares what the layers hold with what came.
+
+        Raises:
+            PublishError: a parameter differs.
+        """
+        for one, dtype, expected in self._sums:
+            held = self._parameter(one.parameter).data
+            as_came = held.numel() > 0 and held.dtype == dtype  # else it was made into something else: see _Layer
+            if as_came and word_sum(one.target.view(held)) != expected:
+                raise PublishError(f"{one.parameter} does not hold what came for it ({one.name})")
+        for layer in self._layers:
+            layer.verify()
+
+    def _parameter(self, name: str) -> torch.nn.Parameter:
+        parameter = self._modules[_module_name(name)]._parameters[_own_name(name)]
+        assert parameter is not None
+        return parameter
+
+    def _new_parameter(self, full_name: str) -> torch.nn.Parameter:
+        """As vLLM makes it before loading; zero where nothing is loaded (a padded vocabulary)."""
+        module_name, name = _module_name(full_name), _own_name(full_name)
+        new = self._new[module_name]
+        if name not in new:
+            loadable = get_layerwise_info(self._modules[module_name]).restore_metadata[0]
+            like = loadable.get(name, self._parameter(full_name))
+            data = torch.zeros(like.shape, dtype=like.dtype, pin_memory=self._device.type == "cuda")
+            new[name] = torch.nn.Parameter(data, requires_grad=False)
+        return new[name]
+
+    def _prepare(self, module_name: str) -> None:
+        """A layer has all its parameters; so have those that share them (a head tied to the embedding)."""
+        layer = self._modules[module_name]
+        changes: dict[torch.nn.Module, dict[str, torch.nn.Parameter]] = {layer: {}}
+        for name, new in self._new[module_name].items():
+            for holder, its_name in self._holders[id(layer._parameters[name])]:
+                changes.setdefault(holder, {})[its_name] = new
+        ready = [_Layer.prepared(module, parameters, self._device) for module, parameters in changes.items()]
+        self._layers += ready
+        if self._at_once:
+            for one in ready:
+                one.take_over()
+                one.new = one.serving
+            del self._new[module_name]
+
+
+@dataclass
+class _Layer:
+    """A layer that serves, its next state, and how to see that it has taken it over."""
+
+    serving: torch.nn.Module
+    new: torch.nn.Module
+    unit: torch.Tensor | None = None
+    """[1, columns], a unit vector: a layer that multiplies with a prepacked matrix shows one column of it, exactly."""
+    column: torch.Tensor | None = None
+    """[rows], that column of what came."""
+
+    @classmethod
+    def prepared(
+        cls, serving: torch.nn.Module, parameters: dict[str, torch.nn.Parameter], device: torch.device
+    ) -> _Layer:
+        layer = cls(serving, copy.copy(serving))
+        layer.new._parameters = {**serving._parameters, **parameters}
+        method = getattr(serving, "quant_method", None)
+        if device.type == "cpu" and isinstance(method, QuantizeMethodBase):
+            if hasattr(serving, "cpu_linear") and "weight" in parameters:
+                weight = parameters["weight"].data
+                column = random.randrange(weight.shape[1])
+                layer.unit = torch.zeros(1, weight.shape[1], dtype=weight.dtype)
+                layer.unit[0, column] = 1
+                layer.column = weight[:, column].clone()
+            method.process_weights_after_loading(layer.new)
+        return layer
+
+    def take_over(self) -> None:
+        for name, parameter in self.new._parameters.items():
+            mine = self.serving._parameters[name]
+            if mine is None or parameter is None or mine is parameter:
+                continue
+            if mine.device.type == "cpu":
+                mine.data = parameter.data
+            else:
+                mine.data.copy_(parameter.data)
+        for name, value in vars(self.new).items():
+            if name != "_parameters" and value is not vars(self.serving).get(name):
+                vars(self.serving)[name] = value
+
+    def verify(self) -> None:
+        if self.unit is None or self.column is None:
+            return
+        method = self.serving.quant_method
+        assert isinstance(method, QuantizeMethodBase)
+        if not torch.equal(method.apply(self.serving, self.unit)[0], self.column):
+            raise PublishError(f"a {type(self.serving).__name__} does not multiply with the weights that came for it")
+
+
+def _module_name(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+def _own_name(parameter: str) -> str:
+    return parameter.rpartition(".")[2]

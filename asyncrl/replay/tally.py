@@ -1,0 +1,47 @@
+"""What replay counts of the messages it gets, and the figures it reports of the queue."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from asyncrl.errors import RunError
+from asyncrl.replay.ledger import Ledger
+from asyncrl.transport.messages import GroupHeader
+
+
+class Tally:
+    """Counts of one run.
+
+    Args:
+        max_failures: completions without a reward before the run is stopped.
+    """
+
+    def __init__(self, max_failures: int) -> None:
+        self._max_failures = max_failures
+        self._num_unscored = 0
+        self.num_refused = 0
+
+    def count_unscored(self, header: GroupHeader) -> None:
+        """Completions without a reward carry no gradient.
+
+        Raises:
+            RunError: there have been more of them than reward.max_failures allows.
+        """
+        self._num_unscored += int(np.isnan(header.rewards).sum())
+        if self._num_unscored > self._max_failures:
+            raise RunError(
+                f"the reward function failed on {self._num_unscored} completions, "
+                f"reward.max_failures={self._max_failures}; the last for row {header.row}; the generators' logs give "
+                "each reason"
+            )
+
+    def metrics(self, ledger: Ledger) -> dict[str, float]:
+        """`queue/*` of this moment."""
+        return {
+            "queue/depth": float(ledger.num_queued),
+            "queue/leased": float(ledger.num_leased),
+            "queue/filtered": float(ledger.num_filtered),
+            "queue/quarantined": float(len(ledger.quarantined)),
+            "queue/unscored_completions": float(self._num_unscored),
+            "queue/messages_refused": float(self.num_refused),
+        }

@@ -1,0 +1,115 @@
+r"""Reward functions, pure: (prompt, completion, answer) → score, where a score ≥ 1 means correct.
+
+A function may raise on an answer that it cannot use; the pool then fails that completion, with the reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+
+from asyncrl.errors import ConfigError
+from asyncrl.rewards.final_answer import ends_in_final_answer, final_number
+
+RewardFunction = Callable[[str, str, str], float]
+
+
+def numeric(prompt: str, completion: str, answer: str) -> float:
+    r"""1.0 if the completion's final number equals the answer's exactly, else 0.0.
+
+    The final number stands after the last `####`, else in the last `\boxed{}`, else it is the whole completion
+    (`final_answer.py`: GSM8K's strict match, no fall-back to the last number in passing).
+
+    Raises:
+        ValueError: the answer states no number.
+    """
+    return float(final_number(completion) == _reference(answer))
+
+
+def format_score(prompt: str, completion: str, answer: str) -> float:
+    r"""1.0 if the completion ends in a well-formed final answer, `#### number` or `\boxed{number}`, else 0.0."""
+    return float(ends_in_final_answer(completion))
+
+
+def shaped_numeric(prompt: str, completion: str, answer: str) -> float:
+    """Partial credit for models too small to solve the task: 1 if correct, else 0.2·form + 0.3·closeness.
+
+    form is 1 if the completion ends in a well-formed final answer, else 0. closeness is 1 / (1 + |x − a| / max(1, |a|))
+    of its final number x and the answer a, 0 when it states none. So a score lies in [0, 0.5] or is exactly 1.
+
+    Raises:
+        ValueError: the answer states no number.
+    """
+    reference, number = _reference(answer), final_number(completion)
+    if number == reference:
+        return 1.0
+    form = 0.2 * ends_in_final_answer(completion)
+    if number is None:
+        return form
+    distance = abs(number - reference) / max(Fraction(1), abs(reference))
+    return form + 0.3 * float(1 / (1 + distance))
+
+
+def math(prompt: str, completion: str, answer: str) -> float:
+    """1.0 if math-verify finds the completion's answer equal to the reference (LaTeX and expressions), else 0.0.
+
+    Raises:
+        ValueError: math-verify reads nothing from the answer.
+    """
+    from math_verify import parse, verify
+
+    # Its own limits use the alarm signal that the pool's limit uses, and are therefore turned off.
+    gold = parse(answer, parsing_timeout=None)
+    if not gold:
+        raise ValueError(f"the answer {answer!r} is no mathematical expression")
+    return float(verify(gold, parse(completion, parsing_timeout=None), timeout_seconds=None))
+
+
+_BUILT_IN: dict[str, RewardFunction] = {
+    "numeric": numeric,
+    "math": math,
+    "format": format_score,
+    "shaped_numeric": shaped_numeric,
+}
+
+
+def resolve(name: str) -> RewardFunction:
+    """The built-in reward function of that name, or `module:function`, imported also from the working directory.
+
+    Raises:
+        ConfigError: unknown name, module that does not import, attribute that is missing or not callable, or `math`
+            without math-verify.
+    """
+    if name == "math":
+        _import(name, "math_verify", "install the extra: pip install 'asyncrl[math]'")
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]
+    module_name, separator, attribute = name.partition(":")
+    if not (module_name and separator and attribute):
+        raise ConfigError(f"reward.terms: unknown function {name!r}; use {', '.join(_BUILT_IN)} or module:function")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    module = _import(name, module_name, "it must be installed or lie in the working directory")
+    if not hasattr(module, attribute):
+        raise ConfigError(f"reward.terms: {name!r}: module {module_name!r} has no {attribute!r}")
+    function: RewardFunction = getattr(module, attribute)
+    if not callable(function):
+        raise ConfigError(f"reward.terms: {name!r} is a {type(function).__name__}, not a function")
+    return function
+
+
+def _import(name: str, module_name: str, hint: str) -> object:
+    try:
+        return importlib.import_module(module_name)
+    except Exception as error:  # a user's module may raise anything while it is imported
+        raise ConfigError(f"reward.terms: {name!r}: cannot import {module_name!r} ({error!r}); {hint}") from error
+
+
+def _reference(answer: str) -> Fraction:
+    number = final_number(answer)
+    if number is None:
+        raise ValueError(f"the answer {answer!r} states no number")
+    return number

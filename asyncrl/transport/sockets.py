@@ -1,0 +1,105 @@
+"""ZeroMQ sockets: who binds, who connects, and with which keys.
+
+Servers are ROUTERs and bind; clients are DEALERs, whose identity is their role's name. On one machine everything stays
+on loopback. As soon as a run spans machines, every socket uses CURVE with keys made for this run alone; Ray, which
+places the roles, carries them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import zmq
+import zmq.asyncio
+
+from asyncrl.errors import ConfigError, WireError
+
+LOOPBACK = "127.0.0.1"
+MAX_FRAME_BYTES = 1 << 30
+"""A peer that sends a larger frame is disconnected before it is read. A group's tokens take megabytes."""
+
+AnySocket = TypeVar("AnySocket", bound=zmq.Socket)
+"""Blocking or asyncio, as the context makes it."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """One CURVE key pair for the servers and one for the clients of a run (Z85 text).
+
+    Who knows `server_public` gets in: it is made for one run, given to its roles alone, and never sent on the wire.
+    """
+
+    server_public: bytes
+    server_secret: bytes
+    client_public: bytes
+    client_secret: bytes
+
+    @classmethod
+    def generate(cls) -> Keys:
+        return cls(*zmq.curve_keypair(), *zmq.curve_keypair())
+
+
+@dataclass(frozen=True)
+class Network:
+    """How this role reaches the others."""
+
+    host: str = LOOPBACK
+    """The address that this role's servers bind and announce."""
+    keys: Keys | None = None
+    """None = loopback only, in the clear."""
+
+    def __post_init__(self) -> None:
+        assert self.keys is not None or self.host == LOOPBACK, "a socket that leaves loopback needs keys"
+
+
+def bind(context: zmq.Context[AnySocket], network: Network, port: int = 0) -> tuple[AnySocket, str]:
+    """A bound ROUTER and its endpoint.
+
+    Raises:
+        ConfigError: the port is in use.
+    """
+    socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.LINGER, 1000)
+    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a role that comes back under its name replaces its dead connection
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+    if network.keys is not None:
+        socket.curve_server = True
+        socket.curve_publickey = network.keys.server_public
+        socket.curve_secretkey = network.keys.server_secret
+    try:
+        socket.bind(f"tcp://{network.host}:{port or '*'}")
+    except zmq.ZMQError as error:
+        socket.close(0)
+        raise ConfigError(f"replay.port: cannot bind {network.host}:{port}: {error}; choose another or 0") from error
+    endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(endpoint, bytes)
+    return socket, endpoint.rstrip(b"\0").decode()
+
+
+def connect(context: zmq.Context[AnySocket], network: Network, endpoint: str, identity: str) -> AnySocket:
+    """A DEALER that speaks to the server at `endpoint` under the role's name."""
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 1000)
+    socket.setsockopt(zmq.IDENTITY, identity.encode())
+    socket.setsockopt(zmq.SNDHWM, 0)  # a send must not block on a dead peer; credit and deadlines bound what waits
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+    if network.keys is not None:
+        socket.curve_serverkey = network.keys.server_public
+        socket.curve_publickey = network.keys.client_public
+        socket.curve_secretkey = network.keys.client_secret
+    socket.connect(endpoint)
+    return socket
+
+
+def peer_name(identity: bytes) -> str:
+    """The role's name behind a ROUTER's identity frame.
+
+    Raises:
+        WireError: it is no text, so no role of ours.
+    """
+    try:
+        return identity.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise WireError("message from a peer without a role name") from error

@@ -1,0 +1,122 @@
+"""The wire format: one header frame, then raw array frames. No pickle.
+
+    frame 0   b"ARL" + schema version (1 byte) + msgpack of one message
+    frame 1…  raw little-endian arrays, whose dtype and length the header fixes
+
+A message is checked for its schema version, its size, its type and (for groups) the exact size of each frame before any
+of it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from asyncrl.errors import WireError
+from asyncrl.transport.messages import AnyMessage, GroupHeader
+from asyncrl.types import Group
+
+SCHEMA_VERSION = 1
+MAGIC = b"ARL" + bytes([SCHEMA_VERSION])
+MAX_HEADER_BYTES = 64 << 20
+"""A batch of 1024 groups with sample texts has a header of about 1 MB; a weight update names every parameter."""
+
+FRAMES_PER_GROUP = 4
+"""prompt tokens int32 [P], tokens int32 [T], logprobs float32 [T], versions int32 [T]."""
+
+Frame = bytes | memoryview
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: AnyMessage, frames: Sequence[Frame] = ()) -> list[Frame]:
+    """The multipart frames of one message."""
+    return [MAGIC + _encoder.encode(message), *frames]
+
+
+def decode(parts: Sequence[Frame]) -> tuple[AnyMessage, list[Frame]]:
+    """One message and its raw frames.
+
+    Raises:
+        WireError: not ours, of another schema version, too large, or not of the schema.
+    """
+    if not parts:
+        raise WireError("empty message")
+    header = memoryview(parts[0])
+    if header[:3] != MAGIC[:3]:
+        raise WireError("message does not start with the asyncrl magic bytes")
+    if header[3:4] != MAGIC[3:]:
+        raise WireError(f"message of schema version {bytes(header[3:4]).hex()}, this process speaks {SCHEMA_VERSION}")
+    if len(header) > MAX_HEADER_BYTES:
+        raise WireError(f"message header of {len(header)} bytes is over the limit of {MAX_HEADER_BYTES}")
+    try:
+        message = _decoder.decode(header[4:])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:  # msgspec lets the last two through
+        raise WireError(f"message does not fit the schema: {error}") from error
+    return message, list(parts[1:])
+
+
+def group_to_wire(group: Group) -> tuple[GroupHeader, list[Frame]]:
+    """The header and the four frames of a group."""
+    header = GroupHeader(
+        index=group.index,
+        row=group.row,
+        num_prompt_tokens=len(group.prompt_token_ids),
+        lengths=group.lengths.tolist(),
+        rewards=group.rewards.tolist(),
+        correct=group.correct.tolist(),
+        truncated=group.truncated.tolist(),
+        sample_text=group.sample_text,
+    )
+    arrays = (
+        (group.prompt_token_ids, "<i4"),
+        (group.tokens, "<i4"),
+        (group.logprobs, "<f4"),
+        (group.versions, "<i4"),
+    )
+    return header, [np.ascontiguousarray(array, dtype).view(np.uint8).data for array, dtype in arrays]
+
+
+def check_group(header: GroupHeader, frames: Sequence[Frame]) -> None:
+    """Does every frame have exactly the size that the header says?
+
+    Raises:
+        WireError: it does not, or the per-completion lists differ in length.
+    """
+    group_size = len(header.lengths)
+    if not group_size == len(header.rewards) == len(header.correct) == len(header.truncated):
+        raise WireError(f"group {header.index}: lists of unequal length")
+    if group_size == 0 or min(header.lengths) < 1 or header.num_prompt_tokens < 1:
+        raise WireError(f"group {header.index}: empty group, completion or prompt")
+    if len(frames) != FRAMES_PER_GROUP:
+        raise WireError(f"group {header.index}: {len(frames)} frames instead of {FRAMES_PER_GROUP}")
+    num_tokens = sum(header.lengths)
+    expected = (header.num_prompt_tokens, num_tokens, num_tokens, num_tokens)
+    for frame, count in zip(frames, expected, strict=True):
+        if memoryview(frame).nbytes != 4 * count:
+            raise WireError(f"group {header.index}: a frame of {memoryview(frame).nbytes} bytes instead of {4 * count}")
+
+
+def group_from_wire(header: GroupHeader, frames: Sequence[Frame]) -> Group:
+    """The group, its arrays as views of the frames.
+
+    Raises:
+        WireError: the frames do not fit the header.
+    """
+    check_group(header, frames)
+    return Group(
+        index=header.index,
+        row=header.row,
+        prompt_token_ids=np.frombuffer(frames[0], "<i4"),
+        lengths=np.asarray(header.lengths, np.int32),
+        tokens=np.frombuffer(frames[1], "<i4"),
+        logprobs=np.frombuffer(frames[2], "<f4"),
+        versions=np.frombuffer(frames[3], "<i4"),
+        rewards=np.asarray(header.rewards, np.float32),
+        correct=np.asarray(header.correct, np.bool_),
+        truncated=np.asarray(header.truncated, np.bool_),
+        sample_text=header.sample_text,
+    )

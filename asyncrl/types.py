@@ -1,0 +1,105 @@
+"""What flows: prompt → lease → group → batch → version. Plain data, numpy arrays, no behaviour beyond views.
+
+Legend for shapes: G completions of one group, L_i tokens of completion i, T = Σ L_i, B groups of one batch.
+
+Worked example, a group of G = 2 completions of 3 and 2 tokens; the second was cut by a publish after its first token:
+
+    lengths  = [3, 2]
+    tokens   = [11, 12, 2,  21, 2]          T = 5
+    logprobs = [-.1, -.7, -.01,  -.5, -.2]   log μ of each token, by the engine that sampled it
+    versions = [4, 4, 4,  4, 5]              the policy version that sampled each token
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+LeaseKind = Literal["train", "eval"]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of the prompt data, ready to be sampled."""
+
+    row: int
+    """Row of the source file, 0-based: the prompt's name in messages and in the ledger."""
+    token_ids: list[int]
+    """The prompt as the model sees it, chat template applied."""
+    text: str
+    """The prompt as the data gave it; reward functions see this."""
+    answer: str
+    """The reference answer, as the data gave it."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer, before it is scored."""
+
+    token_ids: NDArray[np.int32]
+    """[L], with the EOS token when it was sampled."""
+    logprobs: NDArray[np.float32]
+    """[L] log μ: after temperature, top-p and top-k."""
+    versions: NDArray[np.int32]
+    """[L] policy version that sampled each token."""
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Group:
+    """The G completions of one prompt with their scores: what a generator returns for a lease."""
+
+    index: int
+    """Admission index: 0, 1, 2, … in the order in which prompts were drawn; names the prompt's place in the run."""
+    row: int
+    prompt_token_ids: NDArray[np.int32]
+    """[P]"""
+    lengths: NDArray[np.int32]
+    """[G], each ≥ 1"""
+    tokens: NDArray[np.int32]
+    """[T]"""
+    logprobs: NDArray[np.float32]
+    """[T]"""
+    versions: NDArray[np.int32]
+    """[T]"""
+    rewards: NDArray[np.float32]
+    """[G]; NaN where the reward function failed: that completion is quarantined and carries no gradient."""
+    correct: NDArray[np.bool_]
+    """[G]: the first reward term scored ≥ 1."""
+    truncated: NDArray[np.bool_]
+    """[G]: ended by the length limit rather than by EOS."""
+    sample_text: str = ""
+    """The first completion as text, for people."""
+
+    @property
+    def size(self) -> int:
+        """G."""
+        return len(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B groups for one learner step, in the order in which they are to be trained."""
+
+    step: int
+    """The version that consumes it: the policy before this step."""
+    groups: list[Group] = field(default_factory=list)
+    next_index: int = 0
+    """Every admission index below this one has ended (trained, filtered or quarantined) once this batch is trained."""
+    ended: list[int] = field(default_factory=list)
+    """Admission indices at or above next_index that have ended too (with stragglers=wait, none that was
+    trained)."""
+    queue_depth: int = 0
+    """Finished groups left in the queue when this batch was taken."""
+    eta: int = 0
+    """η of admission when this batch was taken: replay.max_staleness, or less where a controller moves it."""

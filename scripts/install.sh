@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Sets up .venv with everything asyncrl needs. Safe to run again; does nothing when pyproject.toml has not changed.
+#   EXTRA=cpu | gpu   which vLLM to install (default: gpu where nvidia-smi finds a card, else cpu)
+#   PYTHON=python3.12 which interpreter (default: python3; 3.11 to 3.13)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+python="${PYTHON:-python3}"
+extra="${EXTRA:-$(nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)}"
+stamp=.venv/.asyncrl-installed
+want="$extra $(cat pyproject.toml constraints-cpu.txt scripts/install.sh 2>/dev/null | cksum)"
+[ "$(cat "$stamp" 2>/dev/null || true)" = "$want" ] && exit 0
+
+"$python" -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"asyncrl needs Python 3.11 to 3.13, found {v[0]}.{v[1]}; set PYTHON=/path/to/python3.11")'
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+[ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet uv
+
+# A CPU torch comes from a wheel folder where the machine names one, else from torch's own index (uv knows it).
+# uv does not read pip's variable, so it is passed on.
+options=(--python .venv/bin/python --compile-bytecode)
+if [ "$extra" = cpu ]; then
+  options+=(--constraint constraints-cpu.txt)
+  links="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}"
+  if [ -n "$links" ]; then options+=(--find-links "$links"); else options+=(--torch-backend=cpu); fi
+fi
+# Without bytecode vLLM takes three times as long to start.
+env -u PYTHONDONTWRITEBYTECODE .venv/bin/uv pip install "${options[@]}" --editable ".[$extra,dev]"
+echo "$want" >"$stamp"

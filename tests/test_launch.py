@@ -1,0 +1,287 @@
+"""`asyncrl launch` as a user runs it: the real parts. Faults are real signals to real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from transformers import AutoModelForCausalLM
+
+from asyncrl import cli
+
+pytestmark = pytest.mark.system
+
+ROOT = Path(__file__).parent.parent
+DEADLINE_S = 280.0
+
+
+@dataclass
+class Launched:
+    """A launcher process and its run directory."""
+
+    process: subprocess.Popen[str]
+    run_dir: Path
+    output_file: Path
+
+    def wait(self) -> int:
+        return self.process.wait(DEADLINE_S)
+
+    @property
+    def output(self) -> str:
+        return self.output_file.read_text()
+
+    def rows(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert self.process.poll() is None, f"ended before {what}:\n{self.output}"
+            assert time.monotonic() < deadline, f"no {what} in time:\n{self.output}"
+            time.sleep(0.2)
+
+    def wait_for_step(self, step: int) -> None:
+        self.wait_until(lambda: re.search(rf"^step +{step}/", self.output, re.MULTILINE) is not None, f"step {step}")
+
+    def pid_of(self, role: str) -> int:
+        """Of its latest life."""
+        found = re.findall(rf"{role} is process (\d+)", (self.run_dir / "logs" / f"{role}.log").read_text())
+        return int(found[-1])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One parent for all runs, so that they share the tiny model."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def start(runs: Path) -> Iterator[Callable[..., Launched]]:
+    """Launches a short run of the quickstart; nothing of it outlives the test."""
+    launched: list[Launched] = []
+
+    def start_one(name: str, *arguments: str) -> Launched:
+        run_dir, output_file = runs / name, runs / f"{name}.txt"
+        where = [] if "--resume" in arguments else ["--run-dir", str(run_dir)]
+        command = [sys.executable, "-m", "asyncrl", "launch", *where, *arguments]
+        with output_file.open("a") as output:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True)
+        launched.append(Launched(process, run_dir, output_file))
+        return launched[-1]
+
+    yield start_one
+    for run in launched:
+        if run.process.poll() is None:
+            run.process.kill()
+
+
+def quick(steps: int, *overrides: str) -> list[str]:
+    return [f"run.steps={steps}", "learner.batch_size=8", "algorithm.group_size=4", "run.eval_prompts=16", *overrides]
+
+
+def role_processes(run: Launched) -> list[psutil.Process]:
+    """Every role with its children: vLLM's engines and workers, reward processes."""
+    roles = [psutil.Process(run.pid_of(log.stem)) for log in (run.run_dir / "logs").glob("*-*.log")]
+    return [*roles, *(child for role in roles for child in role.children(recursive=True))]
+
+
+def engine_core(run: Launched, generator: str) -> psutil.Process:
+    """The one of the generator's children that has children of its own: vLLM's workers."""
+    return next(child for child in psutil.Process(run.pid_of(generator)).children() if child.children())
+
+
+def assert_exact(run: Launched, num_steps: int) -> None:
+    """Every step once, each of its prompts once, and the staleness bound kept."""
+    rows = run.rows()
+    assert [row["step"] for row in rows] == list(range(1, num_steps + 1))
+    assert all(row["staleness/violations"] == 0 for row in rows)
+    assert max(row["staleness/max"] for row in rows) <= 2  # type: ignore[type-var]
+    state = json.loads((run.run_dir / "checkpoints" / f"step_{num_steps:06}" / "trainer.json").read_text())
+    assert (state["next_index"], state["ended"]) == (num_steps * 8, [])
+
+
+def assert_all_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive, f"still running: {alive}"
+
+
+def test_a_run_trains_asynchronously_then_goes_on_from_its_checkpoint_and_exports(
+    start: Callable[..., Launched], runs: Path
+) -> None:
+    first = start("plain", *quick(12, "run.eval_every=6", "run.save_every=5", "replay.max_staleness=2"))
+    assert first.wait() == 0, first.output
+    rows = first.rows()
+    assert [row["step"] for row in rows] == list(range(13))
+    lags = [row["staleness/max"] for row in rows[1:]]
+    assert max(lags) in (1, 2)
+    assert all(row["staleness/violations"] == 0 for row in rows[1:])
+    assert {"eval/accuracy"} <= rows[0].keys()
+    assert rows[0]["eval/num_versions"] == 1
+    assert rows[-1]["eval/num_versions"] == 1
+    for key in ("reward/mean", "loss/total", "throughput/generator_tokens_per_s", "queue/depth", "time/publish_s"):
+        assert key in rows[6]
+    assert list((first.run_dir / "tensorboard").iterdir())
+    assert sorted(path.name for path in (first.run_dir / "checkpoints").iterdir()) == [
+        "step_000005",
+        "step_000010",
+        "step_000012",
+    ]
+
+    second = start("plain", "--resume", str(first.run_dir), "run.steps=15")
+    assert second.wait() == 0, second.output
+    assert [row["step"] for row in second.rows()] == list(range(16))
+    state = json.loads((first.run_dir / "checkpoints" / "step_000015" / "trainer.json").read_text())
+    assert state["next_index"] == 15 * 8
+
+    assert cli.main(["export", str(first.run_dir), "--out", str(runs / "exported")]) == 0
+    assert AutoModelForCausalLM.from_pretrained(runs / "exported").config.model_type == "qwen3"
+
+
+def test_at_staleness_0_every_token_is_on_policy_and_every_group_of_a_refilled_batch_has_a_signal(
+    start: Callable[..., Launched],
+) -> None:
+    run = start("sync", *quick(5, "run.eval_every=0", "replay.max_staleness=0", "algorithm.zero_variance=refill"))
+    assert run.wait() == 0, run.output
+    assert [row["staleness/max"] for row in run.rows()] == [0] * 5
+    assert all(abs(float(row["policy/kl_behaviour"])) < 1e-9 for row in run.rows())  # type: ignore[arg-type]
+    assert all(row["reward/zero_variance_fraction"] == 0 for row in run.rows())
+    state = json.loads((run.run_dir / "checkpoints" / "step_000005" / "trainer.json").read_text())
+    assert state["next_index"] > 5 * 8
+
+
+def test_four_generators_and_four_learners_run_on_two_cores_while_a_controller_lets_them_run_ahead(
+    start: Callable[..., Launched],
+) -> None:
+    settings = quick(10, "run.eval_every=0", "replay.max_staleness=2", "replay.ess_target=0.5")
+    run = start("four", "--generators", "4", "--learners", "4", *settings)
+    assert run.wait() == 0, run.output
+    assert [row["staleness/eta"] for row in run.rows()] == [0] * 6 + [1] * 4
+    assert all(row["staleness/max"] <= row["staleness/eta"] for row in run.rows())  # type: ignore[operator]
+
+
+def test_a_tensor_parallel_generator_feeds_two_learners(start: Callable[..., Launched]) -> None:
+    arguments = ("--generators", "1", "--learners", "2", "generator.tensor_parallel=2")
+    run = start("tp", *arguments, *quick(10, "run.eval_every=0"))
+    assert run.wait() == 0, run.output
+    assert len(run.rows()) == 10
+
+
+def test_generators_join_and_leave_a_live_run(start: Callable[..., Launched], capsys: pytest.CaptureFixture) -> None:
+    run = start("scale", *quick(10_000, "run.eval_every=0"))
+    run.wait_for_step(3)
+    for number, answer in ((3, "generators: 1 → 3 (generator-1 joins, generator-2 joins)"), (1, "generators: 3 → 1")):
+        assert cli.main(["scale", str(run.run_dir), "--generators", str(number)]) == 0
+        assert answer in capsys.readouterr().out
+        run.wait_until(lambda: run.rows()[-1]["generator/num_serving"] == number, f"{number} generators")  # noqa: B023
+    assert cli.main(["scale", str(run.run_dir), "--generators", "0"]) == 2
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait() == 130, run.output
+    assert {"generator-1 has left", "generator-2 has left"} <= set(run.output.splitlines())
+    assert " failed" not in run.output
+    assert_exact(run, len(run.rows()))
+
+
+@pytest.mark.parametrize("role", ["generator-0", "learner-1", "replay"])
+def test_a_role_that_is_killed_ends_the_run_with_its_name(start: Callable[..., Launched], role: str) -> None:
+    run = start(f"kill-{role}", "--learners", "2", *quick(10_000, "run.eval_every=0", "generator.max_restarts=0"))
+    run.wait_for_step(3)
+    processes = role_processes(run)
+    os.kill(run.pid_of(role), signal.SIGKILL)
+    assert run.wait() == 1, run.output
+    assert f"the run failed: {role}" in run.output
+    assert f"last lines of {role}.log" in run.output
+    assert_all_gone(processes)
+
+
+def test_a_dead_engine_core_ends_the_run_with_its_generators_name(start: Callable[..., Launched]) -> None:
+    run = start("kill-engine", *quick(10_000, "run.eval_every=0", "generator.max_restarts=0"))
+    run.wait_for_step(3)
+    processes = role_processes(run)
+    engine_core(run, "generator-0").kill()
+    assert run.wait() == 1, run.output
+    assert "the run failed: generator-0 failed" in run.output
+    assert_all_gone(processes)
+
+
+def test_generators_that_die_are_started_again_and_the_run_has_all_its_steps(start: Callable[..., Launched]) -> None:
+    run = start("restart", "--generators", "2", *quick(16, "run.eval_every=0"))
+    run.wait_for_step(3)
+    os.kill(run.pid_of("generator-0"), signal.SIGKILL)
+    run.wait_for_step(6)
+    engine_core(run, "generator-1").kill()  # often in mid-publish; the run needs one of the two back
+    assert run.wait() == 0, run.output
+    assert "generator-0 failed: its process died (killed, crashed or out of memory); restart 1 of 3" in run.output
+    assert "generator-1 failed: " in run.output
+    assert_exact(run, 16)
+
+
+def test_a_role_that_is_frozen_is_named_when_its_heartbeats_stop(start: Callable[..., Launched]) -> None:
+    run = start("frozen", *quick(10_000, "run.eval_every=0", "run.heartbeat_timeout_s=5", "generator.max_restarts=0"))
+    run.wait_for_step(3)
+    processes = role_processes(run)
+    os.kill(run.pid_of("generator-0"), signal.SIGSTOP)
+    assert run.wait() == 1, run.output
+    assert "generator-0 was silent for 5 s" in run.output
+    assert_all_gone(processes)
+
+
+def test_a_role_that_hangs_with_live_heartbeats_ends_the_run_with_every_roles_stacks(
+    start: Callable[..., Launched],
+) -> None:
+    run = start("hangs", *quick(10_000, "run.eval_every=0", "run.no_progress_timeout_s=10"))
+    run.wait_for_step(3)
+    processes = role_processes(run)
+    engine_core(run, "generator-0").suspend()
+    assert run.wait() == 1, run.output
+    assert "waited 10 s for a group, a step, a publish or an evaluation (run.no_progress_timeout_s)" in run.output
+    folder = next((run.run_dir / "diagnosis").iterdir())
+    assert str(folder) in run.output
+    assert "asyncrl/learn/worker.py" in (folder / "learner-0.stacks.txt").read_text()
+    assert {path.name for path in folder.iterdir()} == {
+        "state.json",
+        *(f"{role}.stacks.txt" for role in ("replay", "generator-0", "learner-0")),
+    }
+    queue = json.loads((folder / "state.json").read_text())["roles"]["replay"]["metrics"]
+    assert {"queue/depth", "queue/leased"} <= queue.keys()
+    assert_all_gone(processes)
+
+
+def test_ctrl_c_once_stops_cleanly_with_a_checkpoint(start: Callable[..., Launched]) -> None:
+    run = start("interrupt", *quick(10_000, "run.eval_every=0"))
+    run.wait_for_step(3)
+    processes = role_processes(run)
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait() == 130, run.output
+    assert list((run.run_dir / "checkpoints").glob("step_*"))
+    assert_all_gone(processes)
+
+
+def test_ctrl_c_twice_ends_the_run_at_once(start: Callable[..., Launched]) -> None:
+    run = start("interrupt-twice", *quick(10_000, "run.eval_every=0"))
+    run.wait_for_step(3)
+    processes = role_processes(run)
+    os.kill(run.pid_of("learner-0"), signal.SIGSTOP)  # so that a clean stop would take its whole deadline
+    run.process.send_signal(signal.SIGINT)
+    time.sleep(1.0)
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait() == 130, run.output
+    assert "stopped at once" in run.output
+    assert_all_gone(processes)
+
+
+def test_when_the_launcher_is_killed_the_roles_end_themselves(start: Callable[..., Launched]) -> None:
+    run = start("orphans", *quick(10_000, "run.eval_every=0", "run.heartbeat_timeout_s=5", "run.stop_timeout_s=5"))
+    run.wait_for_step(3)
+    processes = role_processes(run)
+    run.process.kill()
+    assert_all_gone(processes)

@@ -1,0 +1,264 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncrl.errors import RunError
+from asyncrl.replay.ledger import Ledger
+from asyncrl.replay.staleness import admission_limit
+
+
+def make_ledger(**changes) -> Ledger:
+    arguments = {
+        "batch_size": 2,
+        "max_staleness": 1,
+        "num_steps": 10,
+        "in_order": True,
+        "lease_timeout_s": 10.0,
+        "max_attempts": 2,
+    }
+    return Ledger(**(arguments | changes))
+
+
+def lease_all(ledger: Ledger, generator: str = "a", now_s: float = 0.0) -> list[tuple[int, int]]:
+    """(lease id, index) of every prompt that may be drawn now."""
+    leases = []
+    while lease := ledger.lease(generator, now_s):
+        leases.append((lease.lease_id, lease.index))
+    return leases
+
+
+def test_nothing_is_drawn_before_the_first_publish():
+    ledger = make_ledger()
+    assert ledger.lease("a", 0.0) is None
+    ledger.published(0)
+    assert ledger.lease("a", 0.0).index == 0
+
+
+@given(st.integers(0, 50), st.integers(0, 8), st.integers(1, 64))
+def test_the_admission_limit_is_the_most_prompts_whose_lag_stays_within_the_bound(version, max_staleness, batch_size):
+    positions = range((version + max_staleness + 3) * batch_size)
+    fresh_enough = [position for position in positions if position // batch_size - version <= max_staleness]
+    assert admission_limit(version, max_staleness, batch_size) == len(fresh_enough)
+
+
+def test_with_eta_zero_a_step_is_drawn_only_after_the_publish_of_the_step_before_it():
+    ledger = make_ledger(max_staleness=0)
+    for version in range(10):
+        ledger.published(version)
+        leases = lease_all(ledger)
+        assert [index for _, index in leases] == [2 * version, 2 * version + 1]
+        for lease_id, _ in leases:
+            assert ledger.complete(lease_id)
+        assert ledger.lease("a", 0.0) is None
+        assert ledger.take_batch().indices == [2 * version, 2 * version + 1]
+        assert ledger.lease("a", 0.0) is None
+
+
+def test_an_eta_that_falls_takes_no_prompt_back_and_draws_none_until_the_version_has_caught_up():
+    ledger = make_ledger(max_staleness=2)
+    ledger.published(0)
+    leases = lease_all(ledger)
+    assert len(leases) == 6
+    ledger.eta = 0
+    for lease_id, _ in leases:
+        ledger.complete(lease_id)
+    drawn = []
+    for version in range(1, 4):
+        ledger.take_batch()
+        ledger.published(version)
+        drawn.append([index for _, index in lease_all(ledger)])
+    assert drawn == [[], [], [6, 7]]
+
+
+def test_a_lease_that_expires_goes_to_another_generator():
+    ledger = make_ledger()
+    ledger.published(0)
+    first = ledger.lease("a", 0.0)
+    assert ledger.expire(9.9) == []
+    assert ledger.expire(10.0) == [(first, "retried")]
+    second = ledger.lease("b", 10.0)
+    assert second.index == first.index
+    assert second.lease_id != first.lease_id
+
+
+def test_a_late_answer_counts_while_its_prompt_is_still_open_and_the_second_answer_does_not():
+    ledger = make_ledger()
+    ledger.published(0)
+    first = ledger.lease("a", 0.0)
+    ledger.expire(10.0)
+    second = ledger.lease("b", 10.0)
+    assert ledger.complete(first.lease_id)
+    assert not ledger.complete(second.lease_id)
+    assert not ledger.complete(first.lease_id)
+    assert ledger.num_queued == 1
+
+
+def test_a_prompt_whose_late_answer_came_is_not_leased_again():
+    ledger = make_ledger()
+    ledger.published(0)
+    first = ledger.lease("a", 0.0)
+    ledger.expire(10.0)
+    assert ledger.complete(first.lease_id)
+    assert ledger.lease("b", 10.0).index == 1
+
+
+def test_a_late_failure_of_an_expired_lease_does_not_count_twice():
+    ledger = make_ledger()
+    ledger.published(0)
+    first = ledger.lease("a", 0.0)
+    ledger.expire(10.0)
+    assert ledger.fail(first.lease_id, "too slow") is None
+    assert ledger.quarantined == {}
+
+
+def test_an_answer_to_a_lease_that_was_never_granted_does_not_count():
+    ledger = make_ledger()
+    ledger.published(0)
+    ledger.lease("a", 0.0)
+    assert not ledger.complete(7)
+    assert ledger.fail(7, "who?") is None
+    assert (ledger.num_leased, ledger.num_queued) == (1, 0)
+
+
+def test_a_prompt_that_fails_max_attempts_times_is_quarantined_with_its_reason_and_replaced():
+    ledger = make_ledger(max_staleness=0)
+    ledger.published(0)
+    lease_all(ledger)
+    assert ledger.fail(0, "first") == "retried"
+    again = ledger.lease("a", 0.0)
+    assert again.index == 0
+    assert ledger.fail(again.lease_id, "second") == "quarantined"
+    assert ledger.quarantined == {0: "second"}
+    replacement = ledger.lease("a", 0.0)
+    assert replacement.index == 2
+    for lease_id in (1, replacement.lease_id):
+        ledger.complete(lease_id)
+    assert ledger.take_batch().indices == [1, 2]
+
+
+def test_a_prompt_whose_leases_expire_max_attempts_times_is_quarantined():
+    ledger = make_ledger()
+    ledger.published(0)
+    ledger.lease("a", 0.0)
+    ledger.expire(10.0)
+    ledger.lease("b", 10.0)
+    assert [outcome for _, outcome in ledger.expire(20.0)] == ["quarantined"]
+    assert ledger.quarantined == {0: "b did not answer in time"}
+
+
+def test_the_leases_of_a_generator_that_is_gone_are_leased_again_without_counting_as_failures():
+    ledger = make_ledger(max_attempts=1)
+    ledger.published(0)
+    for generator in ("a", "b", "a"):
+        ledger.lease(generator, 0.0)
+    assert [lease.index for lease in ledger.release("a")] == [0, 2]
+    assert [ledger.lease("b", 0.0).index for _ in range(2)] == [0, 2]
+    assert ledger.quarantined == {}
+    assert not ledger.complete(0)
+
+
+def test_batches_keep_admission_order_and_wait_for_a_straggler():
+    ledger = make_ledger()
+    ledger.published(0)
+    lease_all(ledger)
+    for lease_id in (3, 1, 2):
+        ledger.complete(lease_id)
+    assert ledger.take_batch() is None
+    assert ledger.missing_for_batch() == [0]
+    assert ledger.holder_of(0) == "a"
+    ledger.complete(0)
+    assert [ledger.take_batch().indices for _ in range(2)] == [[0, 1], [2, 3]]
+
+
+def test_out_of_order_batches_overtake_a_straggler_and_say_which_prompts_have_ended():
+    ledger = make_ledger(in_order=False)
+    ledger.published(0)
+    lease_all(ledger)
+    for lease_id in (3, 1):
+        ledger.complete(lease_id)
+    taken = ledger.take_batch()
+    assert (taken.indices, taken.next_index, taken.ended) == ([1, 3], 0, [1, 3])
+    for lease_id in (2, 0):
+        ledger.complete(lease_id)
+    taken = ledger.take_batch()
+    assert (taken.indices, taken.next_index, taken.ended) == ([0, 2], 4, [])
+
+
+def test_a_resumed_ledger_draws_what_had_not_ended_and_nothing_twice():
+    ledger = make_ledger(version=3, next_index=5, ended=[6, 8], num_steps=5, max_staleness=0)
+    drawn = []
+    for version in (3, 4):
+        ledger.published(version)
+        leases = lease_all(ledger)
+        drawn += [index for _, index in leases]
+        for lease_id, _ in leases:
+            ledger.complete(lease_id)
+        ledger.take_batch()
+    assert drawn == [5, 7, 9, 10]
+
+
+def test_a_resumed_gap_that_closes_while_no_lease_is_asked_for_is_not_drawn_again():
+    ledger = make_ledger(version=1, next_index=2, ended=[4], batch_size=2)
+    ledger.published(1)
+    for lease_id in [ledger.lease("a", 0.0).lease_id for _ in range(2)]:
+        ledger.complete(lease_id)
+    assert ledger.take_batch().next_index == 5
+    assert ledger.lease("a", 0.0).index == 5
+
+
+def test_a_run_draws_no_more_prompts_than_its_steps_train():
+    ledger = make_ledger(num_steps=2, max_staleness=8)
+    ledger.published(0)
+    leases = lease_all(ledger)
+    assert [index for _, index in leases] == [0, 1, 2, 3]
+    ledger.complete(0)
+    ledger.complete(1)
+    ledger.take_batch()
+    ledger.published(1)
+    assert ledger.lease("a", 0.0) is None
+
+
+def test_versions_that_go_backwards_are_refused():
+    ledger = make_ledger()
+    ledger.published(3)
+    with pytest.raises(RunError, match="version 2 after version 3"):
+        ledger.published(2)
+
+
+def test_a_group_without_a_signal_gives_its_place_to_another_prompt():
+    ledger = make_ledger(max_staleness=0, max_refill_prompts=4)
+    ledger.published(0)
+    (first, _), (second, _) = lease_all(ledger)
+    assert ledger.complete(first, has_signal=False) == "filtered"
+    assert ledger.complete(first) is None
+    ((third, index),) = lease_all(ledger)
+    assert index == 2
+    assert ledger.complete(third) == "queued"
+    assert ledger.complete(second) == "queued"
+    taken = ledger.take_batch()
+    assert (taken.indices, taken.next_index, taken.ended) == ([1, 2], 3, [])
+    assert ledger.num_filtered == 1
+
+
+@given(st.permutations(range(8)), st.lists(st.booleans(), min_size=21, max_size=21))
+def test_at_eta_zero_which_groups_a_batch_has_does_not_depend_on_who_answers_first(order, signals):
+    """Refilled or not: with every answer in order of admission, and with the answers in any other order."""
+
+    def batches(priority):
+        ledger, taken = make_ledger(max_staleness=0, num_steps=3, max_refill_prompts=5), []
+        leases = {}
+        for version in range(3):
+            ledger.published(version)
+            while (batch := ledger.take_batch()) is None:
+                leases |= {index: lease_id for lease_id, index in lease_all(ledger)}
+                index = min(leases, key=lambda index: priority[index % len(priority)])
+                ledger.complete(leases.pop(index), signals[index])
+            taken.append(batch)
+        return taken
+
+    straight = batches(range(100))
+    assert batches(order) == straight
+    for step, batch in enumerate(straight):
+        first = straight[step - 1].next_index if step else 0
+        assert all(signals[index] or index >= first + 5 for index in batch.indices)
+        assert batch.next_index <= first + 5 + 2

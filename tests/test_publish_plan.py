@@ -1,0 +1,126 @@
+"""The parts of a publish that need no engine: slices, buckets, checksums."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncrl.publish.checksum import BLOCK_WORDS, checksum, word_sum
+from asyncrl.publish.delta import decode, encode
+from asyncrl.publish.plan import Piece, Region, Slice, buckets, own_pieces, pack, total_bytes, unpack, whole_pieces
+
+DTYPES = [torch.float32, torch.bfloat16, torch.int64]
+
+
+@st.composite
+def matrix_parts(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix and a rectangle of it: what column and row parallel layers keep."""
+    rows, columns = draw(st.integers(1, 8)), draw(st.integers(1, 8))
+    top, left = draw(st.integers(0, rows - 1)), draw(st.integers(0, columns - 1))
+    bottom, right = draw(st.integers(top + 1, rows)), draw(st.integers(left + 1, columns))
+    matrix = torch.arange(rows * columns).view(rows, columns).to(draw(st.sampled_from(DTYPES)))
+    return matrix, matrix[top:bottom, left:right]
+
+
+@given(st.lists(matrix_parts(), min_size=1, max_size=6), st.integers(1, 300))
+def test_packed_slices_come_out_as_the_parts_they_were_cut_from(
+    parts: list[tuple[torch.Tensor, torch.Tensor]], bucket_bytes: int
+) -> None:
+    tensors = {f"tensor-{k}": matrix for k, (matrix, _) in enumerate(parts)}
+    slices = [
+        Slice(name, Region.of(part), "anything", Region.of(part))
+        for name, (_, part) in zip(tensors, parts, strict=True)
+    ]
+    pieces = own_pieces(slices, tensors)
+    cut = list(buckets(pieces, bucket_bytes))
+    assert [piece for bucket in cut for piece in bucket] == pieces
+    assert all(total_bytes(bucket[:-1]) < bucket_bytes for bucket in cut)
+    received = [part for bucket in cut for _, part in unpack(bucket, pack(bucket, tensors))]
+    for (_, sent), came in zip(parts, received, strict=True):
+        assert torch.equal(sent, came)
+
+
+def test_a_part_that_two_parameters_keep_travels_once() -> None:
+    row = Region(0, (4,), (1,))
+    slices = [Slice("embedding", row, parameter, row) for parameter in ("embedding", "head")]
+    assert own_pieces(slices, {"embedding": torch.zeros(4)}) == [Piece("embedding", row, "float32")]
+
+
+def test_whole_pieces_are_read_off_meta_tensors() -> None:
+    metas = {"weight": torch.empty(3, 5, dtype=torch.bfloat16, device="meta")}
+    assert whole_pieces(metas) == [Piece("weight", Region(0, (3, 5), (5, 1)), "bfloat16")]
+    assert total_bytes(whole_pieces(metas)) == 32
+
+
+@given(matrix_parts())
+def test_word_sums_of_parts_add_up_to_that_of_the_whole(parts: tuple[torch.Tensor, torch.Tensor]) -> None:
+    matrix, part = parts
+    mask = torch.ones_like(matrix, dtype=torch.bool)
+    Region.of(part).view(mask).fill_(False)
+    assert word_sum(part) + word_sum(matrix[mask]) == word_sum(matrix)
+
+
+@pytest.mark.parametrize("num_bytes", [1, 7, 8, 8 * BLOCK_WORDS - 1, 8 * BLOCK_WORDS, 8 * BLOCK_WORDS * 3 + 13])
+def test_every_flipped_bit_changes_the_checksum(num_bytes: int) -> None:
+    buffer = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8)
+    whole = checksum(buffer)
+    for k in range(200):
+        position = math.floor(k / 200 * num_bytes)
+        buffer[position] ^= 1 << k % 8
+        assert checksum(buffer) != whole
+        buffer[position] ^= 1 << k % 8
+    assert checksum(buffer) == whole
+
+
+def test_blocks_that_change_places_change_the_checksum() -> None:
+    buffer = torch.randint(0, 256, (8 * BLOCK_WORDS * 4,), dtype=torch.uint8)
+    moved = buffer.view(4, -1)[[1, 0, 2, 3]].reshape(-1)
+    assert checksum(moved) != checksum(buffer)
+
+
+@st.composite
+def buffer_pairs(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two versions of a bucket; what changed lies anywhere and may be far apart."""
+    num_words = draw(st.integers(1, 2000))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    old = torch.randint(-(2**15), 2**15, (num_words,), dtype=torch.int16, generator=generator)
+    new = old.clone()
+    positions = draw(st.lists(st.integers(0, num_words - 1), max_size=20))
+    for position in positions:
+        new[position] = draw(st.integers(-(2**15), 2**15 - 1))
+    return old.view(torch.uint8), new.view(torch.uint8)
+
+
+@given(buffer_pairs())
+def test_a_delta_makes_the_new_bytes_of_the_old_ones_exactly(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    old, new = pair
+    encoded = encode(old, new)
+    decode(encoded, old)
+    assert torch.equal(old, new)
+
+
+def test_a_step_that_moves_one_bfloat16_weight_in_a_hundred_takes_a_sixtieth_of_the_bytes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    old = (0.02 * torch.randn(1 << 20, generator=generator)).bfloat16()
+    words = old.clone().view(torch.int16)
+    moved = torch.rand(1 << 20, generator=generator) < 0.01
+    words += moved * (1 - 2 * torch.randint(0, 2, (1 << 20,), generator=generator, dtype=torch.int16))
+    assert 60 * encode(old.view(torch.uint8), words.view(torch.uint8)).numel() < words.nbytes
+
+
+@given(buffer_pairs(), st.integers(0, 10_000), st.integers(1, 255))
+def test_a_damaged_delta_is_an_error_or_shows_in_the_checksum(
+    pair: tuple[torch.Tensor, torch.Tensor], position: int, change: int
+) -> None:
+    old, new = pair
+    encoded = encode(old, new)
+    encoded[position % len(encoded)] ^= change
+    try:
+        decode(encoded, old)
+    except ValueError:
+        return
+    assert torch.equal(old, new) or checksum(old) != checksum(new)

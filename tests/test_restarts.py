@@ -1,0 +1,45 @@
+"""The restart budget, on a clock of its own."""
+
+from asyncrl.launch.restarts import FIRST_DELAY_S, LONGEST_DELAY_S, Restarts
+
+
+def delays(restarts: Restarts, name: str, number: int) -> list[float]:
+    """Seconds from each failure to its restart, by looking at the clock every tenth of a second."""
+    found = []
+    for failure in range(number):
+        now_s = 1000.0 * failure
+        restarts.grant(name, now_s)
+        tenths = next(tenths for tenths in range(10_000) if restarts.take_due(now_s + tenths / 10))
+        found.append(tenths / 10)
+    return found
+
+
+def test_each_restart_waits_twice_as_long_as_the_one_before_up_to_a_limit():
+    waited = delays(Restarts(max_restarts=9), "generator-0", 9)
+    assert waited[:3] == [FIRST_DELAY_S, 2 * FIRST_DELAY_S, 4 * FIRST_DELAY_S]
+    assert waited[-1] == LONGEST_DELAY_S
+
+
+def test_the_budget_is_each_generators_own_and_ends():
+    restarts = Restarts(max_restarts=2)
+    for _ in range(2):
+        assert restarts.allows("generator-0", came_up=True)
+        restarts.grant("generator-0", 0.0)
+    assert not restarts.allows("generator-0", came_up=True)
+    assert restarts.allows("generator-1", came_up=True)
+    assert not Restarts(max_restarts=0).allows("generator-0", came_up=True)
+
+
+def test_a_generator_that_never_came_up_is_not_started_again_and_one_that_fails_in_its_second_life_is():
+    restarts = Restarts(max_restarts=2)
+    assert not restarts.allows("generator-0", came_up=False)
+    restarts.grant("generator-0", 0.0)
+    assert restarts.allows("generator-0", came_up=False)
+
+
+def test_a_restart_is_due_once():
+    restarts = Restarts(max_restarts=1)
+    assert "restart 1 of 1 (generator.max_restarts) in 1 s" in restarts.grant("generator-0", 5.0)
+    assert restarts.take_due(5.9) == []
+    assert restarts.take_due(6.0) == ["generator-0"]
+    assert restarts.take_due(7.0) == []

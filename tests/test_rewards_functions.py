@@ -1,0 +1,162 @@
+import importlib.util
+import math
+import sys
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asyncrl.errors import ConfigError
+from asyncrl.rewards.final_answer import final_number, parse_number
+from asyncrl.rewards.functions import format_score, numeric, resolve, shaped_numeric
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("18", 18),
+        ("18.00", 18),
+        ("18.", 18),
+        ("-3.5", Fraction(-7, 2)),
+        ("+7", 7),
+        ("1,234,567", 1_234_567),
+        ("$1,234.50", Fraction(2469, 2)),
+        ("-$5", -5),
+        ("$-5", -5),
+        (r"\$18", 18),
+        ("18%", 18),
+        (r"18\%", 18),
+        (".5", Fraction(1, 2)),
+        ("3/4", Fraction(3, 4)),
+        ("007", 7),
+        (" 18 apples. ", 18),
+        ("18 or 19", None),
+        ("1,2", None),
+        ("1,2345", None),
+        ("3/0", None),
+        ("1.2.3", None),
+        ("eighteen", None),
+        ("x = 18", None),
+        ("١٨", None),
+        ("", None),
+        ("9" * 5000, None),
+    ],
+)
+def test_a_number_is_read_exactly_or_not_at_all(text, value):
+    assert parse_number(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2+2 is\n#### 4", 4),
+        ("#### 3\nno, wait\n#### 4\nThanks.", 4),
+        ("#### four, or 4", None),
+        (r"so \boxed{3}, no: \boxed{ 4 }.", 4),
+        (r"\boxed{5} in short\n#### 4", 4),
+        (r"\boxed{\frac{1}{2}}", None),
+        (r"\boxed{4", None),
+        (" 32 \n", 32),
+        ("The answer is 32", None),
+        ("####", None),
+    ],
+)
+def test_the_final_number_follows_the_mark_or_stands_in_the_box_or_is_the_whole_text(text, value):
+    assert final_number(text) == value
+
+
+@given(number=st.fractions(-1000, 1000, max_denominator=100), text=st.text(max_size=30))
+@settings(deadline=None)
+def test_numeric_is_one_exactly_for_an_equal_number(number, text):
+    answer = f"Because.\n#### {number}"
+    assert numeric("", f"{text}\n#### {number}", answer) == 1
+    assert numeric("", f"{text}\n#### {number + 1}", answer) == 0
+    assert numeric("", f"\\boxed{{{number}}}", answer) == 1
+
+
+@given(text=st.text())
+@settings(deadline=None)
+def test_any_completion_gets_a_score_between_zero_and_one(text):
+    for completion in (text, f"#### {text}", f"\\boxed{{{text}}}"):
+        correct = numeric("", completion, "7")
+        assert correct in (0, 1)
+        assert format_score("", completion, "7") in (0, 1)
+        shaped = shaped_numeric("", completion, "7")
+        assert shaped == 1 if correct else 0 <= shaped <= 0.5
+
+
+def test_an_answer_without_a_number_cannot_be_scored():
+    for function in (numeric, shaped_numeric):
+        with pytest.raises(ValueError, match="the answer 'none' states no number"):
+            function("", "4", "none")
+
+
+@pytest.mark.parametrize(
+    ("completion", "score"),
+    [
+        ("so\n#### 4", 1),
+        ("so\n#### $1,000.", 1),
+        (r"so \boxed{4}", 1),
+        (r"so $\boxed{4}$.", 1),
+        ("#### 4\nand so on", 0),
+        (r"\boxed{4} and so on", 0),
+        ("#### many", 0),
+        ("4", 0),
+        ("", 0),
+    ],
+)
+def test_format_wants_the_text_to_end_in_a_final_answer(completion, score):
+    assert format_score("", completion, "") == score
+
+
+@pytest.mark.parametrize(
+    ("completion", "score"),
+    [
+        ("#### 10", 1.0),
+        ("#### 20", 0.2 + 0.3 / 2),  # off by the answer's own size
+        ("#### 5\nthen more", 0.3 / 1.5),
+        ("no answer", 0.0),
+    ],
+)
+def test_shaped_numeric_adds_form_and_closeness(completion, score):
+    assert math.isclose(shaped_numeric("", completion, "#### 10"), score)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="the extra `math` is not installed")
+def test_math_compares_expressions():
+    function = resolve("math")
+    assert function("", r"so \boxed{\frac{2}{4}}", r"$\frac{1}{2}$") == 1
+    assert function("", r"so \boxed{\frac{1}{3}}", r"$\frac{1}{2}$") == 0
+
+
+def test_math_without_math_verify_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(ConfigError, match=r"reward\.terms: 'math'.*asyncrl\[math\]"):
+        resolve("math")
+
+
+def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "reward_of_mine.py").write_text("def length(prompt, completion, answer):\n    return len(completion)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert resolve("reward_of_mine:length")("", "four", "") == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("numerical", "unknown function 'numerical'; use numeric, math, format, shaped_numeric or module:function"),
+        (":f", "unknown function"),
+        ("json:", "unknown function"),
+        ("no_such_module:f", "cannot import 'no_such_module'"),
+        ("broken_reward:f", "ZeroDivisionError"),
+        ("json:no_such_attribute", "module 'json' has no 'no_such_attribute'"),
+        ("math:pi", "is a float, not a function"),
+    ],
+)
+def test_a_function_that_cannot_be_resolved_names_the_key(tmp_path, monkeypatch, name, reason):
+    (tmp_path / "broken_reward.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=rf"reward\.terms: .*{reason}"):
+        resolve(name)
