@@ -118,30 +118,32 @@ def assert_all_gone(processes: list[psutil.Process]) -> None:
 def test_a_run_trains_asynchronously_then_goes_on_from_its_checkpoint_and_exports(
     start: Callable[..., Launched], runs: Path
 ) -> None:
-    first = start("plain", *quick(12, "run.eval_every=6", "run.save_every=5", "replay.max_staleness=2"))
+    first = start("plain", *quick(32, "run.eval_every=6", "run.save_every=15", "replay.max_staleness=2"))
     assert first.wait() == 0, first.output
     rows = first.rows()
-    assert [row["step"] for row in rows] == list(range(13))
+    assert [row["step"] for row in rows] == list(range(33))
     lags = [row["staleness/max"] for row in rows[1:]]
     assert max(lags) in (1, 2)
     assert all(row["staleness/violations"] == 0 for row in rows[1:])
     assert {"eval/accuracy"} <= rows[0].keys()
     assert rows[0]["eval/num_versions"] == 1
     assert rows[-1]["eval/num_versions"] == 1
-    for key in ("reward/mean", "loss/total", "throughput/generator_tokens_per_s", "queue/depth", "time/publish_s"):
-        assert key in rows[6]
+    every_step = set.intersection(*(set(row) for row in rows[1:]))
+    assert {"reward/mean", "loss/total", "queue/depth", "time/publish_s"} <= every_step
+    # Generators report once a second, so the first rows of a fast machine have no figure of theirs.
+    assert "throughput/generator_tokens_per_s" in rows[-1]
     assert list((first.run_dir / "tensorboard").iterdir())
     assert sorted(path.name for path in (first.run_dir / "checkpoints").iterdir()) == [
-        "step_000005",
-        "step_000010",
-        "step_000012",
+        "step_000015",
+        "step_000030",
+        "step_000032",
     ]
 
-    second = start("plain", "--resume", str(first.run_dir), "run.steps=15")
+    second = start("plain", "--resume", str(first.run_dir), "run.steps=35")
     assert second.wait() == 0, second.output
-    assert [row["step"] for row in second.rows()] == list(range(16))
-    state = json.loads((first.run_dir / "checkpoints" / "step_000015" / "trainer.json").read_text())
-    assert state["next_index"] == 15 * 8
+    assert [row["step"] for row in second.rows()] == list(range(36))
+    state = json.loads((first.run_dir / "checkpoints" / "step_000035" / "trainer.json").read_text())
+    assert state["next_index"] == 35 * 8
 
     assert cli.main(["export", str(first.run_dir), "--out", str(runs / "exported")]) == 0
     assert AutoModelForCausalLM.from_pretrained(runs / "exported").config.model_type == "qwen3"

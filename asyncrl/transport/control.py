@@ -81,8 +81,9 @@ class ControlLink:
         self._ready = True
 
     def metrics(self, figures: dict[str, float]) -> None:
-        """The role's latest figures; they go out with the next heartbeat."""
+        """The role's latest figures; they go out at once, and again with each heartbeat."""
         self._metrics = figures
+        self._outbox.put(self._status())
 
     def progress(self) -> None:
         """A piece of work is done: a group, a publish."""
