@@ -131,6 +131,9 @@ class LearnerConfig:
     """Keep the reference in CPU memory between its uses."""
     num_threads: int = 1
     """Torch threads of one rank on CPU."""
+    max_restarts: int = 3
+    """How often the learner ranks are started again, all together, after one died: from the latest checkpoint, over the
+    same batches; 0 = a rank's death ends the run."""
 
 
 @dataclass
@@ -155,6 +158,11 @@ class ReplayConfig:
     """Quarantined prompts in a run before it is stopped."""
     port: int = 0
     """TCP port of the replay server; 0 = any free one."""
+    durability: str = "full"
+    """full | normal | off: what the ledger waits for before replay acknowledges a group. All survive a killed process;
+    full (fsync at each commit) a loss of power too, normal all but the last commits."""
+    max_restarts: int = 3
+    """How often a replay process that died is started again, from the ledger; 0 = its death ends the run."""
 
 
 @dataclass

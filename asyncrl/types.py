@@ -12,6 +12,8 @@ Worked example, a group of G = 2 completions of 3 and 2 tokens; the second was c
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -94,12 +96,15 @@ class Batch:
     step: int
     """The version that consumes it: the policy before this step."""
     groups: list[Group] = field(default_factory=list)
-    next_index: int = 0
-    """Every admission index below this one has ended (trained, filtered or quarantined) once this batch is trained."""
-    ended: list[int] = field(default_factory=list)
-    """Admission indices at or above next_index that have ended too (with stragglers=wait, none that was
-    trained)."""
+    next_step: int = 0
+    """The first step whose batch has not been taken. Above step + 1, the learner has been here before and retraces its
+    steps from a checkpoint."""
     queue_depth: int = 0
     """Finished groups left in the queue when this batch was taken."""
     eta: int = 0
     """η of admission when this batch was taken: replay.max_staleness, or less where a controller moves it."""
+
+
+def prompts_checksum(indices: Iterable[int]) -> int:
+    """Of a batch's admission indices, in order: the learner's word on what a step trained, beside the ledger's."""
+    return zlib.crc32(np.fromiter(indices, "<i8").tobytes())

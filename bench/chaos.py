@@ -1,10 +1,11 @@
 """Random faults against a live run of the quickstart on the real stack: what was lost, and how fast it was noticed.
 
-    python bench/chaos.py --kills 10 --seed 0
+    python bench/chaos.py --kills 30 --seed 0
 
-Each fault hits one of two generators when both serve: its process is killed or frozen, or its engine core is killed.
-The next one comes when both serve again. At the end the run is stopped with Ctrl-C and its books are checked: every
-step once, each of its prompts once, no token over the staleness bound.
+Two generators, two learner ranks. Each fault hits one role, when all are well: its process is killed or frozen, or a
+generator's engine core is killed; or the launcher is killed, and the run resumed. The next one comes when a new step
+has been trained and both generators serve. At the end the run is stopped with Ctrl-C and its books are checked
+(`bench/books.py`).
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.books import books
 from bench.processes import role_pids, tree
 
-FAULTS = ("kill generator", "freeze generator", "kill engine core")
+FAULTS = (
+    *("kill generator", "freeze generator", "kill engine core", "kill learner", "freeze learner"),
+    *("kill replay", "freeze replay", "kill launcher"),
+)
 HEARTBEAT_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 10.0
 PATIENCE_S = 900.0
-BATCH_SIZE = 8
+SAVE_EVERY = 25
 MOST_SECONDS_BETWEEN = 5.0
 
 
@@ -39,11 +45,11 @@ class Fault:
 
     kind: str
     detected_s: float
-    """Until the launcher named the generator."""
+    """Until the launcher named the role; of the launcher's own death, until no process of the run was left."""
+    new_step_s: float
+    """Until a step was trained that none had trained before."""
     recovered_s: float
-    """Until it served again; vLLM's start-up is most of it."""
-    longest_step_gap_s: float
-    """Between steps meanwhile."""
+    """Until both generators served again, too; vLLM's start-up is most of it where one had died."""
 
 
 class Chaos:
@@ -56,57 +62,78 @@ class Chaos:
         overrides = {
             "run.steps": 1_000_000,
             "run.eval_every": 0,
+            "run.save_every": SAVE_EVERY,
             "run.heartbeat_timeout_s": HEARTBEAT_TIMEOUT_S,
-            "learner.batch_size": BATCH_SIZE,
+            "run.stop_timeout_s": STOP_TIMEOUT_S,
+            "learner.batch_size": 8,
             "algorithm.group_size": 4,
             "generator.max_restarts": num_kills,
+            "learner.max_restarts": num_kills,
+            "replay.max_restarts": num_kills,
             "replay.max_lease_attempts": num_kills + 1,  # no prompt is poison here, however often it is hit
         }
-        command = [sys.executable, "-m", "asyncrl", "launch", "--run-dir", str(run_dir), "--generators", "2"]
-        command += [f"{key}={value}" for key, value in overrides.items()]
-        with self._output.open("w") as output:
-            self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        roles = ["--generators", "2", "--learners", "2"]
+        self._launch("--run-dir", str(run_dir), *roles, *(f"{key}={value}" for key, value in overrides.items()))
 
-    def both_serve(self) -> bool:
-        rows = self.rows()
-        return bool(rows) and rows[-1].get("generator/num_serving") == 2
+    def _launch(self, *arguments: str) -> None:
+        with self._output.open("a") as output:
+            command = [sys.executable, "-m", "asyncrl", "launch", *arguments]
+            self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
 
     def rows(self) -> list[dict[str, float]]:
         file = self._run_dir / "metrics.jsonl"
         lines = file.read_text().splitlines() if file.is_file() else []
         return [json.loads(line) for line in lines]
 
+    def is_well_after(self, step: int) -> bool:
+        """A later step was trained, and both generators served then."""
+        rows = self.rows()
+        return bool(rows) and rows[-1]["step"] > step and rows[-1].get("generator/num_serving") == 2
+
     def wait(self, condition: Callable[[], bool], what: str) -> float:
-        """Seconds until it holds."""
+        """The time when it holds."""
         start_s = time.monotonic()
         while not condition():
             if self._process.poll() is not None or time.monotonic() - start_s > PATIENCE_S:
                 sys.exit(f"the run did not survive: no {what}\n{self._output.read_text()[-4000:]}")
             time.sleep(0.05)
-        return time.monotonic() - start_s
+        return time.monotonic()
 
-    def fault(self) -> Fault:
+    def fault(self, kind: str) -> Fault:
         """One fault, from the blow to the recovery."""
         time.sleep(self._random.uniform(0.0, MOST_SECONDS_BETWEEN))
-        kind, name = self._random.choice(FAULTS), f"generator-{self._random.randrange(2)}"
-        num_named, start_step = self._num_named(name), len(self.rows())
+        step = self.rows()[-1]["step"]
         start_s = time.monotonic()
-        self._strike(kind, role_pids(self._run_dir)[name])
-        detected_s = self.wait(lambda: self._num_named(name) > num_named, f"word of {name} ({kind})")
-        self.wait(lambda: not self.both_serve(), f"row without {name}")
-        self.wait(self.both_serve, f"return of {name} ({kind})")
-        steps = [row["time/step_s"] for row in self.rows()[start_step:]]
-        return Fault(kind, detected_s, time.monotonic() - start_s, max(steps, default=float("nan")))
+        detected_s = self._kill_launcher() if kind == "kill launcher" else self._hit_role(kind)
+        # The row of a step is written when the next one comes, so one more than that tells of a new one.
+        new_step_s = self.wait(lambda: self.rows()[-1]["step"] > step + 1, f"new step after {kind}")
+        self.wait(lambda: self.is_well_after(int(step) + 1), f"return of both generators after {kind}")
+        return Fault(kind, detected_s - start_s, new_step_s - start_s, time.monotonic() - start_s)
 
-    def _strike(self, kind: str, pid: int) -> None:
-        if kind == "kill engine core":
+    def _hit_role(self, kind: str) -> float:
+        action, _, part = kind.partition(" ")
+        of_role = {"engine core": "generator", "replay": "replay"}.get(part, part)
+        name = of_role if of_role == "replay" else f"{of_role}-{self._random.randrange(2)}"
+        num_named = self._num_named(of_role)
+        pid = role_pids(self._run_dir)[name]
+        if part == "engine core":
             children = [child for child in tree(pid) if child != pid]
-            os.kill(next(child for child in children if len(list(tree(child))) > 1), signal.SIGKILL)
-        else:
-            os.kill(pid, signal.SIGKILL if kind == "kill generator" else signal.SIGSTOP)
+            pid = next(child for child in children if len(list(tree(child))) > 1)
+        os.kill(pid, signal.SIGKILL if action == "kill" else signal.SIGSTOP)
+        return self.wait(lambda: self._num_named(of_role) > num_named, f"word of {name} ({kind})")
 
-    def _num_named(self, name: str) -> int:
-        return len(re.findall(rf"^{name} (failed|was silent)", self._output.read_text(), re.MULTILINE))
+    def _kill_launcher(self) -> float:
+        roles = [pid for pid in role_pids(self._run_dir).values() if Path(f"/proc/{pid}").exists()]
+        self._process.kill()
+        self._process.wait()
+        while any(Path(f"/proc/{pid}").exists() for pid in roles):
+            time.sleep(0.05)
+        ended_s = time.monotonic()
+        self._launch("--resume", str(self._run_dir))
+        return ended_s
+
+    def _num_named(self, of_role: str) -> int:
+        return len(re.findall(rf"^{of_role}(-\d+)? (failed|was silent)", self._output.read_text(), re.MULTILINE))
 
     def stop(self) -> None:
         """As Ctrl-C."""
@@ -116,54 +143,45 @@ class Chaos:
     def kill(self) -> None:
         self._process.kill()
 
-    def books(self) -> dict[str, float]:
-        """What must be zero, and how much was done."""
-        rows = self.rows()
-        latest = max((self._run_dir / "checkpoints").iterdir())
-        state = json.loads((latest / "trainer.json").read_text())
-        steps = [int(row["step"]) for row in rows]
-        ended = state["next_index"] + len(state["ended"])
-        return {
-            "steps": len(steps),
-            "prompts trained": BATCH_SIZE * len(steps),
-            "steps missing or double": len(set(steps) ^ set(range(1, len(steps) + 1))) + len(steps) - len(set(steps)),
-            "prompts lost": max(0, ended - BATCH_SIZE * state["step"]),
-            "prompts trained twice": max(0, BATCH_SIZE * state["step"] - ended),
-            "tokens over the bound": sum(row["staleness/violations"] for row in rows),
-        }
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    kinds = [FAULTS[number % len(FAULTS)] for number in range(arguments.kills)]
+    random.Random(arguments.seed).shuffle(kinds)
     with tempfile.TemporaryDirectory() as folder:
         chaos = Chaos(Path(folder) / "chaos", arguments.kills, arguments.seed)
         try:
-            chaos.wait(chaos.both_serve, "first step of two generators")
+            chaos.wait(lambda: chaos.is_well_after(0), "first step of two generators")
             faults = []
-            for number in range(arguments.kills):
-                faults.append(chaos.fault())
-                print(number + 1, faults[-1], flush=True)
+            for number, kind in enumerate(kinds, start=1):
+                faults.append(chaos.fault(kind))
+                print(number, faults[-1], flush=True)
             chaos.stop()
         finally:
             chaos.kill()
-        print_tables(faults, chaos.books())
+        print_tables(faults, books(Path(folder) / "chaos"))
 
 
-def print_tables(faults: list[Fault], books: dict[str, float]) -> None:
-    lines = ["", "| fault | times | noticed, s (median, most) | serves again, s (median) | longest step meanwhile, s |"]
+def print_tables(faults: list[Fault], found: dict[str, float]) -> None:
+    lines = [
+        "",
+        "| fault | times | noticed, s (median, most) | new step, s (median, most) | all serve, s (median, most) |",
+    ]
     lines.append("|---|---|---|---|---|")
     for kind in FAULTS:
         of_kind = [fault for fault in faults if fault.kind == kind]
         if of_kind:
-            noticed = [fault.detected_s for fault in of_kind]
-            back = statistics.median(fault.recovered_s for fault in of_kind)
-            longest = max(fault.longest_step_gap_s for fault in of_kind)
-            median, most = statistics.median(noticed), max(noticed)
-            lines.append(f"| {kind} | {len(of_kind)} | {median:.1f}, {most:.1f} | {back:.0f} | {longest:.1f} |")
-    lines += ["", *(f"{name}: {value:g}" for name, value in books.items())]
+            columns = [
+                [f.detected_s for f in of_kind],
+                [f.new_step_s for f in of_kind],
+                [f.recovered_s for f in of_kind],
+            ]
+            cells = [f"{statistics.median(column):.1f}, {max(column):.1f}" for column in columns]
+            lines.append(f"| {kind} | {len(of_kind)} | {' | '.join(cells)} |")
+    lines += ["", *(f"{name}: {value:g}" for name, value in found.items())]
     print("\n".join(lines))
 
 

@@ -142,7 +142,7 @@ class LaggedRun:
                     truncated=np.zeros(size, np.bool_),
                 )
             )
-        return Batch(step=step, groups=groups, next_index=(step + 1) * num_groups)
+        return Batch(step=step, groups=groups, next_step=step + 1)
 
     def _rewards(self, rows: list[tuple[str, str]], sampled: Sampled) -> Any:
         texts = [

@@ -63,7 +63,7 @@ def random_group(rng: np.random.Generator, index: int, version: int, size: int =
 
 def random_batch(seed: int, step: int = 0, num_groups: int = 4) -> Batch:
     rng = np.random.default_rng(seed)
-    return Batch(step=step, groups=[random_group(rng, i, step) for i in range(num_groups)], next_index=num_groups)
+    return Batch(step=step, groups=[random_group(rng, i, step) for i in range(num_groups)], next_step=step + 1)
 
 
 def tiny_config(model_path: str, *overrides: str) -> Config:

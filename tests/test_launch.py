@@ -6,15 +6,18 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from asyncrl import cli
@@ -106,8 +109,16 @@ def assert_exact(run: Launched, num_steps: int) -> None:
     assert [row["step"] for row in rows] == list(range(1, num_steps + 1))
     assert all(row["staleness/violations"] == 0 for row in rows)
     assert max(row["staleness/max"] for row in rows) <= 2  # type: ignore[type-var]
-    state = json.loads((run.run_dir / "checkpoints" / f"step_{num_steps:06}" / "trainer.json").read_text())
-    assert (state["next_index"], state["ended"]) == (num_steps * 8, [])
+    assert trained(run) == [8] * num_steps
+
+
+def trained(run: Launched) -> list[int]:
+    """How many prompts each step was given, by the ledger; all of them are in a checkpoint."""
+    ledger = sqlite3.connect(run.run_dir / "ledger.sqlite")
+    assert ledger.execute("SELECT count(*) FROM prompts WHERE state = 'batched'").fetchone() == (0,)
+    steps = Counter(step for (step,) in ledger.execute("SELECT step FROM prompts WHERE state = 'trained'"))
+    assert sorted(steps) == list(range(len(steps)))
+    return [steps[step] for step in range(len(steps))]
 
 
 def assert_all_gone(processes: list[psutil.Process]) -> None:
@@ -142,8 +153,7 @@ def test_a_run_trains_asynchronously_then_goes_on_from_its_checkpoint_and_export
     second = start("plain", "--resume", str(first.run_dir), "run.steps=35")
     assert second.wait() == 0, second.output
     assert [row["step"] for row in second.rows()] == list(range(36))
-    state = json.loads((first.run_dir / "checkpoints" / "step_000035" / "trainer.json").read_text())
-    assert state["next_index"] == 35 * 8
+    assert trained(second) == [8] * 35
 
     assert cli.main(["export", str(first.run_dir), "--out", str(runs / "exported")]) == 0
     assert AutoModelForCausalLM.from_pretrained(runs / "exported").config.model_type == "qwen3"
@@ -157,8 +167,11 @@ def test_at_staleness_0_every_token_is_on_policy_and_every_group_of_a_refilled_b
     assert [row["staleness/max"] for row in run.rows()] == [0] * 5
     assert all(abs(float(row["policy/kl_behaviour"])) < 1e-9 for row in run.rows())  # type: ignore[arg-type]
     assert all(row["reward/zero_variance_fraction"] == 0 for row in run.rows())
-    state = json.loads((run.run_dir / "checkpoints" / "step_000005" / "trainer.json").read_text())
-    assert state["next_index"] > 5 * 8
+    assert trained(run) == [8] * 5
+    counts = sqlite3.connect(run.run_dir / "ledger.sqlite").execute(
+        "SELECT count(*) FROM prompts WHERE state = 'filtered'"
+    )
+    assert counts.fetchone()[0] > 0
 
 
 def test_four_generators_and_four_learners_run_on_two_cores_while_a_controller_lets_them_run_ahead(
@@ -193,9 +206,35 @@ def test_generators_join_and_leave_a_live_run(start: Callable[..., Launched], ca
     assert_exact(run, len(run.rows()))
 
 
+def test_at_staleness_0_a_run_that_was_killed_and_resumed_is_bit_for_bit_the_run_that_was_not(
+    start: Callable[..., Launched],
+) -> None:
+    settings = quick(16, "run.eval_every=0", "run.save_every=8", "replay.max_staleness=0", "run.stop_timeout_s=5")
+    whole = start("whole", *settings)
+    assert whole.wait() == 0, whole.output
+    cut = start("cut", *settings, "run.heartbeat_timeout_s=5")
+    cut.wait_for_step(11)
+    for process in [psutil.Process(cut.process.pid), *role_processes(cut)]:
+        process.kill()
+    resumed = start("cut", "--resume", str(cut.run_dir))
+    assert resumed.wait() == 0, resumed.output
+    assert "going over the steps 9 to 1" in resumed.output
+    for key in ("loss/total", "optim/grad_norm", "reward/mean", "policy/entropy", "batch/prompts_crc32"):
+        assert [row[key] for row in resumed.rows()] == [row[key] for row in whole.rows()], key
+    parameters = [exported_parameters(run) for run in (whole, resumed)]
+    assert all(torch.equal(parameters[0][name], parameters[1][name]) for name in parameters[0])
+
+
+def exported_parameters(run: Launched) -> dict[str, torch.Tensor]:
+    out = run.run_dir / "exported"
+    assert cli.main(["export", str(run.run_dir), "--out", str(out)]) == 0
+    return AutoModelForCausalLM.from_pretrained(out).state_dict()
+
+
 @pytest.mark.parametrize("role", ["generator-0", "learner-1", "replay"])
 def test_a_role_that_is_killed_ends_the_run_with_its_name(start: Callable[..., Launched], role: str) -> None:
-    run = start(f"kill-{role}", "--learners", "2", *quick(10_000, "run.eval_every=0", "generator.max_restarts=0"))
+    never = [f"{part}.max_restarts=0" for part in ("generator", "learner", "replay")]
+    run = start(f"kill-{role}", "--learners", "2", *quick(10_000, "run.eval_every=0", *never))
     run.wait_for_step(3)
     processes = role_processes(run)
     os.kill(run.pid_of(role), signal.SIGKILL)
@@ -281,9 +320,26 @@ def test_ctrl_c_twice_ends_the_run_at_once(start: Callable[..., Launched]) -> No
     assert_all_gone(processes)
 
 
-def test_when_the_launcher_is_killed_the_roles_end_themselves(start: Callable[..., Launched]) -> None:
-    run = start("orphans", *quick(10_000, "run.eval_every=0", "run.heartbeat_timeout_s=5", "run.stop_timeout_s=5"))
-    run.wait_for_step(3)
+def test_whoever_dies_learner_replay_or_launcher_every_prompt_is_trained_once(start: Callable[..., Launched]) -> None:
+    limits = ("run.heartbeat_timeout_s=5", "run.stop_timeout_s=5")
+    run = start("all-die", "--learners", "2", *quick(40, "run.eval_every=0", "run.save_every=6", *limits))
+    run.wait_for_step(8)
+    os.kill(run.pid_of("learner-1"), signal.SIGKILL)
+    run.wait_for_step(16)
+    os.kill(run.pid_of("replay"), signal.SIGKILL)
+    run.wait_for_step(24)
+    os.kill(run.pid_of("replay"), signal.SIGSTOP)
+    run.wait_for_step(32)
     processes = role_processes(run)
     run.process.kill()
     assert_all_gone(processes)
+    output = run.output
+    assert "learner-1 failed: its process died (killed, crashed or out of memory); learners: restart 1 of 3" in output
+    assert "learner-0: going over the steps 7 to " in output
+    assert "replay failed: its process died (killed, crashed or out of memory); replay: restart 1 of 3" in output
+    assert "replay was silent for 5 s (run.heartbeat_timeout_s) in phase 'serving'; replay: restart 2 of 3" in output
+
+    resumed = start("all-die", "--resume", str(run.run_dir), "learner.count=1", "generator.count=2")
+    assert resumed.wait() == 0, resumed.output
+    assert_exact(resumed, 40)
+    assert cli.main(["launch", "--resume", str(run.run_dir), "run.steps=50", "learner.lr=1"]) == 2

@@ -18,7 +18,7 @@ from tests.learn_support import full_parameters, full_reference, random_batch, r
 
 pytestmark = pytest.mark.system
 
-STATE = TrainerState(step=2, next_index=8, update=4, ended=[9, 11])
+STATE = TrainerState(step=2, update=4)
 DECAY = 0.75
 EMA = ["algorithm.kl_coef=0.1", "algorithm.reference=ema", f"algorithm.reference_ema_decay={DECAY}"]
 OVERRIDES = ["learner.mini_batch_size=2", "learner.schedule=cosine", "learner.warmup_steps=1", *EMA]
@@ -143,6 +143,6 @@ def test_the_latest_checkpoint_is_that_of_the_most_steps(tmp_path: Path) -> None
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "trainer.json").write_text('{"format": 0, "step": 1, "next_index": 0, "update": 1}')
+    (tmp_path / "trainer.json").write_text('{"format": 0, "step": 1, "update": 1}')
     with pytest.raises(DataError, match="another version of asyncrl"):
         read_state(tmp_path)

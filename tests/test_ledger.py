@@ -50,7 +50,7 @@ def test_with_eta_zero_a_step_is_drawn_only_after_the_publish_of_the_step_before
         for lease_id, _ in leases:
             assert ledger.complete(lease_id)
         assert ledger.lease("a", 0.0) is None
-        assert ledger.take_batch().indices == [2 * version, 2 * version + 1]
+        assert ledger.take_batch(version) == [2 * version, 2 * version + 1]
         assert ledger.lease("a", 0.0) is None
 
 
@@ -64,7 +64,7 @@ def test_an_eta_that_falls_takes_no_prompt_back_and_draws_none_until_the_version
         ledger.complete(lease_id)
     drawn = []
     for version in range(1, 4):
-        ledger.take_batch()
+        ledger.take_batch(version - 1)
         ledger.published(version)
         drawn.append([index for _, index in lease_all(ledger)])
     assert drawn == [[], [], [6, 7]]
@@ -133,7 +133,7 @@ def test_a_prompt_that_fails_max_attempts_times_is_quarantined_with_its_reason_a
     assert replacement.index == 2
     for lease_id in (1, replacement.lease_id):
         ledger.complete(lease_id)
-    assert ledger.take_batch().indices == [1, 2]
+    assert ledger.take_batch(0) == [1, 2]
 
 
 def test_a_prompt_whose_leases_expire_max_attempts_times_is_quarantined():
@@ -163,47 +163,38 @@ def test_batches_keep_admission_order_and_wait_for_a_straggler():
     lease_all(ledger)
     for lease_id in (3, 1, 2):
         ledger.complete(lease_id)
-    assert ledger.take_batch() is None
+    assert ledger.take_batch(0) is None
     assert ledger.missing_for_batch() == [0]
     assert ledger.holder_of(0) == "a"
     ledger.complete(0)
-    assert [ledger.take_batch().indices for _ in range(2)] == [[0, 1], [2, 3]]
+    assert [ledger.take_batch(step) for step in range(2)] == [[0, 1], [2, 3]]
 
 
-def test_out_of_order_batches_overtake_a_straggler_and_say_which_prompts_have_ended():
+def test_out_of_order_batches_overtake_a_straggler():
     ledger = make_ledger(in_order=False)
     ledger.published(0)
     lease_all(ledger)
     for lease_id in (3, 1):
         ledger.complete(lease_id)
-    taken = ledger.take_batch()
-    assert (taken.indices, taken.next_index, taken.ended) == ([1, 3], 0, [1, 3])
+    assert ledger.take_batch(0) == [1, 3]
     for lease_id in (2, 0):
         ledger.complete(lease_id)
-    taken = ledger.take_batch()
-    assert (taken.indices, taken.next_index, taken.ended) == ([0, 2], 4, [])
+    assert ledger.take_batch(1) == [0, 2]
 
 
-def test_a_resumed_ledger_draws_what_had_not_ended_and_nothing_twice():
-    ledger = make_ledger(version=3, next_index=5, ended=[6, 8], num_steps=5, max_staleness=0)
-    drawn = []
-    for version in (3, 4):
-        ledger.published(version)
-        leases = lease_all(ledger)
-        drawn += [index for _, index in leases]
-        for lease_id, _ in leases:
-            ledger.complete(lease_id)
-        ledger.take_batch()
-    assert drawn == [5, 7, 9, 10]
-
-
-def test_a_resumed_gap_that_closes_while_no_lease_is_asked_for_is_not_drawn_again():
-    ledger = make_ledger(version=1, next_index=2, ended=[4], batch_size=2)
-    ledger.published(1)
-    for lease_id in [ledger.lease("a", 0.0).lease_id for _ in range(2)]:
+def test_a_batch_is_given_again_until_a_checkpoint_contains_it_and_no_step_is_left_out():
+    ledger = make_ledger()
+    ledger.published(0)
+    for lease_id, _ in lease_all(ledger):
         ledger.complete(lease_id)
-    assert ledger.take_batch().next_index == 5
-    assert ledger.lease("a", 0.0).index == 5
+    batches = [ledger.take_batch(step) for step in range(2)]
+    assert [ledger.take_batch(step) for step in range(2)] == batches
+    ledger.checkpointed(1)
+    assert ledger.take_batch(1) == batches[1]
+    with pytest.raises(RunError, match="the batch of step 0 is asked for; kept are 1 to 1, and the next is 2"):
+        ledger.take_batch(0)
+    with pytest.raises(RunError, match="step 3"):
+        ledger.take_batch(3)
 
 
 def test_a_run_draws_no_more_prompts_than_its_steps_train():
@@ -213,7 +204,7 @@ def test_a_run_draws_no_more_prompts_than_its_steps_train():
     assert [index for _, index in leases] == [0, 1, 2, 3]
     ledger.complete(0)
     ledger.complete(1)
-    ledger.take_batch()
+    ledger.take_batch(0)
     ledger.published(1)
     assert ledger.lease("a", 0.0) is None
 
@@ -235,8 +226,7 @@ def test_a_group_without_a_signal_gives_its_place_to_another_prompt():
     assert index == 2
     assert ledger.complete(third) == "queued"
     assert ledger.complete(second) == "queued"
-    taken = ledger.take_batch()
-    assert (taken.indices, taken.next_index, taken.ended) == ([1, 2], 3, [])
+    assert ledger.take_batch(0) == [1, 2]
     assert ledger.num_filtered == 1
 
 
@@ -249,16 +239,16 @@ def test_at_eta_zero_which_groups_a_batch_has_does_not_depend_on_who_answers_fir
         leases = {}
         for version in range(3):
             ledger.published(version)
-            while (batch := ledger.take_batch()) is None:
+            while (batch := ledger.take_batch(version)) is None:
                 leases |= {index: lease_id for lease_id, index in lease_all(ledger)}
                 index = min(leases, key=lambda index: priority[index % len(priority)])
                 ledger.complete(leases.pop(index), signals[index])
-            taken.append(batch)
+            taken.append((batch, ledger.counters["next_index"]))
         return taken
 
     straight = batches(range(100))
     assert batches(order) == straight
-    for step, batch in enumerate(straight):
-        first = straight[step - 1].next_index if step else 0
-        assert all(signals[index] or index >= first + 5 for index in batch.indices)
-        assert batch.next_index <= first + 5 + 2
+    for step, (batch, next_index) in enumerate(straight):
+        first = straight[step - 1][1] if step else 0
+        assert all(signals[index] or index >= first + 5 for index in batch)
+        assert next_index <= first + 5 + 2

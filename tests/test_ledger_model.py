@@ -1,12 +1,21 @@
-"""Ledger against a naive model of it: sets and lists, everything recomputed from the whole history."""
+"""Ledger and its store against a naive model of them: sets and lists, everything recomputed from the whole history.
 
+Between any two transitions the process may be another one, which knows what SQLite has, and the learner may come back
+from a checkpoint and ask for batches again."""
+
+import tempfile
 from collections import Counter
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from asyncrl.errors import RunError
 from asyncrl.replay.ledger import Ledger
+from asyncrl.replay.life import PromptLife
+from asyncrl.replay.store import LedgerStore
 
 GENERATORS = ("generator-0", "generator-1")
 TIMEOUT_S = 10.0
@@ -20,9 +29,6 @@ class LedgerMachine(RuleBasedStateMachine):
         num_steps=st.integers(1, 4),
         in_order=st.booleans(),
         max_attempts=st.integers(1, 3),
-        version=st.integers(0, 2),
-        next_index=st.integers(0, 3),
-        gaps=st.sets(st.integers(1, 5), max_size=3),
         max_refill_prompts=st.integers(0, 6),
     )
     def begin(
@@ -32,29 +38,25 @@ class LedgerMachine(RuleBasedStateMachine):
         num_steps,
         in_order,
         max_attempts,
-        version,
-        next_index,
-        gaps,
         max_refill_prompts,
     ):
         self.batch_size, self.max_staleness, self.in_order = batch_size, max_staleness, in_order
-        self.num_steps, self.max_attempts = version + num_steps, max_attempts
-        self.first_step, self.first_index = version, next_index
-        self.ended_before = {next_index + gap for gap in gaps}
-        self.ledger = Ledger(
-            batch_size=batch_size,
-            max_staleness=max_staleness,
-            num_steps=self.num_steps,
-            in_order=in_order,
-            lease_timeout_s=TIMEOUT_S,
-            max_attempts=max_attempts,
-            max_refill_prompts=max_refill_prompts,
-            version=version,
-            next_index=next_index,
-            ended=sorted(self.ended_before),
-        )
+        self.num_steps, self.max_attempts = num_steps, max_attempts
+        self.rules = {
+            "batch_size": batch_size,
+            "max_staleness": max_staleness,
+            "num_steps": num_steps,
+            "in_order": in_order,
+            "lease_timeout_s": TIMEOUT_S,
+            "max_attempts": max_attempts,
+            "max_refill_prompts": max_refill_prompts,
+        }
+        self.folder = tempfile.TemporaryDirectory()
+        self.store = LedgerStore(Path(self.folder.name) / "ledger.sqlite", "off")
+        self.ledger = Ledger(**self.rules)
+        self.checkpoint = 0
         self.max_refill_prompts = max_refill_prompts
-        self.drawn_at_take = next_index
+        self.drawn_at_take = 0
         self.now_s = 0.0
         self.served: int | None = None
         self.state: dict[int, str] = {}
@@ -72,13 +74,18 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @property
     def step(self) -> int:
-        return self.first_step + len(self.batches)
+        return len(self.batches)
+
+    @property
+    def frontier(self) -> int:
+        """The oldest version that a generator with a lease can serve."""
+        return self.step if self.served is None else self.served
 
     def indices(self, *states: str) -> list[int]:
         return sorted(index for index, state in self.state.items() if state in states)
 
     def num_drawn_and_kept(self) -> int:
-        return self.first_step * self.batch_size + len(self.indices(*IN_PLAY, "trained"))
+        return len(self.indices(*IN_PLAY, "trained"))
 
     def expected_index(self) -> int | None:
         waiting = self.indices("waiting")
@@ -88,10 +95,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return None
         if self.num_drawn_and_kept() >= self.batch_size * min(self.served + self.eta + 1, self.num_steps):
             return None
-        index = self.first_index
-        while index in self.state or index in self.ended_before:
-            index += 1
-        return index
+        return len(self.state)
 
     def first_drawn_of_step(self) -> list[int]:
         """What was drawn before the last batch was taken, and the max_refill_prompts indices after that."""
@@ -123,7 +127,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if lease is None:
             return
         assert lease.lease_id not in self.leases
-        self.leases[lease.lease_id] = (lease.index, generator, lease.deadline_s, self.served)
+        self.leases[lease.lease_id] = (lease.index, generator, lease.deadline_s, self.frontier)
         self.unanswered.add(lease.lease_id)
         self.valid[lease.index] = lease.lease_id
         self.state[lease.index] = "leased"
@@ -191,28 +195,60 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def take_batch(self):
         expected = self.expected_batch()
-        taken = self.ledger.take_batch()
-        assert (taken and taken.indices) == expected
+        taken = self.ledger.take_batch(self.step)
+        assert taken == expected
         if taken is None:
             return
-        for index in taken.indices:
+        for index in taken:
             self.state[index] = "trained"
             self.finished.remove(index)
         self.drawn_at_take = max(self.state) + 1
-        ended = self.ended_before | set(self.indices("trained", "filtered", "quarantined"))
-        assert taken.next_index not in ended
-        assert set(range(self.first_index, taken.next_index)) <= ended
-        assert taken.ended == sorted(index for index in ended if index > taken.next_index)
         if self.in_order:
-            assert all(self.step - self.sampled_at[index] <= self.drawn_under[index] for index in taken.indices)
-        self.batches.append(taken.indices)
+            assert all(self.step - self.sampled_at[index] <= self.drawn_under[index] for index in taken)
+        self.batches.append(taken)
         assert self.ledger.next_step == self.step
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.checkpoint < self.step)
+    def learner_retraces_its_steps(self, data):
+        step = data.draw(st.integers(self.checkpoint, self.step - 1))
+        assert self.ledger.take_batch(step) == self.batches[step]
+
+    @rule(data=st.data())
+    def learner_saves_a_checkpoint(self, data):
+        self.checkpoint = data.draw(st.integers(self.checkpoint, self.step))
+        self.ledger.checkpointed(self.checkpoint)
+        if self.checkpoint:
+            with pytest.raises(RunError, match="is asked for"):
+                self.ledger.take_batch(self.checkpoint - 1)
+
+    @rule()
+    def what_has_changed_is_committed(self):
+        self.store.commit(self.ledger.take_changes(), self.ledger.counters)
+
+    @rule(with_the_whole_run=st.booleans())
+    def another_process_takes_over(self, with_the_whole_run):
+        self.what_has_changed_is_committed()
+        self.store.close()
+        self.store = LedgerStore(Path(self.folder.name) / "ledger.sqlite", "off")
+        self.store.begin_session(began_anew=with_the_whole_run)
+        self.ledger = Ledger(**self.rules, standing=self.store.standing(), now_s=self.now_s)
+        if with_the_whole_run:
+            self.ledger.begin_session()
+            self.served = None
+            for index in self.valid:
+                self.state[index] = "waiting"
+            self.valid.clear()
+        self.unanswered = set(self.valid.values())
+        for lease_id in self.unanswered:
+            index, generator, _, version = self.leases[lease_id]
+            self.leases[lease_id] = (index, generator, self.now_s + TIMEOUT_S, version)
 
     @rule()
     @precondition(lambda self: self.served is None or self.served < self.step)
     def publish(self):
-        """Every version in turn, and none before its step was taken."""
-        self.served = self.first_step if self.served is None else self.served + 1
+        """Every version in turn, and none before its step was taken; after a restart of all, the latest."""
+        self.served = self.step if self.served is None else self.served + 1
         self.ledger.published(self.served)
 
     # ── what always holds ──
@@ -230,10 +266,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def admission_is_bounded(self):
-        if self.served is None:
-            assert not self.state
-        else:
-            assert self.num_drawn_and_kept() <= (self.served + self.max_staleness + 1) * self.batch_size
+        assert self.num_drawn_and_kept() <= (self.frontier + self.max_staleness + 1) * self.batch_size
 
     @invariant()
     def batches_are_in_admission_order(self):
@@ -255,6 +288,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """From wherever it stands, the run can be brought to its end: exactly num_steps · B prompts are trained."""
         if not hasattr(self, "ledger"):
             return
+        self.another_process_takes_over(with_the_whole_run=True)
         while self.step < self.num_steps:
             before = (self.step, self.served, len(self.finished))
             if self.served is None or self.served < self.step:
@@ -268,7 +302,15 @@ class LedgerMachine(RuleBasedStateMachine):
         self.no_prompt_is_lost_or_ends_twice()
         assert self.num_drawn_and_kept() == self.num_steps * self.batch_size
         assert not self.indices(*IN_PLAY)
+        self.ledger.checkpointed(self.num_steps)
+        self.what_has_changed_is_committed()
+        assert self.store.standing().lives == [
+            PromptLife(index, "quarantined", self.failures[index], reason=self.ledger.quarantined[index])
+            for index in self.indices("quarantined")
+        ]
+        self.store.close()
+        self.folder.cleanup()
 
 
 TestLedgerAgainstItsModel = LedgerMachine.TestCase
-TestLedgerAgainstItsModel.settings = settings(max_examples=150, stateful_step_count=60)
+TestLedgerAgainstItsModel.settings = settings(max_examples=170, stateful_step_count=60, deadline=None)

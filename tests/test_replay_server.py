@@ -3,24 +3,17 @@
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import msgspec
 import pytest
 import zmq
 
 from asyncrl.config import Config
-from asyncrl.errors import DeadlineError, RunError, RunStopping
-from asyncrl.launch.control_server import ControlServer
+from asyncrl.errors import DeadlineError, RunStopping
 from asyncrl.replay import server as server_module
 from asyncrl.replay.client import ReplayClient
-from asyncrl.replay.controller import WINDOW, StalenessController
-from asyncrl.replay.evaluation import Evaluation
-from asyncrl.replay.ledger import Ledger
-from asyncrl.replay.server import ReplayServer
-from asyncrl.replay.store import MemoryStore
+from asyncrl.replay.controller import WINDOW
 from asyncrl.transport import sockets
-from asyncrl.transport.control import ControlLink
 from asyncrl.transport.messages import (
     Ack,
     AnyMessage,
@@ -31,10 +24,8 @@ from asyncrl.transport.messages import (
     EvalRequest,
     EvalRow,
     Gone,
-    GroupDone,
     Hello,
     LeaseFailed,
-    LeaseGrant,
     Members,
     MembersRequest,
     Newcomers,
@@ -44,96 +35,22 @@ from asyncrl.transport.messages import (
     Stage,
     Stop,
 )
-from asyncrl.transport.sockets import Keys, Network, bind
-from asyncrl.transport.wire import encode, group_from_wire, group_to_wire
-from asyncrl.types import Prompt
-from tests.wire_support import Peer, make_group, peer
-
-SOON_S = 0.2
-PATIENCE_S = 20.0
-HELD_OUT = [Prompt(row, [9, row], f"held out {row}", str(row)) for row in range(3)]
-
-
-def small_config() -> Config:
-    config = Config()
-    config.learner.batch_size = 2
-    config.algorithm.group_size = 2
-    config.replay.max_staleness = 1
-    config.replay.max_lease_attempts = 2
-    config.run.eval_samples = 2
-    return config
-
-
-def training_prompt(index: int) -> Prompt:
-    return Prompt(row=100 + index, token_ids=[5, 6, index], text=f"prompt {index}", answer=str(index))
-
-
-class Served:
-    """A running ReplayServer and its launcher."""
-
-    def __init__(self, config: Config, network: Network) -> None:
-        self.network = network
-        self.control = ControlServer(Network(), ["replay"])
-        self.link = ControlLink("replay", Network(), self.control.endpoint, 600.0, 600.0)
-        context: zmq.Context = zmq.Context.instance()
-        self.socket, self.endpoint = bind(context, network)
-        ledger = Ledger(
-            batch_size=config.learner.batch_size,
-            max_staleness=config.replay.max_staleness,
-            num_steps=10,
-            in_order=config.replay.stragglers == "wait",
-            lease_timeout_s=config.replay.lease_timeout_s,
-            max_attempts=config.replay.max_lease_attempts,
-            max_refill_prompts=4 if config.algorithm.zero_variance == "refill" else 0,
-        )
-        evaluation = Evaluation(HELD_OUT, config)
-        replay, controller = config.replay, None
-        if replay.ess_target is not None:
-            controller = StalenessController(
-                ess_target=replay.ess_target, min_staleness=0, max_staleness=replay.max_staleness
-            )
-        self.server = ReplayServer(
-            self.socket, config, training_prompt, evaluation, ledger, MemoryStore(), self.link, controller
-        )
-        self.error: RunError | None = None
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.server.run()
-        except RunError as error:
-            self.error = error
-
-    def ended_with(self) -> str:
-        self.thread.join(PATIENCE_S)
-        assert not self.thread.is_alive()
-        return str(self.error)
-
-    def reports(self, kind: type, number: int = 1) -> list:
-        """The first so many reports of a kind that the launcher hears."""
-        found: list = []
-        for _ in range(100):
-            found += [report for _, report in self.control.receive(200) if isinstance(report, kind)]
-            if len(found) >= number:
-                return found
-        raise AssertionError(f"no {kind.__name__} came")
-
-    def close(self) -> None:
-        self.link.stopping.set()
-        self.thread.join(PATIENCE_S)
-        self.link.close()
-        self.control.close()
-        self.socket.close(0)
-
-
-@contextmanager
-def serving(config: Config, network: Network | None = None) -> Iterator[Served]:
-    served = Served(config, network or Network())
-    try:
-        yield served
-    finally:
-        served.close()
+from asyncrl.transport.sockets import Keys, Network
+from asyncrl.transport.wire import encode, group_from_wire
+from tests.replay_support import (
+    PATIENCE_S,
+    SOON_S,
+    Served,
+    answer,
+    generator,
+    grants,
+    group_done,
+    learner,
+    only_acks_come,
+    serving,
+    small_config,
+)
+from tests.wire_support import peer
 
 
 @pytest.fixture
@@ -145,52 +62,6 @@ def config() -> Config:
 def served(config: Config) -> Iterator[Served]:
     with serving(config) as running:
         yield running
-
-
-@contextmanager
-def generator(served: Served, name: str = "generator-0", credit: int = 2) -> Iterator[Peer]:
-    with peer(name, served.endpoint, served.network) as dealer:
-        dealer.send(Hello(f"tcp://{name}", 1, credit))
-        dealer.send(Serving())
-        yield dealer
-
-
-@contextmanager
-def learner(served: Served) -> Iterator[ReplayClient]:
-    client = ReplayClient("learner-0", served.network, served.endpoint, threading.Event())
-    try:
-        yield client
-    finally:
-        client.close()
-
-
-def grants(dealer: Peer, number: int) -> list[LeaseGrant]:
-    """The next so many grants, Acks passed over."""
-    found: list[LeaseGrant] = []
-    while len(found) < number:
-        message = dealer.next()
-        if isinstance(message, LeaseGrant):
-            found.append(message)
-        else:
-            assert isinstance(message, Ack)
-    return found
-
-
-def group_done(grant: LeaseGrant, version: int = 0, rewards: tuple[float, ...] = (1.0, 0.0)) -> tuple[GroupDone, list]:
-    header, frames = group_to_wire(make_group(grant.index, version, rewards, grant.row))
-    return GroupDone(grant.lease_id, header), frames
-
-
-def answer(dealer: Peer, grant: LeaseGrant, version: int = 0, rewards: tuple[float, ...] = (1.0, 0.0)) -> None:
-    dealer.send(*group_done(grant, version, rewards))
-
-
-def only_acks_come(dealer: Peer) -> bool:
-    """No grant within the time in which one would have come."""
-    while not dealer.hears_nothing():
-        if not isinstance(dealer.next(), Ack):
-            return False
-    return True
 
 
 # ── training ──
@@ -206,7 +77,7 @@ def test_batches_come_in_admission_order_whatever_the_order_of_completion(served
         for step in range(2):
             reply, frames = client.batch(step, PATIENCE_S)
             assert [header.index for header in reply.headers] == [2 * step, 2 * step + 1]
-            assert reply.next_index == 2 * step + 2
+            assert reply.next_step == step + 1
             groups = [group_from_wire(reply.headers[k], frames[4 * k : 4 * k + 4]) for k in range(2)]
             assert [group.prompt_token_ids[2] for group in groups] == [2 * step, 2 * step + 1]
         assert reply.queue_depth == 0
@@ -332,7 +203,7 @@ def test_a_generator_that_says_hello_again_has_lost_its_leases_and_another_gets_
             assert [grant.index for grant in grants(other, 2)] == [grant.index for grant in lost]
             answer(dealer, lost[0])  # of the process before: refused
             assert dealer.hears_nothing()
-        assert "said hello again: 2 of its prompts" in served.reports(Note)[0].text
+        assert "said hello again without 2 of its prompts" in served.reports(Note)[0].text
 
 
 def test_a_prompt_that_keeps_failing_is_retried_then_quarantined_and_over_the_limit_ends_the_run(config):
@@ -398,7 +269,7 @@ def test_malformed_foreign_and_misplaced_messages_do_not_disturb(served):
         for length in range(len(whole)):
             stranger.send_raw(whole[:length])
         stranger.send_raw(b"\xff" * 1000, b"x")
-        misplaced: list[AnyMessage] = [Stage(), Stop("now"), Members([]), first]
+        misplaced: list[AnyMessage] = [Stage(), Stop("now"), Members([], 0), first]
         for message in misplaced:
             stranger.send(message)
         stranger.send(*group_done(first))
@@ -435,7 +306,7 @@ def test_a_frame_over_the_limit_cuts_off_its_sender_alone(config, monkeypatch):
 def test_a_learner_at_another_step_than_the_ledger_ends_the_run(served):
     with peer("learner-0", served.endpoint) as dealer:
         dealer.send(BatchRequest(3))
-        assert served.ended_with() == "learner-0 asked for step 3, the ledger is at 0"
+        assert served.ended_with() == "the batch of step 3 is asked for; kept are none, and the next is 0"
 
 
 # ── evaluation ──
@@ -591,7 +462,7 @@ def test_the_prompts_of_a_dead_generator_go_to_another_at_once_and_what_it_sent_
             grants(other, 2)
             served.control.tell("replay", Gone("generator-0", "failed: its process died"))
             assert [grant.index for grant in grants(other, 2)] == [grant.index for grant in lost]
-            assert [member.name for member in client.members(PATIENCE_S)] == ["generator-1"]
+            assert [member.name for member in client.members(PATIENCE_S).members] == ["generator-1"]
             answer(dead, lost[0])
             assert dead.hears_nothing()
     assert [note.text for note in served.reports(Note)] == ["2 prompts of generator-0 go to the next free generator"]
@@ -632,7 +503,7 @@ def test_a_generator_that_leaves_gets_no_more_leases_and_goes_when_it_has_none_a
         client.published(0, PATIENCE_S)
         first, second = grants(leaver, 2)
         served.control.tell("replay", Drain("generator-0"))
-        while client.members(PATIENCE_S):
+        while client.members(PATIENCE_S).members:
             pass
         answer(leaver, first)
         answer(leaver, second)

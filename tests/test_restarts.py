@@ -15,30 +15,30 @@ def delays(restarts: Restarts, name: str, number: int) -> list[float]:
 
 
 def test_each_restart_waits_twice_as_long_as_the_one_before_up_to_a_limit():
-    waited = delays(Restarts(max_restarts=9), "generator-0", 9)
+    waited = delays(Restarts(9, "generator.max_restarts"), "generator-0", 9)
     assert waited[:3] == [FIRST_DELAY_S, 2 * FIRST_DELAY_S, 4 * FIRST_DELAY_S]
     assert waited[-1] == LONGEST_DELAY_S
 
 
 def test_the_budget_is_each_generators_own_and_ends():
-    restarts = Restarts(max_restarts=2)
+    restarts = Restarts(2, "generator.max_restarts")
     for _ in range(2):
         assert restarts.allows("generator-0", came_up=True)
         restarts.grant("generator-0", 0.0)
     assert not restarts.allows("generator-0", came_up=True)
     assert restarts.allows("generator-1", came_up=True)
-    assert not Restarts(max_restarts=0).allows("generator-0", came_up=True)
+    assert not Restarts(0, "generator.max_restarts").allows("generator-0", came_up=True)
 
 
 def test_a_generator_that_never_came_up_is_not_started_again_and_one_that_fails_in_its_second_life_is():
-    restarts = Restarts(max_restarts=2)
+    restarts = Restarts(2, "generator.max_restarts")
     assert not restarts.allows("generator-0", came_up=False)
     restarts.grant("generator-0", 0.0)
     assert restarts.allows("generator-0", came_up=False)
 
 
 def test_a_restart_is_due_once():
-    restarts = Restarts(max_restarts=1)
+    restarts = Restarts(1, "generator.max_restarts")
     assert "restart 1 of 1 (generator.max_restarts) in 1 s" in restarts.grant("generator-0", 5.0)
     assert restarts.take_due(5.9) == []
     assert restarts.take_due(6.0) == ["generator-0"]

@@ -35,7 +35,7 @@ from asyncrl.transport.messages import (
     Stage,
     Switch,
 )
-from asyncrl.transport.sockets import Network, bind, connect
+from asyncrl.transport.sockets import Network, bind, connect, connect_watched
 from asyncrl.transport.wire import Frame, decode, encode, group_from_wire
 from asyncrl.types import Completion
 from tests.wire_support import PATIENCE_MS
@@ -204,12 +204,13 @@ class Bench:
         self.control = ControlServer(self.network, ["generator-0"])
         self.link = ControlLink("generator-0", self.network, self.control.endpoint, 600.0, 600.0)
         self.replay, endpoint = bind(context, self.network)
-        self.dealer = connect(context, self.network, endpoint, "generator-0")
+        self.replay_endpoint = endpoint
+        self.dealer, self.handshakes = connect_watched(context, self.network, endpoint, "generator-0")
         publish_socket, self.publish_endpoint = bind(context, self.network)
         self.learner = connect(context, self.network, self.publish_endpoint, "learner-0-publish")
         self.sockets = [self.replay, self.dealer, publish_socket, self.learner]
         self.publish_server = PublishServer(publish_socket, engine)
-        worker = GeneratorWorker(Config(), engine, pool, self.dealer, self.publish_server, self.link)
+        worker = GeneratorWorker(Config(), engine, pool, self.dealer, self.handshakes, self.publish_server, self.link)
         self.running = asyncio.create_task(worker.run(self.publish_endpoint))
 
     async def receive(self) -> tuple[AnyMessage, list[Frame]]:
@@ -225,6 +226,14 @@ class Bench:
         assert await self.learner.poll(PATIENCE_MS), "the publish server sent nothing"
         return decode(await self.learner.recv_multipart())[0]
 
+    async def replay_is_another(self) -> None:
+        """The acknowledgement has arrived; then the connection breaks, and comes about anew at the same address."""
+        await asyncio.sleep(0.2)
+        self.replay.close(0)
+        await asyncio.sleep(0.1)
+        self.replay, _ = bind(self.context, self.network, int(self.replay_endpoint.rpartition(":")[2]))
+        self.sockets.append(self.replay)
+
     async def ended(self) -> None:
         await asyncio.wait_for(asyncio.shield(self.running), PATIENCE_MS / 1000)
 
@@ -233,6 +242,7 @@ class Bench:
         await asyncio.wait([self.running])
         self.link.close()
         self.control.close()
+        self.handshakes.close()
         for socket in self.sockets:
             socket.close(0)
         self.context.term()
@@ -269,6 +279,26 @@ def test_a_lease_comes_back_as_its_group_and_a_failed_reward_is_noted(pool):
             while not notes:
                 notes += [report for _, report in bench.control.receive(100) if isinstance(report, Note)]
             assert notes[0].text.startswith("row 70: 1 of 2 completions without a reward")
+
+    run(scenario())
+
+
+def test_a_replay_process_that_is_new_hears_what_the_generator_has_and_gets_its_answers_again(pool):
+    async def scenario() -> None:
+        engine = ScriptedEngine()
+        engine.texts[1] = ["a", "b"]
+        async with working(engine, pool) as bench:
+            await bench.grant(make_grant(lease_id=1))
+            await bench.grant(make_grant(lease_id=2))
+            await bench.grant(make_grant(HANGS, lease_id=3))
+            first, _ = await bench.receive()
+            second, _ = await bench.receive()
+            await bench.grant(Ack(first.lease_id))
+            await bench.replay_is_another()
+            hello, _ = await bench.receive()
+            assert (hello.held, hello.serves) == ([second.lease_id, 3], False)
+            again, _ = await bench.receive()
+            assert again == second
 
     run(scenario())
 

@@ -1,7 +1,8 @@
 """The generator process: takes leases, returns scored groups, takes new weights in flight.
 
 Consumes   LeaseGrants from replay; publish commands from learner rank 0.
-Produces   GroupDone or LeaseFailed for every lease; Done or Failed for every publish command.
+Produces   GroupDone or LeaseFailed for every lease, again when replay's process is another one and has not
+           acknowledged it; Done or Failed for every publish command.
 Waits for  the first publish (the learner), then leases (replay grants them as admission permits). Neither wait has a
            deadline here: the learner's deadlines, and the launcher that watches all, end a run that stands still.
 Unblocked  by replay (leases) and the learner (publishes).
@@ -10,6 +11,7 @@ Unblocked  by replay (leases) and the learner (publishes).
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import zmq
 import zmq.asyncio
@@ -21,9 +23,13 @@ from asyncrl.generate.publish_server import PublishServer
 from asyncrl.generate.rollout import Scorer, roll_out
 from asyncrl.transport.control import ControlLink
 from asyncrl.transport.messages import Ack, AnyMessage, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
-from asyncrl.transport.wire import decode, encode, group_to_wire
+from asyncrl.transport.sockets import Handshakes
+from asyncrl.transport.wire import Frame, decode, encode, group_to_wire
+
+log = logging.getLogger(__name__)
 
 STATS_INTERVAL_S = 1.0
+RECONNECT_POLL_S = 0.1
 
 
 class GeneratorWorker:
@@ -31,6 +37,7 @@ class GeneratorWorker:
 
     Args:
         replay: DEALER to the replay server.
+        handshakes: of `replay`.
         publish_server: already bound; its endpoint goes out with Hello.
     """
 
@@ -40,6 +47,7 @@ class GeneratorWorker:
         engine: Engine,
         scorer: Scorer,
         replay: zmq.asyncio.Socket,
+        handshakes: Handshakes,
         publish_server: PublishServer,
         link: ControlLink,
     ) -> None:
@@ -50,13 +58,20 @@ class GeneratorWorker:
         self._publish_server = publish_server
         self._activity = publish_server.activity
         self._link = link
+        self._handshakes = handshakes
+        self._control_endpoint = ""
+        self._held: set[int] = set()
+        """Leases that replay has not acknowledged an answer to."""
+        self._unacknowledged: dict[int, list[Frame]] = {}
+        """Answers, by lease."""
 
     async def run(self, control_endpoint: str) -> None:
         """Until the launcher says stop. The first task that fails ends the process with its error."""
-        await self._send(Hello(control_endpoint, self._config.generator.tensor_parallel, self._credit))
+        self._control_endpoint = control_endpoint
+        await self._say_hello()
         self._link.ready()
         self._link.phase("waiting for weights")
-        loops = [self._publish_server.run(), self._receive(), self._report(), self._until_stopped()]
+        loops = [self._publish_server.run(), self._receive(), self._report(), self._reconnect(), self._until_stopped()]
         tasks = [asyncio.create_task(loop) for loop in loops]
         done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
@@ -65,9 +80,22 @@ class GeneratorWorker:
         for task in done:
             task.result()
 
-    @property
-    def _credit(self) -> int:
-        return self._config.generator.max_groups_in_flight
+    async def _say_hello(self) -> None:
+        config, serves = self._config.generator, self._publish_server.served.is_set()
+        hello = Hello(
+            self._control_endpoint, config.tensor_parallel, config.max_groups_in_flight, serves, sorted(self._held)
+        )
+        await self._replay.send_multipart(encode(hello))
+
+    async def _reconnect(self) -> None:
+        """Tells a replay process that has taken the place of another what this generator has, and answers again."""
+        while True:
+            if self._handshakes.anew():
+                log.warning("connected to replay anew; %d answers go again", len(self._unacknowledged))
+                await self._say_hello()
+                for parts in list(self._unacknowledged.values()):
+                    await self._replay.send_multipart(parts)
+            await asyncio.sleep(RECONNECT_POLL_S)
 
     async def _receive(self) -> None:
         """A lease whose task fails (a dead engine, say) ends the generator; the first such error is the one to tell."""
@@ -82,9 +110,11 @@ class GeneratorWorker:
     def _take(self, message: AnyMessage, leases: asyncio.TaskGroup) -> None:
         match message:
             case LeaseGrant():
+                self._held.add(message.lease_id)
                 leases.create_task(self._answer(message))
             case Ack():
-                pass  # replay has it; what is not acknowledged comes back as an expired lease
+                self._held.discard(message.ref)
+                self._unacknowledged.pop(message.ref, None)
             case _:
                 raise WireError(f"{type(message).__name__} from replay is not for a generator")
 
@@ -108,11 +138,15 @@ class GeneratorWorker:
                 f"row {grant.row}: {len(unscored)} of {group.size} completions without a reward: {unscored[0]}"
             )
         header, frames = group_to_wire(group)
-        await self._replay.send_multipart(encode(GroupDone(grant.lease_id, header), frames), copy=False)
+        await self._send(grant.lease_id, encode(GroupDone(grant.lease_id, header), frames))
         self._link.progress()
 
     async def _fail(self, grant: LeaseGrant, reason: str) -> None:
-        await self._send(LeaseFailed(grant.lease_id, reason))
+        await self._send(grant.lease_id, encode(LeaseFailed(grant.lease_id, reason)))
+
+    async def _send(self, lease_id: int, answer: list[Frame]) -> None:
+        self._unacknowledged[lease_id] = answer
+        await self._replay.send_multipart(answer, copy=False)
 
     async def _report(self) -> None:
         """From the first version on: replay may grant leases, and the launcher hears how the last interval went.
@@ -120,7 +154,7 @@ class GeneratorWorker:
         `generator/*` are totals since that version, see Activity.
         """
         await self._publish_server.served.wait()
-        await self._send(Serving())
+        await self._replay.send_multipart(encode(Serving()))
         before = self._activity.totals
         while True:
             await asyncio.sleep(STATS_INTERVAL_S)
@@ -147,6 +181,3 @@ class GeneratorWorker:
             if self._engine.dead:
                 raise RunError("the inference engine died; what it wrote last stands above")
             await asyncio.sleep(0.1)
-
-    async def _send(self, message: Hello | Serving | LeaseFailed) -> None:
-        await self._replay.send_multipart(encode(message))

@@ -31,19 +31,21 @@ class Generators:
         self._processes = processes
         self._control = control
         self._view = view
-        self._restarts = Restarts(plan.config.generator.max_restarts)
+        self._restarts = Restarts(plan.config.generator.max_restarts, "generator.max_restarts")
         self._lost: dict[str, Placement] = {}
         """Died, and wait for their restart."""
         self._joined: set[str] = set()
         """Came after the start of the run."""
         self._leaving: set[str] = set()
 
+    def __contains__(self, name: str) -> bool:
+        return self._processes.placements[name].role == "generator"
+
     # ── deaths ──
 
     def may_lose(self, name: str) -> bool:
         """The run goes on without it, for a time at least."""
-        placement = self._processes.placements[name]
-        if placement.role != "generator":
+        if name not in self:
             return False
         came_up = self._control.roles[name].is_ready
         return name in self._leaving or self._drops(name) or self._restarts.allows(name, came_up)
@@ -63,6 +65,13 @@ class Generators:
             self._lost[name] = placement
             plan = self._restarts.grant(name, time.monotonic())
         self._view.event(f"{name} {failure.reason}; {plan}")
+
+    def remind_replay(self) -> None:
+        """Its process is new; what the one before was told may be lost."""
+        for name in self._lost:
+            self._control.tell("replay", Gone(name, "is being started again"))
+        for name in self._leaving - self._processes.told_to_end:
+            self._control.tell("replay", Drain(name))
 
     def _drops(self, name: str) -> bool:
         """A newcomer that fails before it has come up is not the end of a run that went on without it."""

@@ -25,11 +25,12 @@ from asyncrl.launch.inputs import RunInputs, make_inputs, save_inputs
 from asyncrl.launch.interrupts import Interrupts
 from asyncrl.launch.machine import this_node
 from asyncrl.launch.record import Recorder
+from asyncrl.launch.resume import check_changes, find_checkpoint, lock
 from asyncrl.launch.roles import RunPlan
 from asyncrl.launch.scale import write_address
 from asyncrl.launch.supervisor import Outcome, Supervisor
 from asyncrl.launch.topology import Node, Topology, plan, resolve_device
-from asyncrl.learn.trainer_state import TrainerState, latest, read_state
+from asyncrl.learn.trainer_state import TrainerState, latest
 from asyncrl.metrics import MetricsWriter
 from asyncrl.model_shape import read_model_shape
 from asyncrl.rewards.functions import resolve
@@ -44,7 +45,9 @@ class _Run:
     config: Config
     inputs: RunInputs
     directory: Path
+    is_resumed: bool
     resume_from: Path | None
+    """A checkpoint; None = the beginning."""
     state: TrainerState
 
 
@@ -53,12 +56,15 @@ def launch(config: Config, config_name: str, resume: Path | None, console: Conso
 
     Args:
         config_name: names the run when run.name is null.
-        resume: a run directory to go on with, from its latest checkpoint.
+        resume: a run directory to go on with, from its latest checkpoint, or from its beginning if it has none.
 
     Raises:
         UserError: bad input; nothing was started.
         RunError: a role failed, was silent or did not come up.
     """
+    resume_from, state = (None, TrainerState()) if resume is None else find_checkpoint(resume)
+    if resume is not None:
+        check_changes(resume, config)
     for term in config.reward.terms:
         resolve(term.function)
     is_local = config.cluster.ray_address is None  # else the cluster is checked once it is joined
@@ -69,16 +75,18 @@ def launch(config: Config, config_name: str, resume: Path | None, console: Conso
     config = replace(config, model=replace(config.model, path=inputs.model_path))
     if is_local:
         _check(config, [this_node()], inputs.model_path)
-    resume_from = None if resume is None else _latest_checkpoint(resume)
-    state = TrainerState() if resume_from is None else read_state(resume_from)
     if state.step >= inputs.num_steps:
         raise ConfigError(f"{resume} has {state.step} of {inputs.num_steps} steps; raise run.steps or run.epochs")
     directory = run_dirs.create(config, config_name) if resume is None else resume.resolve()
+    lock(directory, config.run.heartbeat_timeout_s + config.run.stop_timeout_s, console)
+    if resume is not None:
+        resume_from, state = find_checkpoint(resume)  # the roles of the earlier launch may have gone on until now
+        run_dirs.save_config(directory, config)
     save_inputs(inputs, directory)
     console.print(f"run directory: {directory}", highlight=False, soft_wrap=True)
     for note in inputs.notes:
         console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
-    return _run(_Run(config, inputs, directory, resume_from, state), console)
+    return _run(_Run(config, inputs, directory, resume is not None, resume_from, state), console)
 
 
 def _check(config: Config, nodes: list[Node], model_path: str | None = None) -> tuple[Topology, list[str]]:
@@ -89,15 +97,6 @@ def _check(config: Config, nodes: list[Node], model_path: str | None = None) -> 
     warnings = check(config, device, shape)
     topology = plan(config, nodes, device)
     return topology, [*topology.notes, *warnings]
-
-
-def _latest_checkpoint(directory: Path) -> Path:
-    if not (directory / "config.yaml").is_file():
-        raise ConfigError(f"--resume {directory}: no run directory (it has no config.yaml)")
-    checkpoint = latest(directory)
-    if checkpoint is None:
-        raise ConfigError(f"--resume {directory}: it has no checkpoint; start it again under another name")
-    return checkpoint
 
 
 def _run(run: _Run, console: Console) -> int:
@@ -114,7 +113,7 @@ def _run(run: _Run, console: Console) -> int:
         stack.callback(control.close)
         address = write_address(run.directory, control.endpoint, cluster.network.keys)
         stack.callback(address.unlink, missing_ok=True)
-        writer = MetricsWriter(run.directory, resume_after=run.state.step if run.resume_from else None)
+        writer = MetricsWriter(run.directory, resume_after=run.state.step if run.is_resumed else None)
         view = LiveView(console, run.inputs.num_steps)
         recorder = Recorder(writer, view, first_step=run.state.step)
         stack.callback(recorder.close)

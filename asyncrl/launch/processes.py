@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from asyncrl.launch.cluster import Cluster, Failure, RoleProcess, ask, failure_of, has_ended, kill
 from asyncrl.launch.control_server import ControlServer
 from asyncrl.launch.roles import RunPlan
 from asyncrl.launch.topology import Placement
+from asyncrl.learn.trainer_state import TrainerState, latest, read_state
 
 
 class Processes:
@@ -19,8 +22,10 @@ class Processes:
         self._cluster = cluster
         self._control = control
         self._processes: dict[str, RoleProcess] = {}
-        self._endpoints = ("", "")
-        """Of replay, and where the learner ranks meet."""
+        self._endpoints: tuple[str, Any] = ("", "")
+        """Of replay, and where the learner ranks meet (a reference to it after a restart)."""
+        self._num_lives: Counter[str] = Counter()
+        """Of replay and the learners: 0 for the first."""
         self.told_to_end: set[str] = set()
         """Before the others."""
 
@@ -41,12 +46,32 @@ class Processes:
             self._run(placement, actors[placement.name])
 
     def start(self, placement: Placement) -> None:
-        """A role that joins the live run, under a new name or again."""
+        """A generator that joins the live run, under a new name or again."""
         self._control.starts_again(placement.name)
         self._run(placement, self._cluster.create(self._plan, placement))
 
+    def start_replay(self, placement: Placement) -> None:
+        """Again, at the address that the others know."""
+        self._num_lives["replay"] += 1
+        self.start(placement)
+
+    def start_learners(self, placements: list[Placement]) -> None:
+        """All ranks again, from the latest checkpoint; nothing here waits for their processes."""
+        checkpoint = latest(self._plan.run_dir)
+        state = TrainerState() if checkpoint is None else read_state(checkpoint)
+        plan = replace(self._plan, resume_from=checkpoint, state=state)
+        actors = [self._cluster.create(plan, placement) for placement in placements]
+        rendezvous = next(
+            actor for actor, placement in zip(actors, placements, strict=True) if placement.rank == 0
+        ).rendezvous.remote()
+        self._endpoints = (self._endpoints[0], rendezvous)
+        for placement, actor in zip(placements, actors, strict=True):
+            self._control.starts_again(placement.name)
+            self._num_lives[placement.name] += 1
+            self._run(placement, actor)
+
     def _run(self, placement: Placement, actor: Any) -> None:
-        ended = actor.run.remote(*self._endpoints)
+        ended = actor.run.remote(*self._endpoints, self._num_lives[placement.name])
         self._processes[placement.name] = RoleProcess(placement, actor, ended, time.monotonic())
 
     @property
@@ -58,8 +83,12 @@ class Processes:
         return [name for name, process in self._processes.items() if not has_ended(process)]
 
     @property
+    def learners(self) -> list[str]:
+        return [name for name, process in self._processes.items() if process.placement.role == "learner"]
+
+    @property
     def learners_ended(self) -> bool:
-        return not any(self._processes[name].placement.role == "learner" for name in self.alive)
+        return not set(self.learners) & set(self.alive)
 
     def failures(self, stopping: bool) -> dict[str, Failure]:
         """The roles that failed, are silent or did not come up. While the run stops, a role may end and be silent."""

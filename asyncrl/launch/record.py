@@ -31,6 +31,8 @@ class Recorder:
     def take(self, sender: str, report: Report, roles: Mapping[str, RoleState]) -> None:
         """One report, in the order of arrival."""
         match report:
+            case StepRow() if report.step <= self._step:
+                pass  # a learner that was started again makes it a second time
             case StepRow():
                 self._write()
                 self._step = report.step

@@ -1,28 +1,30 @@
-"""Which generators are started again after a failure, and when. Pure: the caller brings the clock."""
+"""What is started again after a failure, and when. Pure: the caller brings the clock."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 FIRST_DELAY_S = 1.0
-"""Doubled with each further failure of the same generator."""
+"""Doubled with each further failure of the same role."""
 LONGEST_DELAY_S = 60.0
 
 
 class Restarts:
-    """A budget for each generator, with back-off.
+    """A budget for each role, with back-off.
 
     Args:
-        max_restarts: of one generator in the whole run.
+        max_restarts: of one role in the whole run.
+        key: of the configuration, that sets it.
     """
 
-    def __init__(self, max_restarts: int) -> None:
+    def __init__(self, max_restarts: int, key: str) -> None:
         self._max_restarts = max_restarts
+        self._key = key
         self._num_granted: Counter[str] = Counter()
         self._due_s: dict[str, float] = {}
 
     def allows(self, name: str, came_up: bool) -> bool:
-        """A generator that fails before it has ever come up would fail again: its error ends the run."""
+        """A role that fails before it has ever come up would fail again: its error ends the run."""
         num_granted = self._num_granted[name]
         return num_granted < self._max_restarts and (came_up or num_granted > 0)
 
@@ -31,10 +33,10 @@ class Restarts:
         delay_s = min(FIRST_DELAY_S * 2 ** self._num_granted[name], LONGEST_DELAY_S)
         self._num_granted[name] += 1
         self._due_s[name] = now_s + delay_s
-        return f"restart {self._num_granted[name]} of {self._max_restarts} (generator.max_restarts) in {delay_s:.0f} s"
+        return f"restart {self._num_granted[name]} of {self._max_restarts} ({self._key}) in {delay_s:.0f} s"
 
     def take_due(self, now_s: float) -> list[str]:
-        """The generators whose time has come, once."""
+        """The roles whose time has come, once."""
         due = [name for name, due_s in self._due_s.items() if due_s <= now_s]
         for name in due:
             del self._due_s[name]

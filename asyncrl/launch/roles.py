@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import zmq
 import zmq.asyncio
 
-from asyncrl.config import Config
+from asyncrl.config import Config, ReplayConfig
 from asyncrl.generate.engine import EngineSpec
 from asyncrl.launch.topology import Topology
 from asyncrl.learn.trainer_state import TrainerState
 from asyncrl.transport.control import ControlLink
-from asyncrl.transport.sockets import Network, bind, connect
+from asyncrl.transport.sockets import Network, bind, connect_watched
+
+if TYPE_CHECKING:
+    from asyncrl.replay.controller import StalenessController
+    from asyncrl.replay.ledger import Ledger
+    from asyncrl.replay.life import Standing
 
 
 @dataclass(frozen=True)
@@ -38,24 +45,52 @@ class RunPlan:
         return ControlLink(name, network, self.control_endpoint, run.heartbeat_timeout_s, run.stop_timeout_s)
 
 
-def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket) -> None:
-    """Serves prompts, groups and batches on a bound socket until the launcher says stop."""
+def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, life: int) -> None:
+    """Serves prompts, groups and batches on a bound socket until the launcher says stop.
+
+    Args:
+        life: 0 with the run; above, another process has gone before in this run and the generators are still there.
+    """
     from asyncrl.data.order import PromptOrder
     from asyncrl.data.prompts import load_prompts
-    from asyncrl.launch.run_dir import eval_file, train_file
-    from asyncrl.replay.controller import StalenessController
-    from asyncrl.replay.evaluation import Evaluation
-    from asyncrl.replay.ledger import Ledger
+    from asyncrl.launch.run_dir import eval_file, ledger_file, train_file
+    from asyncrl.replay.evaluation import Evaluation, first_lease_id
     from asyncrl.replay.server import ReplayServer
-    from asyncrl.replay.store import MemoryStore
+    from asyncrl.replay.store import LedgerStore
 
     config = plan.config
     link = plan.link(name, network)
     prompts = load_prompts(train_file(plan.run_dir))
     order = PromptOrder(len(prompts), shuffle=config.data.shuffle, seed=config.run.seed)
     held_out = load_prompts(eval_file(plan.run_dir)) if eval_file(plan.run_dir).is_file() else []
+    store = LedgerStore(ledger_file(plan.run_dir), config.replay.durability)
+    session = store.begin_session(began_anew=life == 0)
+    standing = store.standing()
+    ledger = _ledger(plan, standing)
+    if life == 0:
+        ledger.begin_session()
+    ledger.checkpointed(plan.state.step)
+    server = ReplayServer(
+        socket,
+        config,
+        lambda index: prompts[order.position(index)],
+        Evaluation(held_out, config, first_lease_id(session)),
+        ledger,
+        store,
+        link,
+        _controller(config.replay, standing.eta),
+    )
+    server.run()
+    store.close()
+    link.close()
+
+
+def _ledger(plan: RunPlan, standing: Standing) -> Ledger:
+    from asyncrl.replay.ledger import Ledger
+
+    config = plan.config
     refills = config.algorithm.zero_variance == "refill"
-    ledger = Ledger(
+    return Ledger(
         batch_size=config.learner.batch_size,
         max_staleness=config.replay.max_staleness,
         num_steps=plan.num_steps,
@@ -63,31 +98,19 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket) -
         lease_timeout_s=config.replay.lease_timeout_s,
         max_attempts=config.replay.max_lease_attempts,
         max_refill_prompts=config.algorithm.max_refill_batches * config.learner.batch_size if refills else 0,
-        version=plan.state.step,
-        next_index=plan.state.next_index,
-        ended=plan.state.ended,
+        standing=standing,
+        now_s=time.monotonic(),
     )
-    replay = config.replay
-    controller = None
-    if replay.ess_target is not None:
-        controller = StalenessController(
-            ess_target=replay.ess_target,
-            min_staleness=replay.min_staleness,
-            max_staleness=replay.max_staleness,
-            eta=plan.state.eta,
-        )
-    server = ReplayServer(
-        socket,
-        config,
-        lambda index: prompts[order.position(index)],
-        Evaluation(held_out, config),
-        ledger,
-        MemoryStore(),
-        link,
-        controller,
+
+
+def _controller(replay: ReplayConfig, eta: int | None) -> StalenessController | None:
+    from asyncrl.replay.controller import StalenessController
+
+    if replay.ess_target is None:
+        return None
+    return StalenessController(
+        ess_target=replay.ess_target, min_staleness=replay.min_staleness, max_staleness=replay.max_staleness, eta=eta
     )
-    server.run()
-    link.close()
 
 
 def run_generator(plan: RunPlan, network: Network, name: str, replay_endpoint: str) -> None:
@@ -111,10 +134,11 @@ async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint:
         await engine.warm_up()
         context = zmq.asyncio.Context.instance()
         socket, endpoint = bind(context, network)
-        replay = connect(context, network, replay_endpoint, name)
+        replay, handshakes = connect_watched(context, network, replay_endpoint, name)
         publish_server = PublishServer(socket, engine)
-        await GeneratorWorker(config, engine, pool, replay, publish_server, link).run(endpoint)
+        await GeneratorWorker(config, engine, pool, replay, handshakes, publish_server, link).run(endpoint)
         socket.close()
+        handshakes.close()
         replay.close()
     finally:
         engine.shutdown()
@@ -137,8 +161,14 @@ def _engine_spec(plan: RunPlan) -> EngineSpec:
     )
 
 
-def run_learner(plan: RunPlan, network: Network, name: str, rank: int, rendezvous: str, replay_endpoint: str) -> None:
-    """Trains until the run has its steps or the launcher says stop."""
+def run_learner(
+    plan: RunPlan, network: Network, name: str, rank: int, rendezvous: str, replay_endpoint: str, life: int
+) -> None:
+    """Trains until the run has its steps or the launcher says stop.
+
+    Args:
+        life: 0 with the run; above, the ranks have been started again in a live run.
+    """
     link = plan.link(name, network)
     link.phase("importing torch")
     from asyncrl.learn.worker import LearnerWorker, init_ranks
@@ -155,5 +185,5 @@ def run_learner(plan: RunPlan, network: Network, name: str, rank: int, rendezvou
         replay_endpoint,
         link,
     )
-    worker.run(plan.resume_from)
+    worker.run(plan.resume_from, restarted=life > 0)
     link.close()

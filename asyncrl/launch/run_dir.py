@@ -3,9 +3,11 @@
 runs/NAME/
   config.yaml               resolved
   prompts_*.parquet         tokenized prompts
+  ledger.sqlite             every prompt's life, and the groups that no checkpoint has yet (`replay/store.py`)
   metrics.jsonl, tensorboard/
   checkpoints/step_*/
   logs/ROLE.log
+  lock                      held while any process of the run lives
   control.json              while the run is live: where its launcher listens
   diagnosis/TIME/           of a run that could not go on
 """
@@ -41,8 +43,12 @@ def create(config: Config, config_name: str) -> Path:
     except OSError as error:
         raise ConfigError(f"run.dir={config.run.dir}: cannot make {path}: {error.strerror}") from error
     (path / "logs").mkdir()
-    (path / "config.yaml").write_text(to_yaml(config))
+    save_config(path, config)
     return path.resolve()
+
+
+def save_config(run_dir: Path, config: Config) -> None:
+    (run_dir / "config.yaml").write_text(to_yaml(config))
 
 
 def train_file(run_dir: Path) -> Path:
@@ -51,6 +57,14 @@ def train_file(run_dir: Path) -> Path:
 
 def eval_file(run_dir: Path) -> Path:
     return run_dir / "prompts_eval.parquet"
+
+
+def ledger_file(run_dir: Path) -> Path:
+    return run_dir / "ledger.sqlite"
+
+
+def lock_file(run_dir: Path) -> Path:
+    return run_dir / "lock"
 
 
 def log_file(run_dir: Path, role: str) -> Path:

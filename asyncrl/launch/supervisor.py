@@ -1,7 +1,7 @@
 """Starts the roles, watches them, stops them.
 
 Consumes   heartbeats and reports of every role; requests of `asyncrl scale`; Ctrl-C.
-Produces   rows for the recorder; generators that come back, join and leave; Stop for the roles; the run's end.
+Produces   rows for the recorder; roles that come back; generators that join and leave; Stop for the roles; the end.
 Waits for  each role to come up (at most run.startup_timeout_s), to be heard of (every run.heartbeat_timeout_s), any of
            them to finish something (every run.no_progress_timeout_s), and each to end after Stop (at most
            run.stop_timeout_s). Whoever is late is named, with its last log lines.
@@ -13,7 +13,7 @@ import time
 from typing import Literal
 
 from asyncrl.errors import ConfigError, DeadlineError, RoleDiedError
-from asyncrl.launch.cluster import Cluster
+from asyncrl.launch.cluster import Cluster, Failure
 from asyncrl.launch.console import LiveView
 from asyncrl.launch.control_server import ControlServer
 from asyncrl.launch.diagnosis import write_diagnosis
@@ -21,13 +21,15 @@ from asyncrl.launch.generators import Generators
 from asyncrl.launch.interrupts import Interrupts
 from asyncrl.launch.processes import Processes
 from asyncrl.launch.record import Recorder
+from asyncrl.launch.recovery import Recovery
 from asyncrl.launch.roles import RunPlan
 from asyncrl.launch.run_dir import log_tail
 from asyncrl.transport.messages import Drained, Failed, Scaled
 
 POLL_MS = 100
 LAST_WORDS_S = 1.0
-"""A role that failed may have sent its last rows just before; they are waited for this long."""
+"""A role that raised an error may have sent its last rows just before, and another's death may be the cause of it; both
+are waited for this long."""
 
 Outcome = Literal["complete", "interrupted"]
 
@@ -44,6 +46,7 @@ class Supervisor:
         self._view = view
         self._processes = Processes(plan, cluster, control)
         self._generators = Generators(plan, cluster, self._processes, control, view)
+        self._recovery = Recovery(plan, self._processes, self._generators, control, view)
         self._stopping = False
 
     def start(self) -> None:
@@ -65,9 +68,10 @@ class Supervisor:
         while not interrupts.count:
             self._receive(POLL_MS)
             self._handle_failures()
-            if self._processes.learners_ended:
+            if self._processes.learners_ended and not self._recovery.awaits_learners:
                 return "complete"
             self._generators.tend()
+            self._recovery.tend()
             self._answer_requests()
             self._check_progress()
         return "interrupted"
@@ -117,22 +121,30 @@ class Supervisor:
                     self._view.phase(name, state.phase)
 
     def _handle_failures(self) -> None:
-        """Goes on without generators while that is allowed; any other failure ends the run.
-
-        One death makes others fail: a role whose process died is named before one that only raised an error.
-        """
-        failures = self._processes.failures(self._stopping)
-        if all(self._generators.may_lose(name) for name in failures):
+        """Goes on without a role while that is allowed; any other failure ends the run."""
+        failures = self._failures()
+        if all(self._generators.may_lose(name) or self._recovery.may_lose(name, self._stopping) for name in failures):
             for name, failure in failures.items():
-                self._generators.lose(name, failure, self._stopping)
+                if name not in self._processes.placements:
+                    continue  # a learner rank that was ended together with another
+                if name in self._generators:
+                    self._generators.lose(name, failure, self._stopping)
+                else:
+                    self._recovery.lose(name, failure)
             return
-        deadline_s = time.monotonic() + LAST_WORDS_S
-        while time.monotonic() < deadline_s:
-            self._receive(POLL_MS)
-        failures |= self._processes.failures(self._stopping)
-        name = min(failures, key=lambda name: not failures[name].process_died)
-        others = "".join(f"\n{other} then {failures[other].reason}" for other in failures if other != name)
-        raise RoleDiedError(f"{name} {failures[name].reason}{others}\n{self._last_lines(name)}")
+        name, *others = failures
+        then = "".join(f"\n{other} then {failures[other].reason}" for other in others)
+        raise RoleDiedError(f"{name} {failures[name].reason}{then}\n{self._last_lines(name)}")
+
+    def _failures(self) -> dict[str, Failure]:
+        """The cause first: one death makes others fail, so roles whose processes died come before those that raised."""
+        failures = self._processes.failures(self._stopping)
+        if not all(failure.process_died for failure in failures.values()):
+            deadline_s = time.monotonic() + LAST_WORDS_S
+            while time.monotonic() < deadline_s:
+                self._receive(POLL_MS)
+            failures |= self._processes.failures(self._stopping)
+        return dict(sorted(failures.items(), key=lambda item: not item[1].process_died))
 
     def _answer_requests(self) -> None:
         """Of `asyncrl scale`."""

@@ -23,11 +23,11 @@ class _Envelope(msgspec.Struct):
     frame_bytes: list[int]
 
 
-def agreed_by_rank_0(flag: bool) -> bool:
-    """Rank 0's flag, on every rank. Collective."""
-    shared = torch.tensor([flag], dtype=torch.uint8)
+def agreed_by_rank_0(value: int) -> int:
+    """Rank 0's number, on every rank. Collective."""
+    shared = torch.tensor([value])
     dist.broadcast(shared, src=0)
-    return bool(shared.item())
+    return int(shared.item())
 
 
 def share_batch(received: tuple[BatchReply, Sequence[Frame]] | None) -> Batch | None:
@@ -66,4 +66,4 @@ def _unpack(payload: torch.Tensor) -> Batch:
         group_from_wire(header, frames[FRAMES_PER_GROUP * k : FRAMES_PER_GROUP * (k + 1)])
         for k, header in enumerate(reply.headers)
     ]
-    return Batch(reply.step, groups, reply.next_index, reply.ended, reply.queue_depth, reply.eta)
+    return Batch(reply.step, groups, reply.next_step, reply.queue_depth, reply.eta)

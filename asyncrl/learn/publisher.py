@@ -57,15 +57,15 @@ class Publisher:
         """Of the present group; empty when there is none that works."""
         replay.on_newcomers = self._welcome
 
-    def wait_for_generators(self) -> bool:
-        """Until all have come up. False: the run is stopping.
+    def wait_for_generators(self, num_generators: int) -> bool:
+        """Until so many have come up. False: the run is stopping.
 
         Raises:
             DeadlineError: some did not come.
         """
         self._link.phase("waiting for the generators")
         try:
-            self._replay.wait_for_generators(self._config.generator.count, self._config.run.startup_timeout_s)
+            self._replay.wait_for_generators(num_generators, self._config.run.startup_timeout_s)
         except RunStopping:
             return False
         return True
@@ -137,7 +137,7 @@ class Publisher:
         """The generators that are up: one at least."""
         timeout_s = self._config.run.startup_timeout_s
         deadline_s = time.monotonic() + timeout_s
-        while not (members := self._replay.members(self._config.publish.timeout_s)):
+        while not (members := self._replay.members(self._config.publish.timeout_s).members):
             self._link.phase("waiting for a generator: none is up")
             if time.monotonic() > deadline_s:
                 raise DeadlineError("a generator to come back", timeout_s, "the launcher, which starts it again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from asyncrl.errors import DataError
@@ -14,18 +14,13 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class TrainerState:
-    """Where the run stands. The learning rate is a function of `update`, so the schedule has no state of its own."""
+    """Where the learner stands. The learning rate is a function of `update`, so the schedule has no state of its own;
+    the prompts are in the run's ledger."""
 
     step: int = 0
     """Steps done = the version of the saved policy."""
-    next_index: int = 0
-    """`Batch.next_index` of the last batch trained: the prompt cursor."""
     update: int = 0
     """Optimizer updates done."""
-    ended: list[int] = field(default_factory=list)
-    """`Batch.ended` of the last batch trained."""
-    eta: int | None = None
-    """`Batch.eta` of the last batch trained: where a controller of η goes on from."""
 
 
 def checkpoint_dir(run_dir: Path, step: int) -> Path:

@@ -1,6 +1,8 @@
 """A learner rank: consumes batches, makes versions, publishes and saves them.
 
-Consumes   one batch a step, from replay (rank 0, which shares it).
+Consumes   one batch a step, from replay (rank 0, which shares it). From a checkpoint on, those that were taken before
+           come again; until they are done the learner retraces its steps, and publishes nothing: the generators serve
+           the version that these steps lead to, or wait for it.
 Produces   version step + 1, in every generator; a checkpoint every run.save_every; a StepRow a step.
 Waits for  a batch (replay, at most run.step_timeout_s), each phase of a publish (generators, at most
            publish.timeout_s), the other ranks (at most 2 · run.step_timeout_s + 60 s).
@@ -32,10 +34,11 @@ from asyncrl.replay.client import ReplayClient
 from asyncrl.transport.control import ControlLink
 from asyncrl.transport.messages import MetricValue, StepRow
 from asyncrl.transport.sockets import Network
-from asyncrl.types import Batch
+from asyncrl.types import Batch, prompts_checksum
 
 log = logging.getLogger(__name__)
 
+STOPPING = -1
 RANK_MARGIN_S = 60.0
 """Ranks wait for each other this much longer than rank 0 may wait for replay (for an evaluation and then a batch, each
 at most run.step_timeout_s), so that rank 0's error comes first."""
@@ -87,18 +90,22 @@ class LearnerWorker:
         self._learner = Learner(config, mesh, num_steps)
         self._publish_dtype = compute_dtype(config.model, device_type)
         self._publish_device = torch.device(device_type if publish_engine == "nccl" else "cpu")
-        self._state = TrainerState(step=0, next_index=0, update=0)
+        self._state = TrainerState()
         self._replay = ReplayClient(link.name, network, replay_endpoint, link.stopping) if self._is_sender else None
         self._publisher = self._make_publisher(network, publish_engine)
         self._effective_sample_size: float | None = None
 
-    def run(self, resume_from: Path | None) -> None:
-        """Until run.steps versions exist or the launcher says stop; both end with a checkpoint."""
+    def run(self, resume_from: Path | None, restarted: bool = False) -> None:
+        """Until run.steps versions exist or the launcher says stop; both end with a checkpoint.
+
+        Args:
+            restarted: in a live run; some of its generators may be gone for good.
+        """
         if resume_from is not None:
             self._link.phase(f"loading {resume_from.name}")
             self._state = load(resume_from, self._learner)
         self._link.ready()
-        stopped = not self._open_session()
+        stopped = not self._open_session(1 if restarted else self._config.generator.count)
         while not stopped and self._state.step < self._num_steps:
             stopped = not self._step()
         self._save_at_end()
@@ -121,14 +128,17 @@ class LearnerWorker:
         self._link.phase(f"training step {self._state.step}")
         figures: dict[str, MetricValue] = dict(self._learner.train(batch))
         trained_s = time.perf_counter()
-        self._state = TrainerState(batch.step + 1, batch.next_index, self._learner.update, batch.ended, batch.eta)
+        self._state = TrainerState(batch.step + 1, self._learner.update)
         size = figures.get("policy/effective_sample_size")
         self._effective_sample_size = size if isinstance(size, float) and math.isfinite(size) else None
-        figures |= self._publish(self._state.step)
+        is_new = self._state.step >= batch.next_step
+        if is_new:
+            figures |= self._publish(self._state.step)
         published_s = time.perf_counter()
         self._save_when_due()
         figures["time/save_s"] = time.perf_counter() - published_s
-        self._evaluate_when_due()
+        if is_new:
+            self._evaluate_when_due()
         end_s = time.perf_counter()
         self._report(batch, figures, wait_s=fetched_s - start_s, train_s=trained_s - fetched_s, step_s=end_s - start_s)
         return True
@@ -160,20 +170,41 @@ class LearnerWorker:
             "throughput/samples_per_s": sum(group.size for group in batch.groups) / step_s,
             "queue/depth": float(batch.queue_depth),
             "staleness/eta": float(batch.eta),
+            "batch/prompts_crc32": float(prompts_checksum(group.index for group in batch.groups)),
             "sample/train": batch.groups[0].sample_text,
         }
         self._link.send(StepRow(batch.step + 1, figures))
 
     # ── versions ──
 
-    def _open_session(self) -> bool:
-        """Meets the generators and publishes the first version, so that what they serve is proved to be ours."""
-        if not agreed_by_rank_0(self._publisher is not None and self._publisher.wait_for_generators()):
+    def _open_session(self, num_generators: int) -> bool:
+        """Meets the generators and publishes the first version, so that what they serve is proved to be ours.
+
+        Not when batches were taken after this learner's checkpoint: they come first.
+        """
+        next_step = agreed_by_rank_0(self._next_step())
+        if next_step > self._state.step:
+            if self._is_sender:
+                self._link.note(f"going over the steps {self._state.step + 1} to {next_step} again, from the ledger")
+            return True
+        if next_step == STOPPING or not agreed_by_rank_0(self._meets(num_generators)):
             return False
         self._publish(self._state.step)
         if self._evaluates and self._state.step == 0:
             self._wait_for_evaluation(0)
         return True
+
+    def _next_step(self) -> int:
+        """On rank 0: the first step whose batch has not been taken, or STOPPING."""
+        if self._replay is None:
+            return STOPPING
+        try:
+            return self._replay.members(self._config.run.startup_timeout_s).next_step
+        except RunStopping:
+            return STOPPING
+
+    def _meets(self, num_generators: int) -> bool:
+        return self._publisher is not None and self._publisher.wait_for_generators(num_generators)
 
     def _make_publisher(self, network: Network, engine: str) -> Publisher | None:
         """On rank 0."""
@@ -209,6 +240,12 @@ class LearnerWorker:
     def _save(self) -> None:
         self._link.phase(f"saving version {self._state.step}")
         save(checkpoint_dir(self._run_dir, self._state.step), self._learner, self._state)
+        if self._replay is None:
+            return
+        try:
+            self._replay.checkpointed(self._state.step, self._config.publish.timeout_s)
+        except RunStopping:
+            log.info("stopping; replay learns of the checkpoint when the run goes on")
 
     def _evaluate_when_due(self) -> None:
         step, every = self._state.step, self._config.run.eval_every

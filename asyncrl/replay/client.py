@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
 import zmq
 
@@ -15,6 +14,7 @@ from asyncrl.transport.messages import (
     AnyMessage,
     BatchReply,
     BatchRequest,
+    Checkpointed,
     EvalReply,
     EvalRequest,
     Member,
@@ -23,10 +23,8 @@ from asyncrl.transport.messages import (
     Newcomers,
     Published,
 )
-from asyncrl.transport.sockets import Network, connect
+from asyncrl.transport.sockets import Network, connect_watched
 from asyncrl.transport.wire import FRAMES_PER_GROUP, Frame, decode, encode
-
-Reply = TypeVar("Reply", bound=AnyMessage)
 
 POLL_MS = 200
 MEMBERS_INTERVAL_S = 0.25
@@ -35,21 +33,29 @@ MEMBERS_INTERVAL_S = 0.25
 class ReplayClient:
     """One DEALER, one question at a time.
 
+    When replay's process is another one than it was, the open question is asked again: replay answers alike.
+
     Args:
         stopping: set when the run is to end; a wait then raises RunStopping.
     """
 
     def __init__(self, name: str, network: Network, endpoint: str, stopping: threading.Event) -> None:
         context: zmq.Context = zmq.Context.instance()
-        self._socket = connect(context, network, endpoint, name)
+        self._socket, self._handshakes = connect_watched(context, network, endpoint, name)
         self._stopping = stopping
-        self._late_eval: list[EvalReply] = []
+        self._late_eval: EvalReply | None = None
+        self._awaited_eval: EvalRequest | None = None
+        """Not answered yet."""
         self.on_newcomers: Callable[[list[Member]], None] = lambda members: None
         """Called, within a wait, with all generators when one of them is up and has no weights yet."""
 
-    def members(self, timeout_s: float) -> list[Member]:
+    def members(self, timeout_s: float) -> Members:
         """The generators that have said hello and have not gone since."""
-        return self._ask(MembersRequest(), Members, timeout_s, "the list of generators")[0].members
+        reply, _ = self._ask(
+            MembersRequest(), lambda message: isinstance(message, Members), timeout_s, "the list of generators"
+        )
+        assert isinstance(reply, Members)
+        return reply
 
     def wait_for_generators(self, num_generators: int, timeout_s: float) -> list[Member]:
         """Every generator, once all have said hello.
@@ -59,7 +65,7 @@ class ReplayClient:
         """
         deadline_s = time.monotonic() + timeout_s
         while True:
-            members = self.members(timeout_s)
+            members = self.members(timeout_s).members
             if len(members) >= num_generators:
                 return members
             if time.monotonic() > deadline_s:
@@ -78,63 +84,91 @@ class ReplayClient:
 
         Raises:
             DeadlineError: the queue did not fill in time.
-            WireError: the reply is for another step or lacks frames.
+            WireError: the reply lacks frames.
         """
         reply, frames = self._ask(
-            BatchRequest(step, effective_sample_size), BatchReply, timeout_s, f"the batch of step {step}"
+            BatchRequest(step, effective_sample_size),
+            lambda message: isinstance(message, BatchReply) and message.step == step,
+            timeout_s,
+            f"the batch of step {step}",
         )
-        if reply.step != step or len(frames) != FRAMES_PER_GROUP * len(reply.headers):
-            raise WireError(f"asked for the batch of step {step}, got step {reply.step} with {len(frames)} frames")
+        assert isinstance(reply, BatchReply)
+        if len(frames) != FRAMES_PER_GROUP * len(reply.headers):
+            raise WireError(f"the batch of step {step} has {len(reply.headers)} groups and {len(frames)} frames")
         return reply, frames
 
     def published(self, version: int, timeout_s: float) -> None:
         """Tells replay that every generator serves `version` whole, and waits until it knows."""
-        self._ask(Published(version), Ack, timeout_s, f"replay to take note of version {version}")
+        self._tell(Published(version), version, timeout_s, f"replay to take note of version {version}")
+
+    def checkpointed(self, step: int, timeout_s: float) -> None:
+        """Tells replay that the checkpoint after `step` steps is whole, and waits until it knows."""
+        self._tell(Checkpointed(step), step, timeout_s, f"replay to take note of the checkpoint of step {step}")
 
     def request_evaluation(self, version: int) -> None:
         """Starts an evaluation; its figures go to the launcher, and here through `wait_for_evaluation`."""
-        self._socket.send_multipart(encode(EvalRequest(version)))
+        self._late_eval, self._awaited_eval = None, EvalRequest(version)
+        self._socket.send_multipart(encode(self._awaited_eval))
 
     def wait_for_evaluation(self, version: int, timeout_s: float) -> EvalReply:
-        """The figures of an evaluation that was requested."""
-        for reply in self._late_eval:
-            if reply.version == version:
-                return reply
-        found, _ = self._wait(
-            lambda message: isinstance(message, EvalReply) and message.version == version,
-            timeout_s,
-            f"the evaluation of version {version}",
-        )
-        assert isinstance(found, EvalReply)
-        return found
+        """The figures of the evaluation that was requested last."""
+        if self._late_eval is None:
+            self._wait(lambda message: self._late_eval is not None, timeout_s, f"the evaluation of version {version}")
+        assert self._late_eval is not None
+        return self._late_eval
 
     def close(self) -> None:
+        self._handshakes.close()
         self._socket.close()
 
+    def _tell(self, news: Published | Checkpointed, ref: int, timeout_s: float, waited_for: str) -> None:
+        self._ask(news, lambda message: isinstance(message, Ack) and message.ref == ref, timeout_s, waited_for)
+
     def _ask(
-        self, question: AnyMessage, kind: type[Reply], timeout_s: float, waited_for: str
-    ) -> tuple[Reply, list[Frame]]:
+        self, question: AnyMessage, matches: Callable[[AnyMessage], bool], timeout_s: float, waited_for: str
+    ) -> tuple[AnyMessage, list[Frame]]:
         self._socket.send_multipart(encode(question))
-        reply, frames = self._wait(lambda message: isinstance(message, kind), timeout_s, waited_for)
-        assert isinstance(reply, kind)
-        return reply, frames
+        return self._wait(matches, timeout_s, waited_for, question)
 
     def _wait(
-        self, matches: Callable[[AnyMessage], bool], timeout_s: float, waited_for: str
+        self,
+        matches: Callable[[AnyMessage], bool],
+        timeout_s: float,
+        waited_for: str,
+        question: AnyMessage | None = None,
     ) -> tuple[AnyMessage, list[Frame]]:
         deadline_s = time.monotonic() + timeout_s
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._handshakes.events, zmq.POLLIN)
         while True:
-            if self._socket.poll(POLL_MS):
+            poller.poll(POLL_MS)
+            if self._handshakes.anew():
+                self._ask_again(question)
+            while self._socket.poll(0):
                 message, frames = decode(self._socket.recv_multipart(copy=True))
+                self._take_unasked(message)
                 if matches(message):
                     return message, frames
-                if isinstance(message, EvalReply):  # an evaluation that ran beside training has ended
-                    self._late_eval = [message]
-                elif isinstance(message, Newcomers):
-                    self.on_newcomers(message.members)
-                else:
-                    raise WireError(f"waiting for {waited_for}, replay sent {type(message).__name__}")
             if self._stopping.is_set():
                 raise RunStopping
             if time.monotonic() > deadline_s:
                 raise DeadlineError(waited_for, timeout_s, "replay (its phase says for whom it waits)")
+
+    def _ask_again(self, question: AnyMessage | None) -> None:
+        for open_question in (question, self._awaited_eval):
+            if open_question is not None:
+                self._socket.send_multipart(encode(open_question))
+
+    def _take_unasked(self, message: AnyMessage) -> None:
+        """What comes beside the answer. A second answer to a question that was asked again is for nobody."""
+        match message:
+            case EvalReply():
+                if self._awaited_eval is not None and message.version == self._awaited_eval.version:
+                    self._late_eval, self._awaited_eval = message, None
+            case Newcomers():
+                self.on_newcomers(message.members)
+            case Ack() | Members() | BatchReply():
+                pass
+            case _:
+                raise WireError(f"{type(message).__name__} from replay is not for a learner")

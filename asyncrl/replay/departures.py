@@ -12,6 +12,7 @@ from asyncrl.replay.evaluation import Evaluation
 from asyncrl.replay.failures import Failures
 from asyncrl.replay.ledger import Ledger
 from asyncrl.replay.roster import Roster
+from asyncrl.replay.store import LedgerStore
 from asyncrl.transport.control import ControlLink
 from asyncrl.transport.messages import Drain, Drained, Gone
 
@@ -35,6 +36,7 @@ class Departures:
         ledger: Ledger,
         evaluation: Evaluation,
         roster: Roster,
+        store: LedgerStore,
         failures: Failures,
         link: ControlLink,
         timeout_s: float,
@@ -42,6 +44,7 @@ class Departures:
         self._ledger = ledger
         self._evaluation = evaluation
         self._roster = roster
+        self._store = store
         self._failures = failures
         self._link = link
         self._timeout_s = timeout_s
@@ -69,6 +72,7 @@ class Departures:
         """Its prompts need not wait for their leases to expire. A prompt that takes its generators down is poison."""
         self._leaving.pop(name, None)
         self._roster.leave(name)
+        self._store.set_generators(self._roster.credits)
         self._evaluation.lose(name)
         self._failures.generator_gone(name, reason, self._ledger.lose(name, reason))
 
@@ -79,4 +83,5 @@ class Departures:
         if released:
             self._link.note(f"{name} leaves in the midst of {len(released)} prompts, which go to another")
         self._roster.leave(name)
+        self._store.set_generators(self._roster.credits)
         self._link.send(Drained(name))

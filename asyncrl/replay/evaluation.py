@@ -7,7 +7,7 @@ says how many versions the tokens of one evaluation came from (1 = one policy al
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,9 +35,13 @@ class EvaluationResult:
 
 
 class Evaluation:
-    """At most one evaluation at a time; a newer request takes the place of one that has not ended."""
+    """At most one evaluation at a time; a newer request takes the place of one that has not ended.
 
-    def __init__(self, prompts: Sequence[Prompt], config: Config) -> None:
+    Args:
+        first_lease_id: below 0, and below those of earlier replay processes, whose leases may still be answered.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], config: Config, first_lease_id: int = -1) -> None:
         self._prompts = prompts[: config.run.eval_prompts]
         self._config = config
         self.version: int | None = None
@@ -48,7 +52,7 @@ class Evaluation:
         self._done: dict[int, GroupHeader] = {}
         self._versions: set[int] = set()
         self._num_failed = 0
-        self._next_lease_id = -1
+        self._next_lease_id = first_lease_id
 
     def start(self, version: int) -> None:
         """Puts every held-out prompt in line."""
@@ -108,9 +112,10 @@ class Evaluation:
         for lease_id in [lease_id for lease_id, lease in self._out.items() if lease.deadline_s <= now_s]:
             self.fail(lease_id)
 
-    def release(self, generator: str) -> None:
-        """Takes back every lease of a generator that has gone."""
-        for lease_id in [lease_id for lease_id, lease in self._out.items() if lease.generator == generator]:
+    def release(self, generator: str, kept: Collection[int] = ()) -> None:
+        """Takes back the leases of a generator that it will not answer: all, but for those that it says it has."""
+        gone = [lease_id for lease_id, lease in self._out.items() if lease.generator == generator]
+        for lease_id in set(gone) - set(kept):
             self._waiting.appendleft(self._out.pop(lease_id).position)
 
     def lose(self, generator: str) -> None:
@@ -136,6 +141,11 @@ class Evaluation:
         if self._config.run.eval_samples > 1:
             metrics[f"eval/pass@{self._config.run.eval_samples}"] = _mean([any(header.correct) for header in headers])
         return EvaluationResult(version, metrics, headers[0].sample_text if headers else "")
+
+
+def first_lease_id(session: int) -> int:
+    """Of the evaluations of one replay process, so that none has an id twice in a run."""
+    return -(session << 32) - 1
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from asyncrl.config import Config
 from asyncrl.errors import RunError
-from asyncrl.replay.ledger import Failure, LeaseRecord, Ledger
+from asyncrl.replay.ledger import Failure, Ledger
+from asyncrl.replay.life import LeaseRecord
 from asyncrl.transport.control import ControlLink
 from asyncrl.types import Prompt
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncrl.config import Config
-from asyncrl.replay.ledger import LeaseRecord
+from asyncrl.replay.life import LeaseRecord
 from asyncrl.transport.messages import LeaseGrant
 from asyncrl.types import Prompt
 

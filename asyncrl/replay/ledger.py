@@ -1,8 +1,9 @@
 """The ledger: every prompt's life, and who may draw the next one. Pure: no clock, no sockets, no threads of its own.
 
-    drawn ──▶ leased ──▶ queued ──▶ trained       (each prompt ends exactly once: trained, filtered or quarantined)
-      ▲          │  └──▶ filtered: its group came back without a signal, and another prompt takes its place
-      └──────────┤ failed, expired or released
+    drawn ──▶ leased ──▶ queued ──▶ batched ──▶ trained     (each prompt ends exactly once: trained, filtered or
+      ▲          │  │                                                                                   quarantined)
+      │          │  └──▶ filtered: its group came back without a signal, and another prompt takes its place
+      └─ waiting ┤ failed, expired or released
                  └──▶ quarantined, after `max_attempts` failures; deaths of its generator among them
 
 A prompt's name is its admission index: 0, 1, 2, … in the order in which prompts were drawn.
@@ -11,34 +12,16 @@ A prompt's name is its admission index: 0, 1, 2, … in the order in which promp
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import Literal
 
 from asyncrl.errors import RunError
+from asyncrl.replay.batches import Batches
+from asyncrl.replay.life import LeaseRecord, PromptLife, Standing
 from asyncrl.replay.staleness import admission_limit
 
 Failure = Literal["retried", "quarantined"]
 Completion = Literal["queued", "filtered"]
-
-
-@dataclass(frozen=True)
-class LeaseRecord:
-    """One prompt at one generator."""
-
-    lease_id: int
-    index: int
-    generator: str
-    deadline_s: float
-    """On the caller's clock."""
-
-
-@dataclass(frozen=True)
-class Taken:
-    """A batch's admission indices and what has ended once it is trained."""
-
-    indices: list[int]
-    next_index: int
-    ended: list[int]
 
 
 class Ledger:
@@ -54,8 +37,8 @@ class Ledger:
         max_refill_prompts: of the prompts drawn after one batch was taken, the first so many are filtered when they
             come back without a signal. Counted by admission index, not by time, so that at η = 0 it does not depend
             on who answers first. 0 = none is filtered.
-        version: the version to start from; `version`·B prompts have been trained.
-        next_index, ended: what a resumed run has behind it (see types.Batch).
+        standing: where another ledger stood, to go on from there.
+        now_s: the leases of `standing` begin anew at this time.
     """
 
     def __init__(
@@ -68,32 +51,75 @@ class Ledger:
         lease_timeout_s: float,
         max_attempts: int,
         max_refill_prompts: int = 0,
-        version: int = 0,
-        next_index: int = 0,
-        ended: list[int] | None = None,
+        standing: Standing | None = None,
+        now_s: float = 0.0,
     ) -> None:
+        standing = standing or Standing()
         self._batch_size = batch_size
-        self.eta = max_staleness
+        self.eta = max_staleness if standing.eta is None else min(standing.eta, max_staleness)
         """η of the prompts drawn from now on. Lowered, it closes admission until the version has caught up."""
         self._num_steps = num_steps
-        self._in_order = in_order
         self._lease_timeout_s = lease_timeout_s
         self._max_attempts = max_attempts
         self._max_refill_prompts = max_refill_prompts
-        self._refill_end = next_index + max_refill_prompts
-        self.served_version: int | None = None  # admission is closed until the first publish
-        self._num_trained = version * batch_size
-        self._next_lease_id = 0
-        self._ended_above = set(ended or ())  # ended indices that are not yet below the low-water mark
-        self._low = next_index  # every index below has ended
-        self._drawn_to = next_index  # every index below has been drawn
+        self._refill_end = max_refill_prompts if standing.refill_end is None else standing.refill_end
+        self.served_version = standing.served_version
+        """None: admission is closed until the first publish."""
+        self._next_lease_id = standing.next_lease_id
+        self._drawn_to = standing.drawn_to  # every index below has been drawn
         self._leases: dict[int, LeaseRecord] = {}
         self._lease_of: dict[int, int] = {}  # index → lease id
         self._retries: list[int] = []  # heap of indices to be leased again
         self._attempts: dict[int, int] = {}
-        self._queued: dict[int, None] = {}  # index, in order of completion
+        self._batches = Batches(batch_size, in_order, standing)
         self.quarantined: dict[int, str] = {}
-        self.num_filtered = 0
+        self.num_filtered = standing.num_filtered
+        self._changes: dict[int, PromptLife] = {}
+        self._restore(standing.lives, now_s)
+
+    # ── what another process needs ──
+
+    def _restore(self, lives: list[PromptLife], now_s: float) -> None:
+        for life in lives:
+            if life.state in ("leased", "waiting") and life.num_failures:
+                self._attempts[life.index] = life.num_failures
+            if life.state == "leased":
+                assert life.lease_id is not None
+                assert life.generator is not None
+                self._hold(LeaseRecord(life.lease_id, life.index, life.generator, now_s + self._lease_timeout_s))
+            elif life.state == "waiting":
+                heapq.heappush(self._retries, life.index)
+            elif life.state == "quarantined":
+                self.quarantined[life.index] = life.reason or ""
+
+    def take_changes(self) -> list[PromptLife]:
+        """Each prompt whose life has changed since the last call, as it stands now."""
+        changes, self._changes = list(self._changes.values()), {}
+        return changes
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """The rest of the ledger's standing, by the names of `Standing`'s fields."""
+        counters = {
+            "next_step": self.next_step,
+            "next_index": self._batches.low,
+            "drawn_to": self._drawn_to,
+            "num_filtered": self.num_filtered,
+            "next_lease_id": self._next_lease_id,
+            "eta": self.eta,
+            "refill_end": self._refill_end,
+        }
+        return counters if self.served_version is None else {**counters, "served_version": self.served_version}
+
+    def _note(self, life: PromptLife) -> None:
+        self._changes[life.index] = life
+
+    def begin_session(self) -> None:
+        """No generator of before is there any more: every lease is taken back, and no version is served."""
+        for lease in list(self._leases.values()):
+            self._take_back(lease)
+        self._leases.clear()
+        self.served_version = None
 
     # ── drawing and leasing ──
 
@@ -104,15 +130,17 @@ class Ledger:
             return None
         lease = LeaseRecord(self._next_lease_id, index, generator, now_s + self._lease_timeout_s)
         self._next_lease_id += 1
-        self._leases[lease.lease_id] = lease
-        self._lease_of[index] = lease.lease_id
+        self._hold(lease)
+        self._note(PromptLife(index, "leased", self._attempts.get(index, 0), generator, lease.lease_id))
         return lease
+
+    def _hold(self, lease: LeaseRecord) -> None:
+        self._leases[lease.lease_id] = lease
+        self._lease_of[lease.index] = lease.lease_id
 
     def _next_index(self) -> int | None:
         if self._retries:
             return heapq.heappop(self._retries)
-        while self._drawn_to < self._low or self._drawn_to in self._ended_above:  # a resumed run has such gaps
-            self._drawn_to += 1
         if not self._may_draw():
             return None
         self._drawn_to += 1
@@ -122,8 +150,8 @@ class Ledger:
         if self.served_version is None:
             return False
         limit = admission_limit(self.served_version, self.eta, self._batch_size)
-        num_open = len(self._lease_of) + len(self._queued) + len(self._retries)
-        return self._num_trained + num_open < min(limit, self._num_steps * self._batch_size)
+        num_open = len(self._lease_of) + len(self._batches.queued) + len(self._retries)
+        return self._batches.num_taken + num_open < min(limit, self._num_steps * self._batch_size)
 
     # ── how a lease ends ──
 
@@ -138,9 +166,11 @@ class Ledger:
         self._close(lease.index)
         if not has_signal and self._max_refill_prompts and lease.index < self._refill_end:
             self.num_filtered += 1
+            self._note(PromptLife(lease.index, "filtered"))
             self._end(lease.index)
             return "filtered"
-        self._queued[lease.index] = None
+        self._attempts.pop(lease.index, None)
+        self._note(self._batches.put(lease.index))
         return "queued"
 
     def fail(self, lease_id: int, reason: str) -> Failure | None:
@@ -153,9 +183,9 @@ class Ledger:
         late = [lease for lease in self._leases.values() if lease.deadline_s <= now_s and self._holds(lease)]
         return [(lease, self._failed(lease, f"{lease.generator} did not answer in time")) for lease in late]
 
-    def release(self, generator: str) -> list[LeaseRecord]:
-        """Takes back every lease of a generator that has gone; it will answer none of them."""
-        gone = [lease for lease in self._leases.values() if lease.generator == generator]
+    def release(self, generator: str, kept: Collection[int] = ()) -> list[LeaseRecord]:
+        """Takes back the leases of a generator that it will not answer: all, but for those whose ids it says it has."""
+        gone = [lease for lease in self._leases.values() if lease.generator == generator and lease.lease_id not in kept]
         held = [lease for lease in gone if self._holds(lease)]
         for lease in held:
             self._take_back(lease)
@@ -176,6 +206,10 @@ class Ledger:
         lease = self._leases.get(lease_id)
         return None if lease is None else lease.index
 
+    def leases_of(self, generator: str) -> set[int]:
+        """The ids of the leases that it has not answered."""
+        return {lease.lease_id for lease in self._leases.values() if lease.generator == generator}
+
     def _holds(self, lease: LeaseRecord) -> bool:
         return self._lease_of.get(lease.index) == lease.lease_id
 
@@ -187,12 +221,16 @@ class Ledger:
             return "retried"
         del self._lease_of[lease.index]
         self.quarantined[lease.index] = reason
+        self._note(PromptLife(lease.index, "quarantined", num_attempts, reason=reason))
         self._end(lease.index)
         return "quarantined"
 
     def _take_back(self, lease: LeaseRecord) -> None:
+        if not self._holds(lease):
+            return
         del self._lease_of[lease.index]
         heapq.heappush(self._retries, lease.index)
+        self._note(PromptLife(lease.index, "waiting", self._attempts.get(lease.index, 0)))
 
     def _is_open(self, index: int) -> bool:
         return index in self._lease_of or index in self._retries
@@ -206,29 +244,29 @@ class Ledger:
 
     # ── batches and versions ──
 
-    def take_batch(self) -> Taken | None:
-        """B finished groups, oldest first, or None until they are there. They count as trained from here on."""
-        ready = self._ready()
-        if len(ready) < self._batch_size:
-            return None
-        for index in ready:
-            del self._queued[index]
-            self._end(index)
-        self._num_trained += self._batch_size
-        self._refill_end = self._drawn_to + self._max_refill_prompts
-        return Taken(ready, self._low, sorted(self._ended_above))
+    def take_batch(self, step: int) -> list[int] | None:
+        """The admission indices of the step's B finished groups, in order, or None until they are there.
 
-    def _ready(self) -> list[int]:
-        if not self._in_order:
-            first = [index for index, _ in zip(self._queued, range(self._batch_size), strict=False)]
-            return sorted(first)
-        ready: list[int] = []
-        index = self._low
-        while len(ready) < self._batch_size and (index in self._queued or index in self._ended_above):
-            if index in self._queued:
-                ready.append(index)
-            index += 1
-        return ready
+        They count as trained from here on. A step whose batch was taken before has the same again.
+
+        Raises:
+            RunError: a checkpoint contains the step, or steps before it have not been taken.
+        """
+        kept = self._batches.kept(step)
+        if kept is not None:
+            return kept
+        taken = self._batches.take()
+        if taken is None:
+            return None
+        for life in taken:
+            self._note(life)
+        self._refill_end = self._drawn_to + self._max_refill_prompts
+        return [life.index for life in taken]
+
+    def checkpointed(self, step: int) -> None:
+        """A checkpoint of the policy after `step` steps is whole: their batches need not be kept any more."""
+        for life in self._batches.checkpointed(step):
+            self._note(life)
 
     def published(self, version: int) -> None:
         """Every generator serves `version` whole.
@@ -242,21 +280,18 @@ class Ledger:
 
     def _end(self, index: int) -> None:
         self._attempts.pop(index, None)
-        self._ended_above.add(index)
-        while self._low in self._ended_above:
-            self._ended_above.remove(self._low)
-            self._low += 1
+        self._batches.end(index)
 
     # ── figures ──
 
     @property
     def next_step(self) -> int:
-        """The step whose batch is taken next."""
-        return self._num_trained // self._batch_size
+        """The first step whose batch has not been taken."""
+        return self._batches.next_step
 
     @property
     def num_queued(self) -> int:
-        return len(self._queued)
+        return len(self._batches.queued)
 
     @property
     def num_leased(self) -> int:
@@ -264,8 +299,9 @@ class Ledger:
 
     def missing_for_batch(self) -> list[int]:
         """Those of the B oldest prompts in play that have not come back: for messages."""
-        oldest = heapq.nsmallest(self._batch_size, [*self._lease_of, *self._retries, *self._queued])
-        return [index for index in oldest if index not in self._queued]
+        queued = self._batches.queued
+        oldest = heapq.nsmallest(self._batch_size, [*self._lease_of, *self._retries, *queued])
+        return [index for index in oldest if index not in queued]
 
     def holder_of(self, index: int) -> str | None:
         """The generator that holds this prompt's lease."""

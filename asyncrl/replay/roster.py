@@ -13,12 +13,14 @@ class _Generator:
     member: Member
     credit: int
     serves: bool = False
+    is_connected: bool = True
     leaves: bool = False
     unanswered: set[int] = field(default_factory=set)
 
     @property
     def num_free(self) -> int:
-        return self.credit - len(self.unanswered) if self.serves and not self.leaves else 0
+        is_ready = self.serves and self.is_connected and not self.leaves
+        return self.credit - len(self.unanswered) if is_ready else 0
 
 
 class Roster:
@@ -35,9 +37,21 @@ class Roster:
         """Those that are to stay, in order of their names."""
         return [self._generators[name].member for name in sorted(self._generators) if not self._generators[name].leaves]
 
-    def join(self, member: Member, credit: int) -> None:
-        """A generator is up. One that joins again is a new process, which knows nothing of earlier leases."""
-        self._generators[member.name] = _Generator(member, credit)
+    @property
+    def credits(self) -> list[tuple[Member, int]]:
+        """All of them, with their credit."""
+        return [(generator.member, generator.credit) for generator in self._generators.values()]
+
+    def restore(self, member: Member, credit: int, unanswered: set[int]) -> None:
+        """A generator that said hello to an earlier replay process; it is given nothing before it says hello again."""
+        self._generators[member.name] = _Generator(
+            member, credit, serves=True, is_connected=False, unanswered=unanswered
+        )
+
+    def join(self, member: Member, credit: int, serves: bool, held: set[int]) -> None:
+        """A generator is up, or connected again, and has the leases `held`."""
+        leaves = member.name in self._generators and self._generators[member.name].leaves
+        self._generators[member.name] = _Generator(member, credit, serves, leaves=leaves, unanswered=held)
 
     def serves(self, name: str) -> None:
         """It has the learner's weights and may be given leases.

@@ -1,8 +1,9 @@
 """The replay process: hands out prompts, keeps finished groups, gives batches to the learner.
 
-Consumes   Hello, Serving, GroupDone, LeaseFailed from generators; BatchRequest, Published, EvalRequest from the
-           learner; Gone and Drain from the launcher.
-Produces   LeaseGrants as credit and admission permit; one BatchReply a step; EvalReplies; Newcomers; Drained.
+Consumes   Hello, Serving, GroupDone, LeaseFailed from generators; BatchRequest, Published, Checkpointed, EvalRequest
+           from the learner; Gone and Drain from the launcher.
+Produces   LeaseGrants as credit and admission permit; one BatchReply a step; EvalReplies; Newcomers; Drained. What it
+           sends is durable before it goes: a process that takes its place knows of every lease and every answer.
 Waits for  messages, 100 ms at a time. It never waits for one peer: a lease has a deadline (then another generator gets
            the prompt), and the learner's own deadline covers a batch that does not fill.
 Unblocked  by generators (groups) and the learner (Published opens admission).
@@ -18,34 +19,31 @@ import numpy as np
 import zmq
 
 from asyncrl.config import Config
-from asyncrl.errors import RunError, WireError
+from asyncrl.errors import WireError
 from asyncrl.replay.controller import StalenessController
 from asyncrl.replay.departures import Departures
 from asyncrl.replay.evaluation import Evaluation
 from asyncrl.replay.failures import Failures
 from asyncrl.replay.grant import train_grant
-from asyncrl.replay.ledger import Ledger, Taken
+from asyncrl.replay.learner_desk import LearnerDesk
+from asyncrl.replay.ledger import Ledger
 from asyncrl.replay.roster import Roster
 from asyncrl.replay.signal import has_signal
-from asyncrl.replay.store import GroupStore, StoredGroup
+from asyncrl.replay.store import LedgerStore, StoredGroup
 from asyncrl.replay.tally import Tally
 from asyncrl.transport.control import ControlLink
 from asyncrl.transport.messages import (
     Ack,
     AnyMessage,
-    BatchReply,
     BatchRequest,
-    EvalReply,
+    Checkpointed,
     EvalRequest,
-    EvalRow,
     GroupDone,
     Hello,
     LeaseFailed,
     LeaseGrant,
     Member,
-    Members,
     MembersRequest,
-    Newcomers,
     Published,
     Serving,
 )
@@ -66,6 +64,7 @@ class ReplayServer:
         socket: bound ROUTER.
         draw: admission index → training prompt.
         evaluation: the held-out prompts.
+        ledger: as it stands in the store.
         controller: moves η; None leaves it at replay.max_staleness.
     """
 
@@ -76,7 +75,7 @@ class ReplayServer:
         draw: Callable[[int], Prompt],
         evaluation: Evaluation,
         ledger: Ledger,
-        store: GroupStore,
+        store: LedgerStore,
         link: ControlLink,
         controller: StalenessController | None = None,
     ) -> None:
@@ -87,25 +86,27 @@ class ReplayServer:
         self._ledger = ledger
         self._store = store
         self._link = link
-        self._controller = controller
-        if controller is not None:
-            ledger.eta = controller.eta
+        self._committed = store.counters()
+        self._outbox: list[list[Frame]] = []
         self._failures = Failures(config, draw, ledger, link)
         self._roster = Roster()
+        for member, credit in store.generators():
+            self._roster.restore(member, credit, ledger.leases_of(member.name))
         timeout_s = config.run.stop_timeout_s
-        self._departures = Departures(ledger, evaluation, self._roster, self._failures, link, timeout_s)
-        self._learner: str | None = None
-        self._batch_request: tuple[str, int] | None = None
-        self._eval_asker: str | None = None
+        self._departures = Departures(ledger, evaluation, self._roster, store, self._failures, link, timeout_s)
+        self._desk = LearnerDesk(
+            ledger, store, self._roster, evaluation, self._departures, controller, link, self._send
+        )
         self._refills = config.algorithm.zero_variance == "refill"
-        self._tally = Tally(config.reward.max_failures)
+        self._tally = Tally(config.reward.max_failures, self._committed.get("num_unscored", 0))
 
     def run(self) -> None:
         """Serves until the launcher says stop.
 
         Raises:
             RunError: more prompts were quarantined than replay.max_quarantined allows, more completions were left
-                unscored than reward.max_failures allows, or the learner is at another step than the ledger.
+                unscored than reward.max_failures allows, the learner asks for a batch that is not kept, or the ledger
+                cannot be written.
         """
         next_sweep_s = 0.0
         self._link.ready()
@@ -119,8 +120,18 @@ class ReplayServer:
                 self._sweep(now_s)
                 next_sweep_s = now_s + SWEEP_INTERVAL_S
             self._grant(now_s)
-            self._answer_batch_request()
-            self._answer_evaluation()
+            self._desk.answer()
+            self._commit_and_send()
+
+    def _commit_and_send(self) -> None:
+        lives = self._ledger.take_changes()
+        counters = {**self._ledger.counters, "num_unscored": self._tally.num_unscored}
+        if lives or counters != self._committed:
+            self._store.commit(lives, counters)
+            self._committed = counters
+        for parts in self._outbox:
+            self._socket.send_multipart(parts, copy=False)
+        self._outbox.clear()
 
     def _receive_all(self) -> None:
         while self._socket.poll(0):
@@ -143,25 +154,24 @@ class ReplayServer:
                 self._group_done(sender, message, frames)
             case LeaseFailed():
                 self._lease_failed(sender, message)
-            case MembersRequest() | BatchRequest() | Published() | EvalRequest() if sender not in self._roster:
-                self._handle_learner(sender, message)
+            case MembersRequest() | BatchRequest() | Published() | Checkpointed() | EvalRequest() if (
+                sender not in self._roster
+            ):
+                self._desk.take(sender, message)
             case _:
                 raise WireError(f"{type(message).__name__} from {sender} is not for replay")
 
     # ── generators ──
 
     def _hello(self, sender: str, message: Hello) -> None:
-        released = self._ledger.release(sender)
-        self._evaluation.release(sender)
+        released = self._ledger.release(sender, message.held)
+        self._evaluation.release(sender, message.held)
         if released:
-            self._link.note(f"{sender} said hello again: {len(released)} of its prompts go to another")
-        self._roster.join(Member(sender, message.control_endpoint, message.tensor_parallel), message.credit)
-        self._announce_newcomers()
-
-    def _announce_newcomers(self) -> None:
-        """Tells a learner that may be waiting for them; before the first version it asks who is there by itself."""
-        if self._learner is not None and self._ledger.served_version is not None and self._roster.has_newcomers:
-            self._send(self._learner, Newcomers(self._roster.members))
+            self._link.note(f"{sender} said hello again without {len(released)} of its prompts: they go to another")
+        member = Member(sender, message.control_endpoint, message.tensor_parallel)
+        self._roster.join(member, message.credit, message.serves, set(message.held))
+        self._store.set_generators(self._roster.credits)
+        self._desk.announce_newcomers()
 
     def _group_done(self, sender: str, message: GroupDone, frames: list[Frame]) -> None:
         self._roster.answered(sender, message.lease_id)
@@ -179,6 +189,8 @@ class ReplayServer:
             self._evaluation.complete(lease_id, header, np.frombuffer(frames[3], "<i4"))
             return
         index = self._ledger.index_of(lease_id)
+        if index is None:
+            return  # answered before, or by another generator
         group_size = self._config.algorithm.group_size
         if len(header.lengths) != group_size:
             raise WireError(
@@ -229,70 +241,6 @@ class ReplayServer:
         self._evaluation.expire(now_s)
         self._link.metrics(self._tally.metrics(self._ledger))
 
-    # ── learner ──
-
-    def _handle_learner(self, sender: str, message: MembersRequest | BatchRequest | Published | EvalRequest) -> None:
-        self._learner = sender
-        match message:
-            case MembersRequest():
-                self._send(sender, Members(self._roster.members))
-            case BatchRequest():
-                if message.step != self._ledger.next_step:
-                    raise RunError(f"{sender} asked for step {message.step}, the ledger is at {self._ledger.next_step}")
-                if self._controller is not None and message.effective_sample_size is not None:
-                    self._ledger.eta = self._controller.observe(message.effective_sample_size)
-                self._batch_request = (sender, message.step)
-            case Published():
-                self._ledger.published(message.version)
-                self._departures.published()
-                self._send(sender, Ack(message.version))
-                self._announce_newcomers()
-            case EvalRequest():
-                self._start_evaluation(sender, message.version)
-
-    def _start_evaluation(self, sender: str, version: int) -> None:
-        if self._evaluation.version is not None:
-            self._link.note(f"dropped the evaluation of version {self._evaluation.version}: that of {version} is due")
-        self._eval_asker = sender
-        self._evaluation.start(version)
-
-    def _answer_batch_request(self) -> None:
-        if self._batch_request is None:
-            return
-        taken = self._ledger.take_batch()
-        if taken is None:
-            self._link.phase(self._waiting_for())
-            return
-        sender, step = self._batch_request
-        self._batch_request = None
-        self._send_batch(sender, step, taken)
-
-    def _send_batch(self, sender: str, step: int, taken: Taken) -> None:
-        groups = [self._store.get(index) for index in taken.indices]
-        headers = [group.header for group in groups]
-        frames = [frame for group in groups for frame in group.frames]
-        ledger = self._ledger
-        reply = BatchReply(step, headers, taken.next_index, taken.ended, ledger.num_queued, ledger.eta)
-        self._send(sender, reply, frames)
-        for index in taken.indices:
-            self._store.remove(index)
-
-    def _waiting_for(self) -> str:
-        missing = self._ledger.missing_for_batch()
-        if not self._roster.members:
-            return "waiting for a generator: none is up"
-        if not missing:
-            return "waiting for a publish to open admission"
-        holder = self._ledger.holder_of(missing[0]) or "a free generator"
-        return f"waiting for prompt {missing[0]} from {holder} and {len(missing) - 1} more"
-
-    def _answer_evaluation(self) -> None:
-        result = self._evaluation.take_result()
-        if result is None or self._eval_asker is None:
-            return
-        self._send(self._eval_asker, EvalReply(result.version, result.metrics, result.sample_text))
-        self._link.send(EvalRow(result.version, {**result.metrics, "sample/eval": result.sample_text}))
-        self._eval_asker = None
-
     def _send(self, receiver: str, message: AnyMessage, frames: Sequence[Frame] = ()) -> None:
-        self._socket.send_multipart([receiver.encode(), *encode(message, frames)], copy=False)
+        """Goes out once all that has changed is durable."""
+        self._outbox.append([receiver.encode(), *encode(message, frames)])

@@ -14,11 +14,12 @@ class Tally:
 
     Args:
         max_failures: completions without a reward before the run is stopped.
+        num_unscored: so many there have been already.
     """
 
-    def __init__(self, max_failures: int) -> None:
+    def __init__(self, max_failures: int, num_unscored: int = 0) -> None:
         self._max_failures = max_failures
-        self._num_unscored = 0
+        self.num_unscored = num_unscored
         self.num_refused = 0
 
     def count_unscored(self, header: GroupHeader) -> None:
@@ -27,10 +28,10 @@ class Tally:
         Raises:
             RunError: there have been more of them than reward.max_failures allows.
         """
-        self._num_unscored += int(np.isnan(header.rewards).sum())
-        if self._num_unscored > self._max_failures:
+        self.num_unscored += int(np.isnan(header.rewards).sum())
+        if self.num_unscored > self._max_failures:
             raise RunError(
-                f"the reward function failed on {self._num_unscored} completions, "
+                f"the reward function failed on {self.num_unscored} completions, "
                 f"reward.max_failures={self._max_failures}; the last for row {header.row}; the generators' logs give "
                 "each reason"
             )
@@ -42,6 +43,6 @@ class Tally:
             "queue/leased": float(ledger.num_leased),
             "queue/filtered": float(ledger.num_filtered),
             "queue/quarantined": float(len(ledger.quarantined)),
-            "queue/unscored_completions": float(self._num_unscored),
+            "queue/unscored_completions": float(self.num_unscored),
             "queue/messages_refused": float(self.num_refused),
         }

@@ -1,7 +1,7 @@
 """Every message that crosses a socket, as typed structures.
 
     generator ─ Hello, Serving, GroupDone, LeaseFailed ──▶ replay ── LeaseGrant, Ack ──▶ generator
-    learner ── BatchRequest, Published, EvalRequest ──▶ replay ── BatchReply, *Members, EvalReply, Ack ──▶ learner
+    learner ── *Request, Published, Checkpointed ──▶ replay ── *Reply, Members, Newcomers, Ack ──▶ learner
     learner ── JoinGroup, LeaveGroup, Stage, Switch ──▶ generator ── Done, Failed ──▶ learner
     any role ── Status, StepRow, EvalRow, Note, Stacks ──▶ launcher ── Alive, DumpStacks, Stop ──▶ any role
     launcher ── Gone, Drain ──▶ replay ── Drained ──▶ launcher
@@ -41,13 +41,17 @@ class GroupHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Hello(Message, frozen=True):
-    """A generator is up and waits for weights."""
+    """A generator is up, or its connection to replay is up again."""
 
     control_endpoint: str
     """Where the learner reaches this generator's publish server."""
     tensor_parallel: int
     credit: int
     """Leases it can hold at once."""
+    serves: bool = False
+    """It has the learner's weights; else it waits for them."""
+    held: list[int] = []
+    """Ids of the leases that it has and replay has not acknowledged."""
 
 
 class Serving(Message, frozen=True):
@@ -72,7 +76,7 @@ class LeaseGrant(Message, frozen=True):
 
 
 class GroupDone(Message, frozen=True):
-    """A finished group; four frames follow. Answered by Ack, which gives the credit back."""
+    """A finished group; four frames follow. Answered by Ack, once it is durable, which gives the credit back."""
 
     lease_id: int
     header: GroupHeader
@@ -110,6 +114,8 @@ class Members(Message, frozen=True):
     """The generators that have said hello, in order of their names."""
 
     members: list[Member]
+    next_step: int
+    """The first step whose batch has not been taken."""
 
 
 class Newcomers(Message, frozen=True):
@@ -119,7 +125,8 @@ class Newcomers(Message, frozen=True):
 
 
 class BatchRequest(Message, frozen=True):
-    """The learner wants the batch of this step. Answered when B groups are there."""
+    """The learner wants the batch of this step. Answered when B groups are there, and alike whenever it is asked
+    again before a checkpoint contains it."""
 
     step: int
     effective_sample_size: float | None = None
@@ -131,8 +138,8 @@ class BatchReply(Message, frozen=True):
 
     step: int
     headers: list[GroupHeader]
-    next_index: int
-    ended: list[int]
+    next_step: int
+    """The first step whose batch has not been taken: step + 1, or later when the learner retraces its steps."""
     queue_depth: int
     """Groups that stay in the queue."""
     eta: int
@@ -143,6 +150,12 @@ class Published(Message, frozen=True):
     """Every generator serves this version whole. Opens admission. Answered by Ack."""
 
     version: int
+
+
+class Checkpointed(Message, frozen=True):
+    """The checkpoint after so many steps is whole. Their batches need not be kept. Answered by Ack."""
+
+    step: int
 
 
 class EvalRequest(Message, frozen=True):
@@ -289,7 +302,17 @@ class Scaled(Message, frozen=True):
 
 
 Rollouts = Hello | Serving | LeaseGrant | GroupDone | LeaseFailed | Ack
-Learning = MembersRequest | Members | Newcomers | BatchRequest | BatchReply | Published | EvalRequest | EvalReply
+Learning = (
+    MembersRequest
+    | Members
+    | Newcomers
+    | BatchRequest
+    | BatchReply
+    | Published
+    | Checkpointed
+    | EvalRequest
+    | EvalReply
+)
 Publishing = JoinGroup | LeaveGroup | Stage | Switch | Done | Failed
 Supervision = Status | StepRow | EvalRow | Note | Stacks | Alive | DumpStacks | Stop
 Membership = Gone | Drain | Drained | Scale | Scaled

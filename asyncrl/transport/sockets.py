@@ -80,6 +80,22 @@ def bind(context: zmq.Context[AnySocket], network: Network, port: int = 0) -> tu
 
 def connect(context: zmq.Context[AnySocket], network: Network, endpoint: str, identity: str) -> AnySocket:
     """A DEALER that speaks to the server at `endpoint` under the role's name."""
+    socket = _dealer(context, network, identity)
+    socket.connect(endpoint)
+    return socket
+
+
+def connect_watched(
+    context: zmq.Context[AnySocket], network: Network, endpoint: str, identity: str
+) -> tuple[AnySocket, Handshakes]:
+    """As `connect`, and what tells of a connection that has come about anew."""
+    socket = _dealer(context, network, identity)
+    handshakes = Handshakes(socket)
+    socket.connect(endpoint)
+    return socket, handshakes
+
+
+def _dealer(context: zmq.Context[AnySocket], network: Network, identity: str) -> AnySocket:
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 1000)
     socket.setsockopt(zmq.IDENTITY, identity.encode())
@@ -89,8 +105,37 @@ def connect(context: zmq.Context[AnySocket], network: Network, endpoint: str, id
         socket.curve_serverkey = network.keys.server_public
         socket.curve_publickey = network.keys.client_public
         socket.curve_secretkey = network.keys.client_secret
-    socket.connect(endpoint)
     return socket
+
+
+class Handshakes:
+    """Tells when a client's connection has come about anew: the server is another process, or was out of reach. What
+    was on its way then may be lost.
+
+    Args:
+        socket: not connected yet, so that the first handshake is not missed.
+    """
+
+    def __init__(self, socket: zmq.Socket) -> None:
+        self._socket = socket
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        # An asyncio socket's monitor is an asyncio socket too; this looks at it without waiting.
+        self.events: zmq.Socket = zmq.Socket.shadow(self._monitor)
+        """Readable after each handshake; to be polled together with the socket."""
+        self._num_seen = 0
+
+    def anew(self) -> bool:
+        """There has been another handshake since the last call, which was not the first of all."""
+        num_before = self._num_seen
+        while self.events.poll(0):
+            self.events.recv_multipart()
+            self._num_seen += 1
+        return self._num_seen > max(num_before, 1)
+
+    def close(self) -> None:
+        """Before the socket is closed."""
+        self._socket.disable_monitor()
+        self._monitor.close()
 
 
 def peer_name(identity: bytes) -> str:

@@ -1,0 +1,132 @@
+"""Going on with a run: from which checkpoint, whether its ledger fits, which changes of its configuration may be."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from asyncrl.config import Config, load
+from asyncrl.errors import ConfigError, DataError
+from asyncrl.launch.run_dir import ledger_file, lock_file
+from asyncrl.learn.trainer_state import TrainerState, latest, read_state
+from asyncrl.replay.store import LedgerStore
+
+POLL_S = 0.2
+
+FREE_SECTIONS = ("publish", "cluster")
+FREE_KEYS = {
+    "data": {"eval"},
+    "reward": {"num_workers", "time_limit_s", "max_failures"},
+    "generator": {
+        *("count", "tensor_parallel", "max_groups_in_flight", "gpu_memory_utilization", "kv_cache_bytes"),
+        *("enforce_eager", "max_restarts"),
+    },
+    "learner": {
+        *("count", "micro_batch_tokens", "gradient_checkpointing", "offload", "offload_reference", "num_threads"),
+        "max_restarts",
+    },
+    "replay": {"lease_timeout_s", "max_lease_attempts", "max_quarantined", "port", "durability", "max_restarts"},
+    "run": {
+        *("name", "dir", "steps", "epochs", "save_every", "eval_every", "eval_prompts", "eval_samples"),
+        *("eval_temperature", "startup_timeout_s", "step_timeout_s", "heartbeat_timeout_s", "no_progress_timeout_s"),
+        "stop_timeout_s",
+    },
+}
+"""What a resumed run may have otherwise: neither the prompts, nor what is sampled and learned, depends on it."""
+
+
+def find_checkpoint(run_dir: Path) -> tuple[Path | None, TrainerState]:
+    """Where a run goes on: its latest checkpoint, or (None and zeros) its beginning.
+
+    Raises:
+        ConfigError: no run directory.
+        DataError: its ledger is missing, or lacks a batch that was taken after the checkpoint.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(f"--resume {run_dir}: no run directory (it has no config.yaml)")
+    checkpoint = latest(run_dir)
+    state = TrainerState() if checkpoint is None else read_state(checkpoint)
+    _check_ledger(ledger_file(run_dir), state)
+    return checkpoint, state
+
+
+def _check_ledger(path: Path, state: TrainerState) -> None:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: what became of the run's prompts is not known; start a new run")
+    store = LedgerStore(path, durability="off")
+    standing = store.standing()
+    store.close()
+    kept = {life.step for life in standing.lives if life.state == "batched"}
+    missing = set(range(state.step, standing.next_step)) - kept
+    if standing.next_step < state.step or missing:
+        raise DataError(
+            f"{path} does not fit the checkpoint of step {state.step}: its next step is {standing.next_step}"
+            + f", and the batches of steps {sorted(missing)} are not kept" * bool(missing)
+            + "; was a later checkpoint removed?"
+        )
+
+
+def check_changes(run_dir: Path, config: Config) -> None:
+    """Refuses a configuration under which this would be another run.
+
+    Raises:
+        ConfigError: names each key with both values.
+    """
+    before, now = asdict(load(run_dir / "config.yaml")), asdict(config)
+    changes = [
+        f"{section}.{key}: {before[section][key]!r} → {value!r}"
+        for section, values in now.items()
+        for key, value in values.items()
+        if value != before[section][key] and section not in FREE_SECTIONS and key not in FREE_KEYS.get(section, ())
+    ]
+    if config.learner.schedule != "constant":
+        changes += [f"run.{key}: {old!r} → {new!r}" for key, old, new in _length(before, now) if old != new]
+    if changes:
+        raise ConfigError(
+            f"--resume {run_dir}: a run goes on as it began, and these differ: {'; '.join(changes)}. "
+            "Leave them out, or start a new run from `asyncrl export`"
+        )
+
+
+def _length(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What the schedule of the learning rate depends on."""
+    return [(key, before["run"][key], now["run"][key]) for key in ("steps", "epochs")]
+
+
+def lock(run_dir: Path, timeout_s: float, console: Console) -> int:
+    """Waits until no process of an earlier launch is left, and keeps others out while this process lives.
+
+    Returns:
+        The file's descriptor; closing it lets go.
+
+    Raises:
+        ConfigError: the run is live, or its roles have not ended in time.
+    """
+    descriptor = os.open(lock_file(run_dir), os.O_RDWR | os.O_CREAT, 0o600)
+    deadline_s = time.monotonic() + timeout_s
+    is_told = False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() > deadline_s:
+                os.close(descriptor)
+                raise ConfigError(f"{run_dir}: the run is live; stop it first (waited {timeout_s:.0f} s)") from error
+        if not is_told:
+            console.print("waiting for the roles of the earlier launch to end", highlight=False)
+            is_told = True
+        time.sleep(POLL_S)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+def share_lock(run_dir: Path) -> None:
+    """A role's part: while its process or a child of it lives, nobody else goes on with the run."""
+    fcntl.flock(os.open(lock_file(run_dir), os.O_RDWR | os.O_CREAT, 0o600), fcntl.LOCK_SH)
