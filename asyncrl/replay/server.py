@@ -239,7 +239,7 @@ class ReplayServer:
         for lease, outcome in self._ledger.expire(now_s):
             self._failures.prompt_failed(lease.index, outcome, f"{lease.generator} did not answer in time")
         self._evaluation.expire(now_s)
-        self._link.metrics(self._tally.metrics(self._ledger))
+        self._link.metrics({**self._tally.metrics(self._ledger), "queue/commit_total_s": self._store.commit_total_s})
 
     def _send(self, receiver: str, message: AnyMessage, frames: Sequence[Frame] = ()) -> None:
         """Goes out once all that has changed is durable."""

@@ -97,6 +97,7 @@ class LedgerStore:
         """Groups whose batch has not been taken."""
         self._new: dict[int, StoredGroup] = {}
         """Not committed yet."""
+        self.commit_total_s = 0.0
         try:
             # Made in one thread and used in another, as it may be; never by two at once.
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -134,6 +135,7 @@ class LedgerStore:
         Raises:
             RunError: it cannot be written, as on a full disk. What was committed before is whole.
         """
+        start_s = time.perf_counter()
         try:
             self._db.execute("BEGIN IMMEDIATE")
             now_s = time.time()
@@ -149,6 +151,7 @@ class LedgerStore:
             self._db.execute("COMMIT")
         except sqlite3.OperationalError as error:
             raise self._cannot_write(error) from error
+        self.commit_total_s += time.perf_counter() - start_s
         self._new.clear()
         for life in lives:
             if life.state != "queued":
