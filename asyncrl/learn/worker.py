@@ -2,8 +2,8 @@
 
 Consumes   one batch a step, from replay (rank 0, which shares it).
 Produces   version step + 1, in every generator; a checkpoint every run.save_every; a StepRow a step.
-Waits for  a batch (replay, at most run.step_timeout_s), each phase of a publish (generators, at most
-           publish.timeout_s), the other ranks (at most 2 · run.step_timeout_s + 60 s).
+Waits for  a batch (replay), before a publish the one before it (`publish_thread.py`), the first and the last
+           evaluation: each at most run.step_timeout_s; the other ranks (at most 3 · run.step_timeout_s + 60 s).
 Unblocked  by replay, generators and the other ranks.
 """
 
@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from asyncrl.errors import RunStopping
 from asyncrl.learn.checkpoint import load, save
 from asyncrl.learn.exchange import agreed_by_rank_0, share_batch
 from asyncrl.learn.model import compute_dtype
+from asyncrl.learn.publish_thread import PublishThread
 from asyncrl.learn.publisher import Publisher
 from asyncrl.learn.step import Learner
 from asyncrl.learn.trainer_state import TrainerState, checkpoint_dir
@@ -37,8 +39,8 @@ from asyncrl.types import Batch
 log = logging.getLogger(__name__)
 
 RANK_MARGIN_S = 60.0
-"""Ranks wait for each other this much longer than rank 0 may wait for replay (for an evaluation and then a batch, each
-at most run.step_timeout_s), so that rank 0's error comes first."""
+"""Ranks wait for each other this much longer than rank 0 may wait for a publish, an evaluation and a batch (each at
+most run.step_timeout_s), so that rank 0's error comes first."""
 
 
 def init_ranks(rank: int, world_size: int, rendezvous: str, on_gpu: bool, step_timeout_s: float) -> None:
@@ -52,7 +54,7 @@ def init_ranks(rank: int, world_size: int, rendezvous: str, on_gpu: bool, step_t
         init_method=rendezvous,
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=2 * step_timeout_s + RANK_MARGIN_S),
+        timeout=timedelta(seconds=3 * step_timeout_s + RANK_MARGIN_S),
     )
 
 
@@ -89,7 +91,9 @@ class LearnerWorker:
         self._publish_device = torch.device(device_type if publish_engine == "nccl" else "cpu")
         self._state = TrainerState(step=0, next_index=0, update=0)
         self._replay = ReplayClient(link.name, network, replay_endpoint, link.stopping) if self._is_sender else None
-        self._publisher = self._make_publisher(network, publish_engine)
+        self._publisher = self._start_publisher(network, replay_endpoint, publish_engine)
+        self._overlaps = publish_engine != "nccl"
+        """vLLM's sender works on the training's own CUDA stream."""
         self._effective_sample_size: float | None = None
 
     def run(self, resume_from: Path | None) -> None:
@@ -98,10 +102,12 @@ class LearnerWorker:
             self._link.phase(f"loading {resume_from.name}")
             self._state = load(resume_from, self._learner)
         self._link.ready()
-        stopped = not self._open_session()
+        stopped = not self._publish_first()
         while not stopped and self._state.step < self._num_steps:
             stopped = not self._step()
         self._save_at_end()
+        if self._publisher is not None:
+            self._publisher.wait()
         if not stopped and self._evaluates:
             self._wait_for_evaluation(self._state.step)
         self._close()
@@ -124,20 +130,25 @@ class LearnerWorker:
         self._state = TrainerState(batch.step + 1, batch.next_index, self._learner.update, batch.ended, batch.eta)
         size = figures.get("policy/effective_sample_size")
         self._effective_sample_size = size if isinstance(size, float) and math.isfinite(size) else None
-        figures |= self._publish(self._state.step)
+        publish = self._publish_when_due()
         published_s = time.perf_counter()
         self._save_when_due()
-        figures["time/save_s"] = time.perf_counter() - published_s
-        self._evaluate_when_due()
         end_s = time.perf_counter()
-        self._report(batch, figures, wait_s=fetched_s - start_s, train_s=trained_s - fetched_s, step_s=end_s - start_s)
+        figures |= {
+            **publish,
+            "time/step_s": end_s - start_s,
+            "time/wait_s": fetched_s - start_s,
+            "time/train_s": trained_s - fetched_s,
+            "time/save_s": end_s - published_s,
+        }
+        self._report(batch, figures, end_s - start_s, fetched_s - start_s + publish.get("time/publish_wait_s", 0.0))
         return True
 
     def _next_batch(self) -> Batch | None:
         """The next batch on every rank, or None to stop; rank 0 decides for all."""
         received = None
         if self._replay is not None and not self._link.stopping.is_set():
-            self._link.phase(f"waiting for the batch of step {self._state.step}")
+            self._wait_begins(f"waiting for the batch of step {self._state.step}")
             try:
                 timeout_s = self._config.run.step_timeout_s
                 received = self._replay.batch(self._state.step, timeout_s, self._effective_sample_size)
@@ -145,17 +156,12 @@ class LearnerWorker:
                 log.info("stopping: %s", self._link.stop_reason)
         return share_batch(received)
 
-    def _report(
-        self, batch: Batch, figures: dict[str, MetricValue], wait_s: float, train_s: float, step_s: float
-    ) -> None:
+    def _report(self, batch: Batch, figures: dict[str, MetricValue], step_s: float, idle_s: float) -> None:
         if not self._is_sender:
             return
         num_tokens = sum(group.num_tokens for group in batch.groups)
         figures |= {
-            "time/step_s": step_s,
-            "time/wait_s": wait_s,
-            "time/train_s": train_s,
-            "idle/learner": wait_s / step_s,
+            "idle/learner": idle_s / step_s,
             "throughput/learner_tokens_per_s": num_tokens / step_s,
             "throughput/samples_per_s": sum(group.size for group in batch.groups) / step_s,
             "queue/depth": float(batch.queue_depth),
@@ -166,33 +172,71 @@ class LearnerWorker:
 
     # ── versions ──
 
-    def _open_session(self) -> bool:
-        """Meets the generators and publishes the first version, so that what they serve is proved to be ours."""
-        if not agreed_by_rank_0(self._publisher is not None and self._publisher.wait_for_generators()):
-            return False
-        self._publish(self._state.step)
-        if self._evaluates and self._state.step == 0:
-            self._wait_for_evaluation(0)
-        return True
-
-    def _make_publisher(self, network: Network, engine: str) -> Publisher | None:
-        """On rank 0."""
+    def _start_publisher(self, network: Network, replay_endpoint: str, engine: str) -> PublishThread | None:
+        """On rank 0. It has a replay client of its own: a socket belongs to one thread."""
         if self._replay is None:
             return None
         kinds = metas(self._learner.policy.hf_parameters(), self._publish_dtype)
-        return Publisher(self._config, network, self._replay, self._link, engine, kinds)
+        client = ReplayClient(f"{self._link.name}-publisher", network, replay_endpoint, self._link.stopping)
+        publisher = Publisher(self._config, network, client, self._link, engine, kinds)
+        return PublishThread(publisher, self._link, self._config.run.step_timeout_s)
 
-    def _publish(self, version: int) -> dict[str, float]:
-        """Collective: every rank gathers; rank 0 sends and tells replay."""
-        self._link.phase(f"publishing version {version}")
+    def _wait_begins(self, phase: str) -> None:
+        """For replay, on rank 0; a publish that fails ends it, and people see what one is at."""
+        assert self._replay is not None
+        assert self._publisher is not None
+        self._link.phase(phase)
+        self._replay.while_waiting = partial(self._publisher.look, phase)
+
+    def _publish_first(self) -> bool:
+        """Meets the generators and publishes the first version, so that what they serve is proved to be ours."""
+        if not agreed_by_rank_0(self._wait_for_generators()):
+            return False
+        step = self._state.step
+        self._publish(step, evaluate=False)
+        if self._publisher is not None:
+            self._publisher.wait()
+        if self._evaluates and step == 0:
+            self._wait_for_evaluation(0)
+        return True
+
+    def _wait_for_generators(self) -> bool:
+        """On rank 0, until all have come up. False: the run is stopping."""
+        if self._replay is None:
+            return False
+        self._link.phase("waiting for the generators")
+        try:
+            self._replay.wait_for_generators(self._config.generator.count, self._config.run.startup_timeout_s)
+        except RunStopping:
+            return False
+        return True
+
+    def _publish_when_due(self) -> dict[str, float]:
+        """Of rank 0: what this step spent on it, and how the last version that was published fared."""
+        step, is_last = self._state.step, self._state.step == self._num_steps
+        own = {"time/gather_s": 0.0, "time/publish_wait_s": 0.0}
+        if is_last or step % self._config.publish.every == 0:
+            evaluate = self._evaluates and step % self._config.run.eval_every == 0 and not is_last
+            own = self._publish(step, evaluate)
+        return {} if self._publisher is None else {**self._publisher.figures, **own}
+
+    def _publish(self, version: int, evaluate: bool) -> dict[str, float]:
+        """Collective: every rank gathers; rank 0 waits for the version before, then hands this one to its thread."""
         start_s = time.perf_counter()
+        if self._publisher is not None:
+            self._publisher.wait()
+        waited_s = time.perf_counter()
+        self._link.phase(f"gathering version {version}")
         tensors = gather(
             self._learner.policy.hf_parameters(), self._publish_dtype, self._publish_device, keep=self._is_sender
         )
-        gather_s = time.perf_counter() - start_s
-        if self._publisher is None:
-            return {}
-        return {**self._publisher.publish(version, tensors), "time/gather_s": gather_s}
+        gathered_s = time.perf_counter()
+        if self._publisher is not None:
+            self._publisher.publish(version, tensors, evaluate)
+            if not self._overlaps:
+                self._publisher.wait()
+        wait_s = waited_s - start_s + time.perf_counter() - gathered_s
+        return {"time/gather_s": gathered_s - waited_s, "time/publish_wait_s": wait_s}
 
     # ── checkpoints and evaluation ──
 
@@ -210,16 +254,11 @@ class LearnerWorker:
         self._link.phase(f"saving version {self._state.step}")
         save(checkpoint_dir(self._run_dir, self._state.step), self._learner, self._state)
 
-    def _evaluate_when_due(self) -> None:
-        step, every = self._state.step, self._config.run.eval_every
-        if self._replay is not None and every and step % every == 0 and step != self._num_steps:
-            self._replay.request_evaluation(step)
-
     def _wait_for_evaluation(self, version: int) -> None:
         """The first and the last evaluation see one policy alone, since the learner waits for them."""
         if self._replay is None:
             return
-        self._link.phase(f"evaluating version {version}")
+        self._wait_begins(f"evaluating version {version}")
         self._replay.request_evaluation(version)
         try:
             self._replay.wait_for_evaluation(version, self._config.run.step_timeout_s)

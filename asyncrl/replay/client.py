@@ -29,11 +29,12 @@ from asyncrl.transport.wire import FRAMES_PER_GROUP, Frame, decode, encode
 Reply = TypeVar("Reply", bound=AnyMessage)
 
 POLL_MS = 200
+"""Between two looks at whether a wait should go on."""
 MEMBERS_INTERVAL_S = 0.25
 
 
 class ReplayClient:
-    """One DEALER, one question at a time.
+    """One DEALER, one question at a time; of one thread alone.
 
     Args:
         stopping: set when the run is to end; a wait then raises RunStopping.
@@ -43,9 +44,9 @@ class ReplayClient:
         context: zmq.Context = zmq.Context.instance()
         self._socket = connect(context, network, endpoint, name)
         self._stopping = stopping
-        self._late_eval: list[EvalReply] = []
-        self.on_newcomers: Callable[[list[Member]], None] = lambda members: None
-        """Called, within a wait, with all generators when one of them is up and has no weights yet."""
+        self._newcomers_wait = False
+        self.while_waiting: Callable[[], None] = lambda: None
+        """Called at every poll of a wait; what it raises ends the wait."""
 
     def members(self, timeout_s: float) -> list[Member]:
         """The generators that have said hello and have not gone since."""
@@ -91,15 +92,22 @@ class ReplayClient:
         """Tells replay that every generator serves `version` whole, and waits until it knows."""
         self._ask(Published(version), Ack, timeout_s, f"replay to take note of version {version}")
 
+    def newcomers_wait(self) -> bool:
+        """Whether, since the last call, a generator has come up that waits for weights. Does not wait.
+
+        Replay tells the client that publishes.
+        """
+        while self._socket.poll(0):
+            self._take_note(decode(self._socket.recv_multipart())[0], "nothing")
+        waited, self._newcomers_wait = self._newcomers_wait, False
+        return waited
+
     def request_evaluation(self, version: int) -> None:
         """Starts an evaluation; its figures go to the launcher, and here through `wait_for_evaluation`."""
         self._socket.send_multipart(encode(EvalRequest(version)))
 
     def wait_for_evaluation(self, version: int, timeout_s: float) -> EvalReply:
         """The figures of an evaluation that was requested."""
-        for reply in self._late_eval:
-            if reply.version == version:
-                return reply
         found, _ = self._wait(
             lambda message: isinstance(message, EvalReply) and message.version == version,
             timeout_s,
@@ -128,13 +136,19 @@ class ReplayClient:
                 message, frames = decode(self._socket.recv_multipart(copy=True))
                 if matches(message):
                     return message, frames
-                if isinstance(message, EvalReply):  # an evaluation that ran beside training has ended
-                    self._late_eval = [message]
-                elif isinstance(message, Newcomers):
-                    self.on_newcomers(message.members)
-                else:
-                    raise WireError(f"waiting for {waited_for}, replay sent {type(message).__name__}")
+                self._take_note(message, waited_for)
             if self._stopping.is_set():
                 raise RunStopping
+            self.while_waiting()
             if time.monotonic() > deadline_s:
                 raise DeadlineError(waited_for, timeout_s, "replay (its phase says for whom it waits)")
+
+    def _take_note(self, message: AnyMessage, waited_for: str) -> None:
+        """Of what replay says unasked."""
+        match message:
+            case Newcomers():
+                self._newcomers_wait = True
+            case EvalReply():
+                pass  # an evaluation that nobody waits for; its figures are with the launcher
+            case _:
+                raise WireError(f"waiting for {waited_for}, replay sent {type(message).__name__}")

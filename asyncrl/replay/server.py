@@ -94,7 +94,8 @@ class ReplayServer:
         self._roster = Roster()
         timeout_s = config.run.stop_timeout_s
         self._departures = Departures(ledger, evaluation, self._roster, self._failures, link, timeout_s)
-        self._learner: str | None = None
+        self._publisher: str | None = None
+        """Who tells of versions: learner rank 0's thread that publishes."""
         self._batch_request: tuple[str, int] | None = None
         self._eval_asker: str | None = None
         self._refills = config.algorithm.zero_variance == "refill"
@@ -159,9 +160,9 @@ class ReplayServer:
         self._announce_newcomers()
 
     def _announce_newcomers(self) -> None:
-        """Tells a learner that may be waiting for them; before the first version it asks who is there by itself."""
-        if self._learner is not None and self._ledger.served_version is not None and self._roster.has_newcomers:
-            self._send(self._learner, Newcomers(self._roster.members))
+        """Tells who publishes that they wait; before the first version it asks who is there by itself."""
+        if self._publisher is not None and self._roster.has_newcomers:
+            self._send(self._publisher, Newcomers())
 
     def _group_done(self, sender: str, message: GroupDone, frames: list[Frame]) -> None:
         self._roster.answered(sender, message.lease_id)
@@ -232,7 +233,6 @@ class ReplayServer:
     # ── learner ──
 
     def _handle_learner(self, sender: str, message: MembersRequest | BatchRequest | Published | EvalRequest) -> None:
-        self._learner = sender
         match message:
             case MembersRequest():
                 self._send(sender, Members(self._roster.members))
@@ -243,6 +243,7 @@ class ReplayServer:
                     self._ledger.eta = self._controller.observe(message.effective_sample_size)
                 self._batch_request = (sender, message.step)
             case Published():
+                self._publisher = sender
                 self._ledger.published(message.version)
                 self._departures.published()
                 self._send(sender, Ack(message.version))
