@@ -16,7 +16,7 @@ from asyncrl.config import Config, to_yaml
 from asyncrl.config_checks import check
 from asyncrl.errors import DataError
 from asyncrl.launch.machine import this_node
-from asyncrl.launch.memory import ASSUMED_GPU_BYTES, Estimate, estimate
+from asyncrl.launch.memory import ASSUMED_GPU_BYTES, Estimate, bytes_per_value, estimate, published_bytes
 from asyncrl.launch.topology import Node, Topology, gpus_needed, nodes_that_fit, plan, resolve_device
 from asyncrl.model_shape import ModelShape, read_model_shape
 from asyncrl.replay.staleness import admission_limit
@@ -41,6 +41,7 @@ def run_check(config: Config, console: Console) -> None:
     console.print(_topology_table(topology, nodes))
     console.print(_staleness_text(config), highlight=False)
     if shape is not None:
+        console.print(_publish_text(config, shape, topology), highlight=False)
         notes += _print_memory(config, shape, topology, console)
     notes += missing + topology.notes + warnings + _missing_data(config)
     for note in notes:
@@ -135,6 +136,23 @@ def _staleness_text(config: Config) -> str:
         f"[bold]Staleness[/bold]: at most η = {eta} versions{moved} ({rule})\n"
         f"  prompts admitted ≤ (v + η + 1)·B = (v + {eta} + 1)·{batch_size}: at most {num_groups:,} groups, "
         f"{num_groups * config.algorithm.group_size:,} completions, in flight or queued\n"
+    )
+
+
+def _publish_text(config: Config, shape: ModelShape, topology: Topology) -> str:
+    """What a version costs the network: for the engine of this run, and for the whole of it to each worker."""
+    compute_bytes = bytes_per_value(config, topology)
+    of_parts = published_bytes(shape, topology, compute_bytes)
+    num_generators, parts = len(topology.generators), topology.tensor_parallel
+    whole = compute_bytes * shape.num_parameters
+    each = " and ".join(_gigabytes(num_bytes) for num_bytes in of_parts) if min(of_parts) < whole else _gigabytes(whole)
+    less = ", or less: only what changed" if topology.publish_engine == "gloo_delta" else ""
+    steps = "each step" if config.publish.every == 1 else f"every {config.publish.every} steps"
+    return (
+        f"[bold]Publish[/bold]: {topology.publish_engine}, {steps}{less}\n"
+        f"  each version brings {each} GB to each generator's {_count(parts, 'worker')}, "
+        f"{_gigabytes(num_generators * sum(of_parts))} GB together (everything to all: "
+        f"{_gigabytes(num_generators * parts * whole)} GB)\n"
     )
 
 

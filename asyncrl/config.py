@@ -109,7 +109,7 @@ class LearnerConfig:
 
     count: int = 1
     batch_size: int = 32
-    """B: prompts per step. One step publishes one version."""
+    """B: prompts per step. One step makes one version."""
     mini_batch_size: int | None = None
     """Prompts per optimizer update; null = batch_size. Must divide batch_size."""
     micro_batch_tokens: int = 8192
@@ -173,6 +173,8 @@ class PublishConfig:
     """gloo (each worker receives everything) | gloo_sliced (each tensor-parallel worker its own slices) |
     gloo_delta (only what changed of them, when that is less than half; pays in bfloat16) | nccl |
     auto: nccl on GPU; else gloo_sliced with generator.tensor_parallel > 1, gloo without."""
+    every: int = 1
+    """Steps between versions that are published; the last one always is. Above 1 every lag grows by up to every − 1."""
     kv_cache: str = "keep"
     """What in-flight requests do with the KV of the old weights: keep | recompute."""
     staged: bool = True

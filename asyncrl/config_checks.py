@@ -62,6 +62,7 @@ _POSITIVE = (
     "learner.num_threads",
     "replay.lease_timeout_s",
     "replay.max_lease_attempts",
+    "publish.every",
     "publish.timeout_s",
     "publish.bucket_bytes",
     "run.steps",
@@ -120,6 +121,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *_batch_problems(config),
         *algorithm_problems(config),
         *_staleness_problems(config.replay),
+        *_cadence_problems(config),
         *_sampling_problems(config),
         *_run_problems(config),
         *_device_problems(config, device),
@@ -182,6 +184,28 @@ def _staleness_problems(replay: ReplayConfig) -> list[str]:
     if replay.min_staleness > replay.max_staleness:
         return [f"{smallest} is above replay.max_staleness={replay.max_staleness}; lower it"]
     return []
+
+
+def _cadence_problems(config: Config) -> list[str]:
+    """Between two publishes admission opens η + 1 batches, so the steps from one to the next must be no more."""
+    every, replay, eval_every = config.publish.every, config.replay, config.run.eval_every
+    if every < 1:
+        return []
+    problems = []
+    key = "max_staleness" if replay.ess_target is None else "min_staleness"
+    eta = getattr(replay, key)
+    if every > eta + 1:
+        problems.append(
+            f"publish.every={every} with replay.{key}={eta}: the batches of {eta + 1} steps are admitted from one "
+            f"publish to the next, so the run would stand still; set publish.every to {eta + 1} or less, or "
+            f"replay.{key} to {every - 1} or more"
+        )
+    if eval_every % every:
+        problems.append(
+            f"run.eval_every={eval_every} is not divisible by publish.every={every}; only a version that is published "
+            "can be evaluated"
+        )
+    return problems
 
 
 def _sampling_problems(config: Config) -> list[str]:

@@ -40,6 +40,8 @@ class ModelShape:
     """All of them; a tied embedding counts once."""
     num_layer_parameters: int
     """Those of one decoder layer, the largest."""
+    num_replicated_parameters: int
+    """Those that tensor parallelism does not cut: norms, and the routers of experts."""
 
     @property
     def num_root_parameters(self) -> int:
@@ -76,6 +78,11 @@ def read_model_shape(path: str, trust_remote_code: bool = False) -> ModelShape:
         max_positions=text.max_position_embeddings,
         num_parameters=_count(model),
         num_layer_parameters=max(_count(layer) for layer in layers),
+        num_replicated_parameters=sum(
+            parameter.numel()
+            for name, parameter in model.named_parameters()
+            if "norm" in name or name.endswith("mlp.gate.weight")
+        ),
     )
 
 

@@ -11,6 +11,7 @@ import multiprocessing.connection
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class GeneratorProcess:
         os.killpg(self.process.pid, number)
 
     def kill(self) -> None:
-        if self.process.is_alive():
+        with suppress(ProcessLookupError):  # its children may outlive it
             self.signal(signal.SIGKILL)
         self.process.join(DEADLINE_S)
 
@@ -139,5 +140,10 @@ async def _serve(spec: EngineSpec, config: GeneratorConfig, pipe: multiprocessin
             while True:
                 group.create_task(answer(*await asyncio.to_thread(pipe.recv)))
 
+    async def watch() -> None:
+        while not engine.dead:
+            await asyncio.sleep(0.1)
+        raise RuntimeError("the inference engine died")
+
     pipe.send(endpoint)
-    await asyncio.gather(PublishServer(socket, engine).run(), requests())
+    await asyncio.gather(PublishServer(socket, engine).run(), requests(), watch())

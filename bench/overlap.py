@@ -1,7 +1,7 @@
 """A run's rows of metrics.jsonl → its throughput, and how well generation and learning overlapped. Pure.
 
     T   wall seconds of one step
-    L   learner seconds of one step: training, gathering, publishing, saving; not its waits
+    L   learner seconds of one step: training, gathering, saving; not its waits, nor its publishing thread
     G   generator seconds of one step: the tokens of a step ÷ the tokens per second of all generators while busy.
         A generator is busy while it has a lease in hand and no publish pauses it (asyncrl/generate/activity.py).
 
@@ -38,19 +38,22 @@ class RunFigures:
     """L."""
     overlap_efficiency: float
     train_s: float
-    publish_s: float
-    """Gathering included."""
+    gather_s: float
     save_s: float
+    publish_s: float
+    """Of the last version that was published, beside training; gathering excepted."""
     wait_s: float
     """For the batch."""
+    publish_wait_s: float
+    """For the publish of the version before."""
     control_s: float
-    """The rest of a step: telling replay of the version, starting an evaluation."""
+    """The rest of a step."""
     generator_idle: float
     """Share of wall time, mean of the generators: no lease in hand, not paused."""
     generator_paused: float
     """Share of wall time, mean of the generators: paused for a publish."""
     learner_idle: float
-    """Share of wall time: waiting for a batch."""
+    """Share of wall time: waiting for a batch or a publish."""
     staleness_mean: float
     staleness_max: float
     staleness_violations: float
@@ -75,9 +78,10 @@ def run_figures(rows: Sequence[Row], num_warmup_steps: int, num_generators: int)
         for key in ("tokens_total", "busy_total_s", "paused_total_s", "elapsed_total_s")
     )
     generation_s = num_tokens * busy_s / tokens / num_generators
-    publish_s = _sum(measured, "time/publish_s") + _sum(measured, "time/gather_s")
-    train_s, save_s, wait_s = (_sum(measured, f"time/{part}_s") for part in ("train", "save", "wait"))
-    learning_s = train_s + publish_s + save_s
+    train_s, gather_s, save_s, publish_s, wait_s, publish_wait_s = (
+        _sum(measured, f"time/{part}_s") for part in ("train", "gather", "save", "publish", "wait", "publish_wait")
+    )
+    learning_s = train_s + gather_s + save_s
     return RunFigures(
         num_steps=num_steps,
         samples_per_s=num_samples / step_s,
@@ -89,13 +93,15 @@ def run_figures(rows: Sequence[Row], num_warmup_steps: int, num_generators: int)
         learning_s=learning_s / num_steps,
         overlap_efficiency=max(generation_s, learning_s) / step_s,
         train_s=train_s / num_steps,
-        publish_s=publish_s / num_steps,
+        gather_s=gather_s / num_steps,
         save_s=save_s / num_steps,
+        publish_s=publish_s / num_steps,
         wait_s=wait_s / num_steps,
-        control_s=(step_s - learning_s - wait_s) / num_steps,
+        publish_wait_s=publish_wait_s / num_steps,
+        control_s=(step_s - learning_s - wait_s - publish_wait_s) / num_steps,
         generator_idle=1.0 - (busy_s + paused_s) / elapsed_s,
         generator_paused=paused_s / elapsed_s,
-        learner_idle=wait_s / step_s,
+        learner_idle=(wait_s + publish_wait_s) / step_s,
         staleness_mean=_sum(measured, "staleness/mean") / num_steps,
         staleness_max=max(row["staleness/max"] for row in measured),
         staleness_violations=_sum(measured, "staleness/violations"),

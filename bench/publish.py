@@ -7,60 +7,71 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
+import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from asyncrl.config import GeneratorConfig, PublishConfig
 from asyncrl.data.tiny_tokenizer import build_tokenizer
 from asyncrl.generate.engine import Sampling
-from asyncrl.publish.checksum import checksum
+from asyncrl.publish.checksum import checksum, word_sum
 from asyncrl.publish.delta import decode, encode
 from asyncrl.publish.gather import metas
-from asyncrl.publish.group import Rendezvous
 from asyncrl.publish.session import PublishSession
-from asyncrl.transport.sockets import LOOPBACK, Network
+from asyncrl.transport.sockets import Network
+from bench.flat_broadcast import FlatBroadcast
 from bench.generators import GeneratorProcess
+
+Measured = TypeVar("Measured")
 
 MODELS = {1: (128, 1), 16: (256, 4), 128: (512, 8), 1024: (1024, 16)}
 """MB in float32 → hidden size (an MLP of four times that), layers."""
 PROMPT = [5, 6, 7]
-NUM_REQUESTS, NUM_TOKENS = 32, 200
+NUM_REQUESTS = 32
+NUM_TOKENS = {1: 200, 16: 200, 128: 100, 1024: 40}
+"""Of each completion, by size of the model: decoding must outlast a publish."""
 TIMEOUT_S = 120.0
 
 
 @dataclass
 class Row:
-    """Medians over the publishes of one model."""
+    """Medians over the publishes of one model. A flat broadcast follows each publish, under the same conditions."""
 
     model_mb: int
     engine: str
     tensor_parallel: int
+    idle_publish_s: float
+    """Sending to acknowledged, gathering excepted; nothing decodes."""
+    idle_flat_s: float
+    """One gloo broadcast of as many bytes as one worker receives, to as many processes, which do nothing with them."""
+    idle_efficiency: float
+    """idle_flat_s ÷ idle_publish_s."""
     publish_s: float
-    """Sending to acknowledged, gathering excepted."""
-    stall_s: float
+    """While 32 completions decode, as all that follows."""
     flat_s: float
-    """One gloo broadcast of as many bytes as one worker receives, to as many processes."""
     efficiency: float
-    """flat_s ÷ publish_s."""
-    bytes_ratio: float
-    """Bytes that the workers received ÷ bytes of the slices that they keep."""
-    checksum_share: float
-    """Of publish_s, both sides, one after the other."""
+    stall_s: float
+    step_s: float
+    """Of decoding, without a publish."""
     stall_ratio: float
-    """stall_s ÷ (bytes of a worker ÷ memcpy + one decode step)."""
+    """stall_s ÷ (bytes of a worker ÷ memcpy + step_s)."""
+    bytes_ratio: float
+    """Bytes that the workers received ÷ the model's."""
+    verify_share: float
+    """Checksums of both sides and sums of what was put, one after the other ÷ idle_publish_s."""
 
 
 def make_model(folder: Path, model_mb: int) -> Qwen3ForCausalLM:
@@ -91,39 +102,8 @@ def changed(model: Qwen3ForCausalLM) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def decoding(seed: int, num_tokens: int = NUM_TOKENS) -> Sampling:
+def decoding(seed: int, num_tokens: int) -> Sampling:
     return Sampling(NUM_REQUESTS, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=num_tokens, seed=seed)
-
-
-def flat_broadcast_s(num_bytes: int, num_receivers: int, repeats: int = 5) -> float:
-    """Median seconds of one broadcast of a ready buffer from this process to others."""
-    rendezvous = Rendezvous(LOOPBACK, 0, TIMEOUT_S)
-    context = multiprocessing.get_context("spawn")
-    receivers = [
-        context.Process(target=_receive_flat, args=(rendezvous.port, rank, num_receivers, num_bytes, repeats))
-        for rank in range(1, 1 + num_receivers)
-    ]
-    for receiver in receivers:
-        receiver.start()
-    group = rendezvous.group("flat", 0, 1 + num_receivers)
-    buffer, times = torch.ones(num_bytes, dtype=torch.uint8), []
-    for _ in range(repeats):
-        start_s = time.perf_counter()
-        group.broadcast(buffer).wait()
-        for rank in range(1, 1 + num_receivers):
-            group.reported(rank)
-        times.append(time.perf_counter() - start_s)
-    for receiver in receivers:
-        receiver.join()
-    return statistics.median(times)
-
-
-def _receive_flat(port: int, rank: int, num_receivers: int, num_bytes: int, repeats: int) -> None:
-    group = Rendezvous(LOOPBACK, port, TIMEOUT_S).group("flat", rank, 1 + num_receivers)
-    buffer = torch.empty(num_bytes, dtype=torch.uint8)
-    for _ in range(repeats):
-        group.broadcast(buffer).wait()
-        group.report(rank)
 
 
 def seconds_of(function: object, *args: object) -> float:
@@ -133,63 +113,80 @@ def seconds_of(function: object, *args: object) -> float:
     return time.perf_counter() - start_s
 
 
-def publish_while_decoding(
-    generator: GeneratorProcess, session: PublishSession, model: Qwen3ForCausalLM, publishes: int
-) -> list[dict[str, float]]:
-    figures = []
-    for version in range(publishes):
-        tensors = changed(model)
-        generator.submit(f"flight-{version}", PROMPT, decoding(version))
+class Measurement:
+    """One model, one engine: what its publishes take, and flat broadcasts between them."""
+
+    def __init__(self, model_mb: int, parts: int, engine: str, staged: bool, folder: Path) -> None:
+        self.model = make_model(folder, model_mb)
+        self._num_tokens = NUM_TOKENS[model_mb]
+        config = GeneratorConfig(tensor_parallel=parts, kv_cache_bytes=256 << 20)
+        self._generator = GeneratorProcess("generator-0", folder, config, max_model_len=256)
+        publishing = PublishConfig(staged=staged, timeout_s=TIMEOUT_S)
+        kinds = metas(self.model.named_parameters(), torch.float32)
+        self._session = PublishSession("learner-0", Network(), [self._generator.member], publishing, engine, kinds)
+        self._version = -1
+        self.num_bytes = int(self.publish()["publish/bytes"])
+
+    def __enter__(self) -> Measurement:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
+        self._generator.kill()
+
+    def publish(self) -> dict[str, float]:
+        self._version += 1
+        return self._session.send(self._version, changed(self.model))
+
+    def while_decoding(self, measured: Callable[[], Measured]) -> Measured:
+        """Each completion has to end, with tokens of the version before and of the one after, in this order."""
+        before, name = self._version, f"flight-{time.monotonic()}"
+        self._generator.submit(name, PROMPT, decoding(self._version, self._num_tokens))
         time.sleep(0.1)
-        figures.append(session.send(version, tensors))
-        for completion in generator.result(f"flight-{version}"):
-            assert set(completion.versions) <= {version - 1, version}, "a completion of other versions"
-    return figures[1:]
+        result = measured()
+        for completion in self._generator.result(name):
+            assert set(completion.versions) <= {before, self._version}, "a completion of other versions"
+            assert (np.diff(completion.versions) >= 0).all(), "a completion that goes back"
+            assert completion.finish_reason in ("length", "stop")
+        return result
+
+    def decode_step_s(self) -> float:
+        return seconds_of(self._generator.sample, "steps", PROMPT, decoding(0, self._num_tokens)) / self._num_tokens
 
 
 def measure(model_mb: int, parts: int, engine: str, staged: bool, publishes: int) -> Row:
-    with tempfile.TemporaryDirectory() as folder:
-        model = make_model(Path(folder), model_mb)
-        config = GeneratorConfig(tensor_parallel=parts, kv_cache_bytes=256 << 20)
-        with GeneratorProcess("generator-0", Path(folder), config, max_model_len=256) as generator:
-            network = Network()
-            publishing = PublishConfig(staged=staged, timeout_s=TIMEOUT_S)
-            tensors = metas(model.named_parameters(), torch.float32)
-            session = PublishSession("learner-0", network, [generator.member], publishing, engine, tensors)
-            figures = publish_while_decoding(generator, session, model, publishes + 1)
-            step_s = seconds_of(generator.sample, "steps", PROMPT, decoding(0)) / NUM_TOKENS
-            session.close()
-    return _row(model_mb, parts, f"{engine}{'' if staged else ', unstaged'}", figures, step_s, tensors)
-
-
-def _row(
-    model_mb: int,
-    parts: int,
-    engine: str,
-    figures: list[dict[str, float]],
-    step_s: float,
-    tensors: Mapping[str, torch.Tensor],
-) -> Row:
-    def median(key: str) -> float:
-        return statistics.median(figure[key] for figure in figures)
-
-    model_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    num_bytes = int(median("publish/bytes") / parts)
-    flat_s = flat_broadcast_s(num_bytes, parts)
-    buffer = torch.ones(num_bytes, dtype=torch.uint8)
-    copy_s = min(seconds_of(buffer.clone) for _ in range(3))
-    checksum_s = min(seconds_of(checksum, buffer) for _ in range(3))
+    with tempfile.TemporaryDirectory() as folder, Measurement(model_mb, parts, engine, staged, Path(folder)) as one:
+        num_bytes = one.num_bytes // parts
+        with FlatBroadcast(num_bytes, parts, TIMEOUT_S) as flat:
+            idle = [(one.publish(), flat.seconds()) for _ in range(publishes)]
+            busy = [(one.while_decoding(one.publish), one.while_decoding(flat.seconds)) for _ in range(publishes)]
+        buffer = torch.ones(num_bytes, dtype=torch.uint8)
+        copy_s, checksum_s, sum_s = (
+            min(seconds_of(function, buffer) for _ in range(3))
+            for function in (torch.clone, checksum, lambda buffer: word_sum(buffer.view(torch.float32)))
+        )
+        step_s = one.decode_step_s()
+        model_bytes = sum(parameter.nbytes for parameter in one.model.parameters())
+    publish_s, stall_s = (
+        statistics.median(figures[f"time/publish_{key}"] for figures, _ in busy) for key in ("s", "stall_s")
+    )
+    idle_s = statistics.median(figures["time/publish_s"] for figures, _ in idle)
+    flat_s, idle_flat_s = (statistics.median(flat_s for _, flat_s in pairs) for pairs in (busy, idle))
     return Row(
         model_mb=model_mb,
-        engine=engine,
+        engine=engine if staged else f"{engine}, unstaged",
         tensor_parallel=parts,
-        publish_s=median("time/publish_s"),
-        stall_s=median("time/publish_stall_s"),
+        idle_publish_s=idle_s,
+        idle_flat_s=idle_flat_s,
+        idle_efficiency=idle_flat_s / idle_s,
+        publish_s=publish_s,
         flat_s=flat_s,
-        efficiency=flat_s / median("time/publish_s"),
-        bytes_ratio=median("publish/bytes") / model_bytes,
-        checksum_share=2 * checksum_s / median("time/publish_s"),
-        stall_ratio=median("time/publish_stall_s") / (copy_s + step_s),
+        efficiency=flat_s / publish_s,
+        stall_s=stall_s,
+        step_s=step_s,
+        stall_ratio=stall_s / (copy_s + step_s),
+        bytes_ratio=one.num_bytes / model_bytes,
+        verify_share=2 * (checksum_s + sum_s) / idle_s,
     )
 
 
@@ -241,7 +238,7 @@ def main() -> None:
         print(json.dumps(asdict(measure_delta(lr=1e-6, updates=50))))
         return
     parts = arguments.tensor_parallel
-    engines = [("gloo", True), ("gloo", False)] + ([("gloo_sliced", True)] if parts > 1 else [])
+    engines = [("gloo", True), ("gloo", False)] if parts == 1 else [("gloo", True), ("gloo_sliced", True)]
     rows = []
     for model_mb in arguments.sizes:
         for engine, staged in engines:

@@ -23,7 +23,8 @@ def row(step: int, wait_s: float, train_s: float, busy_s: float, num_generators:
         "time/wait_s": wait_s,
         "time/train_s": train_s,
         "time/gather_s": 0.05,
-        "time/publish_s": 0.15,
+        "time/publish_s": 0.5,
+        "time/publish_wait_s": 0.15,
         "time/save_s": 0.0,
         "throughput/learner_tokens_per_s": 100 / step_s,
         "throughput/samples_per_s": 10 / step_s,
@@ -43,9 +44,10 @@ def test_the_figures_of_a_worked_example():
     assert figures.num_steps == 10
     assert figures.step_s == figures.step_median_s == pytest.approx(2.0)
     assert figures.generation_s == pytest.approx(1.6)
-    assert figures.learning_s == pytest.approx(1.7)
-    assert figures.overlap_efficiency == pytest.approx(0.85)
-    assert (figures.publish_s, figures.wait_s, figures.control_s) == pytest.approx((0.2, 0.2, 0.1))
+    assert figures.learning_s == pytest.approx(1.55)
+    assert figures.overlap_efficiency == pytest.approx(0.8)
+    assert (figures.publish_s, figures.publish_wait_s) == pytest.approx((0.5, 0.15))
+    assert (figures.wait_s, figures.control_s, figures.learner_idle) == pytest.approx((0.2, 0.1, 0.175))
     assert (figures.samples_per_s, figures.learner_tokens_per_s) == pytest.approx((5.0, 50.0))
     assert figures.generator_tokens_per_s == pytest.approx(50.0)
     assert (figures.generator_idle, figures.generator_paused) == pytest.approx((0.15, 0.05))
@@ -63,7 +65,8 @@ def test_the_parts_of_a_step_add_up_and_the_warm_up_counts_for_nothing(num_warmu
     measured = [row(num_warmup_steps + at, wait_s, train_s, 1.0) for at, (wait_s, train_s) in enumerate(times, 1)]
     figures = run_figures(warmup + measured, num_warmup_steps, 1)
     assert figures.step_s == pytest.approx(sum(wait_s + train_s + 0.3 for wait_s, train_s in times) / len(times))
-    assert figures.learning_s + figures.wait_s + figures.control_s == pytest.approx(figures.step_s)
+    waits_s = figures.wait_s + figures.publish_wait_s
+    assert figures.learning_s + waits_s + figures.control_s == pytest.approx(figures.step_s)
 
 
 def test_a_role_and_its_children_are_pinned_to_one_core_and_the_next_role_to_another(tmp_path):

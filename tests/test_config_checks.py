@@ -89,6 +89,12 @@ def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> Non
         (["run.eval_every=5"], "run.eval_every=5 needs data.eval"),
         (["reward.terms=[]"], "reward.terms is empty"),
         (["publish.engine=nccl"], "publish.engine=nccl needs GPUs"),
+        (["publish.every=4"], "with replay.max_staleness=2: the batches of 3 steps are admitted from one publish to"),
+        (
+            ["publish.every=2", "replay.ess_target=0.9"],
+            "set publish.every to 1 or less, or replay.min_staleness to 1 or more",
+        ),
+        (["publish.every=3", "data.eval=arithmetic", "run.eval_every=10"], "=10 is not divisible by publish.every=3"),
         (["cluster.share_gpu=true"], "cluster.share_gpu=true needs a GPU"),
         (["data.max_prompt_tokens=40000"], "= 41024 tokens, but the model takes 40960"),
         (["generator.tensor_parallel=3"], "generator.tensor_parallel=3 does not divide the model's 32 attention heads"),

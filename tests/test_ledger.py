@@ -54,6 +54,23 @@ def test_with_eta_zero_a_step_is_drawn_only_after_the_publish_of_the_step_before
         assert ledger.lease("a", 0.0) is None
 
 
+@given(st.integers(0, 4))
+def test_publishing_after_every_step_or_only_each_eta_plus_first_one_a_run_goes_on_and_less_often_it_stands_still(eta):
+    def steps_made(every: int) -> int:
+        ledger = make_ledger(max_staleness=eta, num_steps=12)
+        ledger.published(0)
+        for step in range(1, 13):
+            for lease_id, _ in lease_all(ledger):
+                ledger.complete(lease_id)
+            if ledger.take_batch(step - 1) is None:
+                return step - 1
+            if step % every == 0:
+                ledger.published(step)
+        return 12
+
+    assert [steps_made(every) for every in range(1, eta + 3)] == [12] * (eta + 1) + [eta + 1]
+
+
 def test_an_eta_that_falls_takes_no_prompt_back_and_draws_none_until_the_version_has_caught_up():
     ledger = make_ledger(max_staleness=2)
     ledger.published(0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -26,20 +27,22 @@ def estimates(config: Config, shape: ModelShape) -> dict[str, Estimate]:
     return {f"{item.holder}, {'GPU' if item.on_gpu else 'host'}": item for item in items}
 
 
-def test_sliced_engines_bring_each_worker_its_share_with_kv_heads_copied_where_they_are_too_few(
-    qwen3_8b: ModelShape,
-) -> None:
-    def per_worker(engine: str, parts: int) -> float:
+def test_sliced_engines_bring_each_worker_its_share_with_what_several_need_to_each(qwen3_8b: ModelShape) -> None:
+    def per_worker(engine: str, parts: int, shape: ModelShape = qwen3_8b) -> list[float]:
         config = Config()
         config.publish.engine, config.generator.tensor_parallel = engine, parts
-        return published_bytes(qwen3_8b, plan(config, nodes_that_fit(config), "gpu"), compute_bytes=2)
+        return published_bytes(shape, plan(config, nodes_that_fit(config), "gpu"), compute_bytes=2)
 
     whole = 2 * qwen3_8b.num_parameters
-    assert per_worker("gloo", 4) == whole
-    assert per_worker("gloo_sliced", 4) == whole / 4
-    assert per_worker("gloo_delta", 8) == whole / 8
+    norms = 2 * (36 * (2 * 4096 + 2 * 128) + 4096)
+    assert per_worker("gloo", 4) == [whole] * 4
+    assert per_worker("gloo_sliced", 4) == [norms + (whole - norms) / 4] * 4
+    assert per_worker("gloo_delta", 2) == [norms + (whole - norms) / 2] * 2
     one_kv_head = 2 * 36 * 2 * 4096 * 128
-    assert per_worker("gloo_sliced", 16) == pytest.approx((whole + 8 * one_kv_head) / 16)
+    assert per_worker("gloo_sliced", 16) == pytest.approx([norms + (whole - norms + 8 * one_kv_head) / 16] * 16)
+    short = dataclasses.replace(qwen3_8b, vocab_size=100, num_parameters=qwen3_8b.num_parameters - 151836 * 2 * 4096)
+    first, second = per_worker("gloo_sliced", 2, short)  # of 128 rows
+    assert first - second == 2 * 2 * 4096 * (64 - 36)
 
 
 def test_the_shape_of_qwen3_8b_is_exact(qwen3_8b: ModelShape) -> None:

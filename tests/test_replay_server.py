@@ -9,7 +9,7 @@ import pytest
 import zmq
 
 from asyncrl.config import Config
-from asyncrl.errors import DeadlineError, RunStopping
+from asyncrl.errors import DeadlineError, PublishError, RunStopping
 from asyncrl.replay import server as server_module
 from asyncrl.replay.client import ReplayClient
 from asyncrl.replay.controller import WINDOW
@@ -373,7 +373,7 @@ def test_an_evaluation_that_is_overtaken_is_dropped_with_a_note_and_its_answers_
         assert (reply.version, reply.metrics["eval/accuracy"]) == (2, 1.0)
 
 
-def test_an_evaluation_that_ends_while_the_learner_waits_for_a_batch_is_kept_for_it(served):
+def test_an_evaluation_that_nobody_waits_for_does_not_disturb_the_wait_for_a_batch(served):
     with generator(served, credit=5) as dealer, learner(served) as client:
         client.request_evaluation(0)
         held_out = grants(dealer, 3)
@@ -381,8 +381,7 @@ def test_an_evaluation_that_ends_while_the_learner_waits_for_a_batch_is_kept_for
         training = grants(dealer, 2)
         for grant in [*held_out, *training]:
             answer(dealer, grant)
-        client.batch(0, PATIENCE_S)
-        assert client.wait_for_evaluation(0, PATIENCE_S).version == 0
+        assert client.batch(0, PATIENCE_S)[0].step == 0
 
 
 # ── the client's waits ──
@@ -417,6 +416,16 @@ def test_a_replay_that_is_not_there_is_a_deadline_error():
     with pytest.raises(DeadlineError, match="take note of version 0"):
         client.published(0, SOON_S)
     client.close()
+
+
+def test_a_wait_ends_with_what_its_caller_finds_wrong_meanwhile(served):
+    def look() -> None:
+        raise PublishError("generator-0 is gone")
+
+    with learner(served) as client:
+        client.while_waiting = look
+        with pytest.raises(PublishError, match="generator-0 is gone"):
+            client.batch(0, PATIENCE_S)
 
 
 def test_waits_end_when_the_run_is_told_to_stop(served):
@@ -482,18 +491,18 @@ def test_a_prompt_that_took_its_generators_down_is_quarantined_with_the_reason(s
     assert notes[-1].text == "prompt 0 (row 100) quarantined: generator-0 failed: death 1"
 
 
-def test_a_newcomer_is_announced_to_a_learner_that_waits_and_gets_leases_once_it_serves(served):
-    announced: list[list[str]] = []
+def test_a_newcomer_is_announced_to_who_publishes_and_gets_leases_once_it_serves(served):
     with generator(served, "generator-0", 1) as first, learner(served) as client:
-        client.on_newcomers = lambda members: announced.append([member.name for member in members])
         client.published(0, PATIENCE_S)
         grants(first, 1)
+        client.newcomers_wait()  # the first one may have said that it serves only after the publish
+        assert not client.newcomers_wait()
         with peer("generator-1", served.endpoint) as newcomer:
             newcomer.send(Hello("tcp://generator-1", 1, 3))
-            while ["generator-0", "generator-1"] not in announced:
-                with pytest.raises(DeadlineError):
-                    client.batch(0, SOON_S)
             assert newcomer.hears_nothing()
+            assert client.newcomers_wait()
+            assert not client.newcomers_wait()
+            assert [member.name for member in client.members(PATIENCE_S).members] == ["generator-0", "generator-1"]
             newcomer.send(Serving())
             assert len(grants(newcomer, 3)) == 3
 

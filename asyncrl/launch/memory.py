@@ -19,6 +19,9 @@ ASSUMED_GPU_BYTES = 80 * 10**9
 ENGINE_OVERHEAD_BYTES = 3 * 2**30
 """vLLM's profiled activations, CUDA graphs and context; 2 to 4 GiB for models of a few billion parameters."""
 
+VOCABULARY_MULTIPLE = 64
+"""vLLM's padding of a vocabulary that it cuts."""
+
 BYTES_PER_SAMPLED_TOKEN = 12
 """Token int32, logprob float32, version int32: `types.Group`."""
 
@@ -55,7 +58,7 @@ def estimate(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: i
         topology: gives the number of ranks and the device.
         gpu_bytes: memory of one GPU where it is known; else `ASSUMED_GPU_BYTES`.
     """
-    compute_bytes = _compute_bytes(config, topology)
+    compute_bytes = bytes_per_value(config, topology)
     return [
         *_learner(config, shape, topology, compute_bytes),
         _generator(config, shape, topology, compute_bytes, gpu_bytes or ASSUMED_GPU_BYTES),
@@ -79,7 +82,8 @@ def kv_bytes_per_token(shape: ModelShape, tensor_parallel: int, compute_bytes: i
     return 2 * shape.num_layers * max(1, shape.num_kv_heads // tensor_parallel) * shape.head_dim * compute_bytes
 
 
-def _compute_bytes(config: Config, topology: Topology) -> int:
+def bytes_per_value(config: Config, topology: Topology) -> int:
+    """Of one value of the compute type, in which weights are published too."""
     if config.model.dtype == "auto":
         return 2 if topology.device == "gpu" else 4
     return 2 if config.model.dtype == "bfloat16" else 4
@@ -136,8 +140,7 @@ def _logits(config: Config, shape: ModelShape) -> Item:
 def _generator(config: Config, shape: ModelShape, topology: Topology, compute_bytes: int, gpu_bytes: int) -> Estimate:
     parts = topology.tensor_parallel
     weights = compute_bytes * shape.num_parameters / parts
-    published = published_bytes(shape, topology, compute_bytes)
-    bucket = min(config.publish.bucket_bytes, published)
+    bucket = min(config.publish.bucket_bytes, max(published_bytes(shape, topology, compute_bytes)))
     items = [Item("weights", weights, "c·P/k")]
     if topology.publish_engine == "nccl":
         items.append(Item("publish: two buckets", 2 * bucket, "2·publish.bucket_bytes"))
@@ -162,23 +165,29 @@ def _generator(config: Config, shape: ModelShape, topology: Topology, compute_by
     note = (
         f"KV {per_token:,} bytes a token: room for {num_tokens:,} tokens, or {num_tokens // longest:,} completions of "
         f"{longest} tokens with their prompts; one generator is asked for "
-        f"{config.generator.max_groups_in_flight * config.algorithm.group_size:,} at once. "
-        f"Each publish brings {published / 1e9:.3g} GB to each worker"
+        f"{config.generator.max_groups_in_flight * config.algorithm.group_size:,} at once"
     )
     return Estimate("a generator worker", items, topology.device == "gpu", note)
 
 
-def published_bytes(shape: ModelShape, topology: Topology, compute_bytes: int) -> float:
-    """What one worker receives for one version: everything, or with the sliced engines what it keeps.
+def published_bytes(shape: ModelShape, topology: Topology, compute_bytes: int) -> list[float]:
+    """What each tensor-parallel worker of a generator receives for one version.
 
-    Norms, of which each worker needs all, are counted as cut. A KV head that several workers need comes to each.
+    Everything, or with the sliced engines what it keeps: of the vocabulary, which vLLM pads to a multiple of 64, its
+    rows; of what is not cut, all; of the rest an even share. A KV head that several workers need comes to each.
     """
-    if topology.publish_engine not in ("gloo_sliced", "gloo_delta"):
-        return compute_bytes * shape.num_parameters
     parts = topology.tensor_parallel
+    if topology.publish_engine not in ("gloo_sliced", "gloo_delta"):
+        return [compute_bytes * float(shape.num_parameters)] * parts
+    rows_of_part = -(-shape.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // parts
+    num_vocabulary_matrices = shape.num_root_parameters // (shape.vocab_size * shape.hidden_size)
+    row = num_vocabulary_matrices * shape.hidden_size
     kv_parameters = 2 * shape.num_layers * shape.hidden_size * shape.num_kv_heads * shape.head_dim
     num_copies = max(1.0, parts / shape.num_kv_heads)
-    return compute_bytes * (shape.num_parameters + (num_copies - 1) * kv_parameters) / parts
+    cut = shape.num_parameters - shape.num_replicated_parameters - shape.vocab_size * row
+    share = shape.num_replicated_parameters + (cut + (num_copies - 1) * kv_parameters) / parts
+    num_rows = [min(max(0, shape.vocab_size - part * rows_of_part), rows_of_part) for part in range(parts)]
+    return [compute_bytes * (share + rows * row) for rows in num_rows]
 
 
 def _replay(config: Config) -> Estimate:

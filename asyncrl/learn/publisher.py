@@ -1,15 +1,14 @@
-"""Learner rank 0's way to the generators: a publish group that follows who is there.
+"""Learner rank 0's way to the generators: a publish group that follows who is there. Runs in `publish_thread.py`.
 
 Consumes   whole tensors of each version; from replay, which generators are up.
 Produces   the version in every generator that is up, and replay's note of it.
-Waits for  the generators at the start (run.startup_timeout_s); after a publish that failed, for the death that explains
-           it (run.heartbeat_timeout_s and a little), and for one generator at least (run.startup_timeout_s).
+Waits for  each phase of a publish (publish.timeout_s); after one that failed, for the death that explains it
+           (run.heartbeat_timeout_s and a little); for one generator at least (run.startup_timeout_s).
 Unblocked  by generators, and by the launcher, which tells replay of their deaths and starts them again.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 
@@ -23,8 +22,6 @@ from asyncrl.transport.control import ControlLink
 from asyncrl.transport.messages import Member
 from asyncrl.transport.sockets import Network
 
-log = logging.getLogger(__name__)
-
 POLL_S = 0.25
 DEATH_MARGIN_S = 10.0
 """The launcher takes this much longer than run.heartbeat_timeout_s, at most, to find that a generator is dead."""
@@ -34,6 +31,7 @@ class Publisher:
     """Sends versions; leaves out generators that have died, and lets those in that are new.
 
     Args:
+        replay: this thread's own.
         engine, metas: as PublishSession takes them.
     """
 
@@ -55,48 +53,40 @@ class Publisher:
         self._session: PublishSession | None = None
         self._members: list[Member] = []
         """Of the present group; empty when there is none that works."""
-        replay.on_newcomers = self._welcome
+        self.phase = ""
+        """What is being done, for people; empty when nothing is."""
 
-    def wait_for_generators(self, num_generators: int) -> bool:
-        """Until so many have come up. False: the run is stopping.
-
-        Raises:
-            DeadlineError: some did not come.
-        """
-        self._link.phase("waiting for the generators")
-        try:
-            self._replay.wait_for_generators(num_generators, self._config.run.startup_timeout_s)
-        except RunStopping:
-            return False
-        return True
-
-    def publish(self, version: int, tensors: dict[str, torch.Tensor]) -> dict[str, float]:
+    def publish(self, version: int, tensors: dict[str, torch.Tensor], evaluate: bool) -> dict[str, float]:
         """Brings `version` into every generator that is up and tells replay; when one dies meanwhile, in another go.
 
+        Args:
+            evaluate: asks for its evaluation then.
+
         Returns:
-            The figures of `PublishSession.send`; none when the run is stopping.
+            The figures of `PublishSession.send`.
 
         Raises:
             PublishError, RuntimeError: it failed though no generator has died.
             DeadlineError: no generator is up, and none came.
+            RunStopping: the run was told to stop meanwhile.
         """
-        try:
-            figures = self._send(version, tensors)
-            self._link.progress()
-            self._replay.published(version, self._config.publish.timeout_s)
-        except RunStopping:
-            log.info("stopping: %s", self._link.stop_reason)
-            return {}
+        figures = self._send(version, tensors)
+        self._link.progress()
+        self._replay.published(version, self._config.publish.timeout_s)
+        if evaluate:
+            self._replay.request_evaluation(version)
+        self.phase = ""
         return figures
 
     def close(self) -> None:
         if self._session is not None:
             self._session.close()
+        self._replay.close()
 
     def _send(self, version: int, tensors: dict[str, torch.Tensor]) -> dict[str, float]:
         members = self._present()
         while True:
-            self._link.phase(f"publishing version {version}")
+            self.phase = f"publishing version {version}"
             try:
                 self._regroup(members)
                 assert self._session is not None
@@ -110,7 +100,7 @@ class Publisher:
         """The group of these generators; newcomers among them get the version that the others serve."""
         if members == self._members:
             return
-        self._link.phase(f"joining the publish group of {_names(members)}")
+        self.phase = f"joining the publish group of {_names(members)}"
         self._members = []
         if self._session is None:
             self._session = PublishSession(
@@ -120,25 +110,31 @@ class Publisher:
             self._session.regroup(members)
         self._members = members
 
-    def _welcome(self, members: list[Member]) -> None:
-        """Lets a newcomer in while this rank has nothing to do but wait; it serves what the others serve."""
-        if self._session is None or members == self._members:
+    def welcome_newcomers(self) -> None:
+        """Between two publishes: who has come up since the last one serves what the others serve.
+
+        Raises:
+            RunStopping: the run was told to stop meanwhile.
+        """
+        if self._session is None or not self._replay.newcomers_wait():
             return
-        phase = self._link.current_phase
+        members = self._replay.members(self._config.publish.timeout_s).members
+        if not members or members == self._members:
+            return
         try:
             self._regroup(members)
             self._link.progress()
         except (PublishError, RuntimeError) as error:
             # One of them has died, and when it is back it is announced again; or the next publish meets the error.
             self._link.note(f"the publish group of {_names(members)} did not come about: {_first_line(error)}")
-        self._link.phase(phase)
+        self.phase = ""
 
     def _present(self) -> list[Member]:
         """The generators that are up: one at least."""
         timeout_s = self._config.run.startup_timeout_s
         deadline_s = time.monotonic() + timeout_s
         while not (members := self._replay.members(self._config.publish.timeout_s).members):
-            self._link.phase("waiting for a generator: none is up")
+            self.phase = "waiting for a generator: none is up"
             if time.monotonic() > deadline_s:
                 raise DeadlineError("a generator to come back", timeout_s, "the launcher, which starts it again")
             self._pause()
@@ -147,7 +143,7 @@ class Publisher:
     def _present_after(self, failed: list[Member], error: Exception) -> list[Member]:
         """The generators that are up, once that is known to be others than the publish failed with; else its error."""
         deadline_s = time.monotonic() + self._config.run.heartbeat_timeout_s + DEATH_MARGIN_S
-        self._link.phase("waiting to hear which generator died in the publish")
+        self.phase = "waiting to hear which generator died in the publish"
         while (members := self._present()) == failed:
             if time.monotonic() > deadline_s:
                 raise error

@@ -4,8 +4,8 @@ Consumes   one batch a step, from replay (rank 0, which shares it). From a check
            come again; until they are done the learner retraces its steps, and publishes nothing: the generators serve
            the version that these steps lead to, or wait for it.
 Produces   version step + 1, in every generator; a checkpoint every run.save_every; a StepRow a step.
-Waits for  a batch (replay, at most run.step_timeout_s), each phase of a publish (generators, at most
-           publish.timeout_s), the other ranks (at most 2 · run.step_timeout_s + 60 s).
+Waits for  a batch (replay), before a publish the one before it (`publish_thread.py`), the first and the last
+           evaluation: each at most run.step_timeout_s; the other ranks (at most 3 · run.step_timeout_s + 60 s).
 Unblocked  by replay, generators and the other ranks.
 """
 
@@ -15,6 +15,7 @@ import logging
 import math
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from asyncrl.errors import RunStopping
 from asyncrl.learn.checkpoint import load, save
 from asyncrl.learn.exchange import agreed_by_rank_0, share_batch
 from asyncrl.learn.model import compute_dtype
+from asyncrl.learn.publish_thread import PublishThread
 from asyncrl.learn.publisher import Publisher
 from asyncrl.learn.step import Learner
 from asyncrl.learn.trainer_state import TrainerState, checkpoint_dir
@@ -40,8 +42,8 @@ log = logging.getLogger(__name__)
 
 STOPPING = -1
 RANK_MARGIN_S = 60.0
-"""Ranks wait for each other this much longer than rank 0 may wait for replay (for an evaluation and then a batch, each
-at most run.step_timeout_s), so that rank 0's error comes first."""
+"""Ranks wait for each other this much longer than rank 0 may wait for a publish, an evaluation and a batch (each at
+most run.step_timeout_s), so that rank 0's error comes first."""
 
 
 def init_ranks(rank: int, world_size: int, rendezvous: str, on_gpu: bool, step_timeout_s: float) -> None:
@@ -55,7 +57,7 @@ def init_ranks(rank: int, world_size: int, rendezvous: str, on_gpu: bool, step_t
         init_method=rendezvous,
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=2 * step_timeout_s + RANK_MARGIN_S),
+        timeout=timedelta(seconds=3 * step_timeout_s + RANK_MARGIN_S),
     )
 
 
@@ -92,7 +94,10 @@ class LearnerWorker:
         self._publish_device = torch.device(device_type if publish_engine == "nccl" else "cpu")
         self._state = TrainerState()
         self._replay = ReplayClient(link.name, network, replay_endpoint, link.stopping) if self._is_sender else None
-        self._publisher = self._make_publisher(network, publish_engine)
+        self._publisher = self._start_publisher(network, replay_endpoint, publish_engine)
+        self._overlaps = publish_engine != "nccl"
+        """vLLM's sender works on the training's own CUDA stream."""
+        self._retraces = False
         self._effective_sample_size: float | None = None
 
     def run(self, resume_from: Path | None, restarted: bool = False) -> None:
@@ -105,10 +110,12 @@ class LearnerWorker:
             self._link.phase(f"loading {resume_from.name}")
             self._state = load(resume_from, self._learner)
         self._link.ready()
-        stopped = not self._open_session(1 if restarted else self._config.generator.count)
+        stopped = not self._begin(1 if restarted else self._config.generator.count)
         while not stopped and self._state.step < self._num_steps:
             stopped = not self._step()
         self._save_at_end()
+        if self._publisher is not None:
+            self._publisher.wait()
         if not stopped and self._evaluates:
             self._wait_for_evaluation(self._state.step)
         self._close()
@@ -131,23 +138,25 @@ class LearnerWorker:
         self._state = TrainerState(batch.step + 1, self._learner.update)
         size = figures.get("policy/effective_sample_size")
         self._effective_sample_size = size if isinstance(size, float) and math.isfinite(size) else None
-        is_new = self._state.step >= batch.next_step
-        if is_new:
-            figures |= self._publish(self._state.step)
+        publish = self._publish_when_due(batch.next_step)
         published_s = time.perf_counter()
         self._save_when_due()
-        figures["time/save_s"] = time.perf_counter() - published_s
-        if is_new:
-            self._evaluate_when_due()
         end_s = time.perf_counter()
-        self._report(batch, figures, wait_s=fetched_s - start_s, train_s=trained_s - fetched_s, step_s=end_s - start_s)
+        figures |= {
+            **publish,
+            "time/step_s": end_s - start_s,
+            "time/wait_s": fetched_s - start_s,
+            "time/train_s": trained_s - fetched_s,
+            "time/save_s": end_s - published_s,
+        }
+        self._report(batch, figures, end_s - start_s, fetched_s - start_s + publish.get("time/publish_wait_s", 0.0))
         return True
 
     def _next_batch(self) -> Batch | None:
         """The next batch on every rank, or None to stop; rank 0 decides for all."""
         received = None
         if self._replay is not None and not self._link.stopping.is_set():
-            self._link.phase(f"waiting for the batch of step {self._state.step}")
+            self._wait_begins(f"waiting for the batch of step {self._state.step}")
             try:
                 timeout_s = self._config.run.step_timeout_s
                 received = self._replay.batch(self._state.step, timeout_s, self._effective_sample_size)
@@ -155,17 +164,12 @@ class LearnerWorker:
                 log.info("stopping: %s", self._link.stop_reason)
         return share_batch(received)
 
-    def _report(
-        self, batch: Batch, figures: dict[str, MetricValue], wait_s: float, train_s: float, step_s: float
-    ) -> None:
+    def _report(self, batch: Batch, figures: dict[str, MetricValue], step_s: float, idle_s: float) -> None:
         if not self._is_sender:
             return
         num_tokens = sum(group.num_tokens for group in batch.groups)
         figures |= {
-            "time/step_s": step_s,
-            "time/wait_s": wait_s,
-            "time/train_s": train_s,
-            "idle/learner": wait_s / step_s,
+            "idle/learner": idle_s / step_s,
             "throughput/learner_tokens_per_s": num_tokens / step_s,
             "throughput/samples_per_s": sum(group.size for group in batch.groups) / step_s,
             "queue/depth": float(batch.queue_depth),
@@ -177,20 +181,39 @@ class LearnerWorker:
 
     # ── versions ──
 
-    def _open_session(self, num_generators: int) -> bool:
+    def _start_publisher(self, network: Network, replay_endpoint: str, engine: str) -> PublishThread | None:
+        """On rank 0. It has a replay client of its own: a socket belongs to one thread."""
+        if self._replay is None:
+            return None
+        kinds = metas(self._learner.policy.hf_parameters(), self._publish_dtype)
+        client = ReplayClient(f"{self._link.name}-publisher", network, replay_endpoint, self._link.stopping)
+        publisher = Publisher(self._config, network, client, self._link, engine, kinds)
+        return PublishThread(publisher, self._link, self._config.run.step_timeout_s)
+
+    def _wait_begins(self, phase: str) -> None:
+        """For replay, on rank 0; a publish that fails ends it, and people see what one is at."""
+        assert self._replay is not None
+        assert self._publisher is not None
+        self._link.phase(phase)
+        self._replay.while_waiting = partial(self._publisher.look, phase)
+
+    def _begin(self, num_generators: int) -> bool:
         """Meets the generators and publishes the first version, so that what they serve is proved to be ours.
 
         Not when batches were taken after this learner's checkpoint: they come first.
         """
-        next_step = agreed_by_rank_0(self._next_step())
-        if next_step > self._state.step:
+        step, next_step = self._state.step, agreed_by_rank_0(self._next_step())
+        if next_step > step:
+            self._retraces = True
             if self._is_sender:
-                self._link.note(f"going over the steps {self._state.step + 1} to {next_step} again, from the ledger")
+                self._link.note(f"going over the steps {step + 1} to {next_step} again, from the ledger")
             return True
-        if next_step == STOPPING or not agreed_by_rank_0(self._meets(num_generators)):
+        if next_step == STOPPING or not agreed_by_rank_0(self._wait_for_generators(num_generators)):
             return False
-        self._publish(self._state.step)
-        if self._evaluates and self._state.step == 0:
+        self._publish(step, evaluate=False)
+        if self._publisher is not None:
+            self._publisher.wait()
+        if self._evaluates and step == 0:
             self._wait_for_evaluation(0)
         return True
 
@@ -203,27 +226,50 @@ class LearnerWorker:
         except RunStopping:
             return STOPPING
 
-    def _meets(self, num_generators: int) -> bool:
-        return self._publisher is not None and self._publisher.wait_for_generators(num_generators)
-
-    def _make_publisher(self, network: Network, engine: str) -> Publisher | None:
-        """On rank 0."""
+    def _wait_for_generators(self, num_generators: int) -> bool:
+        """On rank 0, until so many have come up. False: the run is stopping."""
         if self._replay is None:
-            return None
-        kinds = metas(self._learner.policy.hf_parameters(), self._publish_dtype)
-        return Publisher(self._config, network, self._replay, self._link, engine, kinds)
+            return False
+        self._link.phase("waiting for the generators")
+        try:
+            self._replay.wait_for_generators(num_generators, self._config.run.startup_timeout_s)
+        except RunStopping:
+            return False
+        return True
 
-    def _publish(self, version: int) -> dict[str, float]:
-        """Collective: every rank gathers; rank 0 sends and tells replay."""
-        self._link.phase(f"publishing version {version}")
+    def _publish_when_due(self, next_step: int) -> dict[str, float]:
+        """Of rank 0: what this step spent on it, and how the last version that was published fared.
+
+        Args:
+            next_step: the first step whose batch has not been taken; before it, the learner retraces its steps.
+        """
+        step, is_last = self._state.step, self._state.step == self._num_steps
+        if step < next_step:
+            return {}
+        has_retraced, self._retraces = self._retraces, False
+        own = {"time/gather_s": 0.0, "time/publish_wait_s": 0.0}
+        if is_last or has_retraced or step % self._config.publish.every == 0:
+            evaluate = self._evaluates and step % self._config.run.eval_every == 0 and not is_last
+            own = self._publish(step, evaluate)
+        return {} if self._publisher is None else {**self._publisher.figures, **own}
+
+    def _publish(self, version: int, evaluate: bool) -> dict[str, float]:
+        """Collective: every rank gathers; rank 0 waits for the version before, then hands this one to its thread."""
         start_s = time.perf_counter()
+        if self._publisher is not None:
+            self._publisher.wait()
+        waited_s = time.perf_counter()
+        self._link.phase(f"gathering version {version}")
         tensors = gather(
             self._learner.policy.hf_parameters(), self._publish_dtype, self._publish_device, keep=self._is_sender
         )
-        gather_s = time.perf_counter() - start_s
-        if self._publisher is None:
-            return {}
-        return {**self._publisher.publish(version, tensors), "time/gather_s": gather_s}
+        gathered_s = time.perf_counter()
+        if self._publisher is not None:
+            self._publisher.publish(version, tensors, evaluate)
+            if not self._overlaps:
+                self._publisher.wait()
+        wait_s = waited_s - start_s + time.perf_counter() - gathered_s
+        return {"time/gather_s": gathered_s - waited_s, "time/publish_wait_s": wait_s}
 
     # ── checkpoints and evaluation ──
 
@@ -247,16 +293,11 @@ class LearnerWorker:
         except RunStopping:
             log.info("stopping; replay learns of the checkpoint when the run goes on")
 
-    def _evaluate_when_due(self) -> None:
-        step, every = self._state.step, self._config.run.eval_every
-        if self._replay is not None and every and step % every == 0 and step != self._num_steps:
-            self._replay.request_evaluation(step)
-
     def _wait_for_evaluation(self, version: int) -> None:
         """The first and the last evaluation see one policy alone, since the learner waits for them."""
         if self._replay is None:
             return
-        self._link.phase(f"evaluating version {version}")
+        self._wait_begins(f"evaluating version {version}")
         self._replay.request_evaluation(version)
         try:
             self._replay.wait_for_evaluation(version, self._config.run.step_timeout_s)

@@ -15,7 +15,7 @@ from asyncrl.transport.messages import AnyMessage, Done, Failed, JoinGroup, Leav
 from asyncrl.transport.sockets import Network, connect
 from asyncrl.transport.wire import decode, encode
 
-LEAVE_TIMEOUT_S = 5.0
+LEAVE_TIMEOUT_S = 2.0
 """For an answer of a generator that has nothing to wait for."""
 
 

@@ -27,11 +27,12 @@ from asyncrl.transport.sockets import Network, connect_watched
 from asyncrl.transport.wire import FRAMES_PER_GROUP, Frame, decode, encode
 
 POLL_MS = 200
+"""Between two looks at whether a wait should go on."""
 MEMBERS_INTERVAL_S = 0.25
 
 
 class ReplayClient:
-    """One DEALER, one question at a time.
+    """One DEALER, one question at a time; of one thread alone.
 
     When replay's process is another one than it was, the open question is asked again: replay answers alike.
 
@@ -43,11 +44,13 @@ class ReplayClient:
         context: zmq.Context = zmq.Context.instance()
         self._socket, self._handshakes = connect_watched(context, network, endpoint, name)
         self._stopping = stopping
-        self._late_eval: EvalReply | None = None
+        self._evaluation: EvalReply | None = None
+        """The answer to the last EvalRequest."""
         self._awaited_eval: EvalRequest | None = None
         """Not answered yet."""
-        self.on_newcomers: Callable[[list[Member]], None] = lambda members: None
-        """Called, within a wait, with all generators when one of them is up and has no weights yet."""
+        self._newcomers_wait = False
+        self.while_waiting: Callable[[], None] = lambda: None
+        """Called at every poll of a wait; what it raises ends the wait."""
 
     def members(self, timeout_s: float) -> Members:
         """The generators that have said hello and have not gone since."""
@@ -105,17 +108,29 @@ class ReplayClient:
         """Tells replay that the checkpoint after `step` steps is whole, and waits until it knows."""
         self._tell(Checkpointed(step), step, timeout_s, f"replay to take note of the checkpoint of step {step}")
 
+    def newcomers_wait(self) -> bool:
+        """Whether, since the last call, a generator has come up that waits for weights. Does not wait.
+
+        Replay tells the client that publishes.
+        """
+        if self._handshakes.anew():
+            self._ask_again(None)
+        while self._socket.poll(0):
+            self._take_unasked(decode(self._socket.recv_multipart())[0])
+        waited, self._newcomers_wait = self._newcomers_wait, False
+        return waited
+
     def request_evaluation(self, version: int) -> None:
         """Starts an evaluation; its figures go to the launcher, and here through `wait_for_evaluation`."""
-        self._late_eval, self._awaited_eval = None, EvalRequest(version)
+        self._evaluation, self._awaited_eval = None, EvalRequest(version)
         self._socket.send_multipart(encode(self._awaited_eval))
 
     def wait_for_evaluation(self, version: int, timeout_s: float) -> EvalReply:
         """The figures of the evaluation that was requested last."""
-        if self._late_eval is None:
-            self._wait(lambda message: self._late_eval is not None, timeout_s, f"the evaluation of version {version}")
-        assert self._late_eval is not None
-        return self._late_eval
+        if self._evaluation is None:
+            self._wait(lambda message: self._evaluation is not None, timeout_s, f"the evaluation of version {version}")
+        assert self._evaluation is not None
+        return self._evaluation
 
     def close(self) -> None:
         self._handshakes.close()
@@ -152,6 +167,7 @@ class ReplayClient:
                     return message, frames
             if self._stopping.is_set():
                 raise RunStopping
+            self.while_waiting()
             if time.monotonic() > deadline_s:
                 raise DeadlineError(waited_for, timeout_s, "replay (its phase says for whom it waits)")
 
@@ -165,9 +181,9 @@ class ReplayClient:
         match message:
             case EvalReply():
                 if self._awaited_eval is not None and message.version == self._awaited_eval.version:
-                    self._late_eval, self._awaited_eval = message, None
+                    self._evaluation, self._awaited_eval = message, None
             case Newcomers():
-                self.on_newcomers(message.members)
+                self._newcomers_wait = True
             case Ack() | Members() | BatchReply():
                 pass
             case _:

@@ -61,7 +61,8 @@ class LearnerDesk:
         self._controller = controller
         self._link = link
         self._send = send
-        self._learner: str | None = None
+        self._publisher: str | None = None
+        """Who tells of versions: learner rank 0's thread that publishes."""
         self._batch_request: tuple[str, int] | None = None
         self._eval_asker: str | None = None
         if controller is not None:
@@ -69,7 +70,6 @@ class LearnerDesk:
 
     def take(self, sender: str, question: LearnerQuestion) -> None:
         """One message of a learner."""
-        self._learner = sender
         match question:
             case MembersRequest():
                 self._send(sender, Members(self._roster.members, self._ledger.next_step), ())
@@ -77,6 +77,7 @@ class LearnerDesk:
                 self._observe(question)
                 self._batch_request = (sender, question.step)
             case Published():
+                self._publisher = sender
                 self._ledger.published(question.version)
                 self._departures.published()
                 self._send(sender, Ack(question.version), ())
@@ -88,9 +89,9 @@ class LearnerDesk:
                 self._start_evaluation(sender, question.version)
 
     def announce_newcomers(self) -> None:
-        """Tells a learner that may be waiting for them; before the first version it asks who is there by itself."""
-        if self._learner is not None and self._ledger.served_version is not None and self._roster.has_newcomers:
-            self._send(self._learner, Newcomers(self._roster.members), ())
+        """Tells who publishes that they wait; before the first version it asks who is there by itself."""
+        if self._publisher is not None and self._roster.has_newcomers:
+            self._send(self._publisher, Newcomers(), ())
 
     def answer(self) -> None:
         """What has become ready.

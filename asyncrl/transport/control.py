@@ -72,10 +72,6 @@ class ControlLink:
             self._phase = text
             self._outbox.put(self._status())
 
-    @property
-    def current_phase(self) -> str:
-        return self._phase
-
     def ready(self) -> None:
         """The role has come up; from here on the start-up deadline no longer applies."""
         self._ready = True

@@ -119,9 +119,7 @@ class Members(Message, frozen=True):
 
 
 class Newcomers(Message, frozen=True):
-    """All generators, unasked: one of them is up and has no weights yet. Nothing waits for an answer."""
-
-    members: list[Member]
+    """A generator is up and has no weights yet; unasked, to who publishes."""
 
 
 class BatchRequest(Message, frozen=True):
