@@ -231,7 +231,7 @@ def exported_parameters(run: Launched) -> dict[str, torch.Tensor]:
     return AutoModelForCausalLM.from_pretrained(out).state_dict()
 
 
-@pytest.mark.parametrize("role", ["generator-0", "learner-1", "replay"])
+@pytest.mark.parametrize("role", ["learner-1", "replay"])
 def test_a_role_that_is_killed_ends_the_run_with_its_name(start: Callable[..., Launched], role: str) -> None:
     never = [f"{part}.max_restarts=0" for part in ("generator", "learner", "replay")]
     run = start(f"kill-{role}", "--learners", "2", *quick(10_000, "run.eval_every=0", *never))

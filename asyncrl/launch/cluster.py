@@ -24,6 +24,7 @@ OBJECT_STORE_BYTES = 128 << 20
 
 
 PROBE_TIMEOUT_S = 5.0
+NO_ROOM = Node(num_cpus=0.0, num_gpus=0)
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,31 @@ class Cluster:
         else:
             _join(config.ray_address, quiet)
         own_id = ray.get_runtime_context().get_node_id()
-        alive = [node for node in ray.nodes() if node["Alive"]]
-        alive.sort(key=lambda node: (node["NodeID"] != own_id, node["NodeManagerAddress"]))
-        self.nodes = [_cluster_node(node) for node in alive]
-        """The launcher's own node first."""
-        keys = Keys.generate() if len(self.nodes) > 1 else None
-        self.networks = [Network(node.host if keys else LOOPBACK, keys) for node in self.nodes]
+        alive = _alive_nodes()
+        alive.sort(key=lambda node: (node.ray_id != own_id, node.host))
+        self.nodes = alive
+        """The launcher's own node first. Those that join come behind, those that leave keep their place."""
+        self._keys = Keys.generate() if len(self.nodes) > 1 else None
 
     @property
     def network(self) -> Network:
         """The launcher's."""
-        return self.networks[0]
+        return self._network(self.nodes[0])
+
+    def _network(self, node: ClusterNode) -> Network:
+        return Network(node.host if self._keys else LOOPBACK, self._keys)
+
+    def look(self) -> list[Node]:
+        """The room of each node as it is now: none on one that has left. Nodes that have joined are added.
+
+        A node on another machine is left out when the run began on one machine alone: its sockets are on loopback.
+        """
+        alive = {node.ray_id: node for node in _alive_nodes()}
+        known = {node.ray_id for node in self.nodes}
+        for node in alive.values():
+            if node.ray_id not in known and (self._keys is not None or node.host == self.nodes[0].host):
+                self.nodes.append(node)
+        return [node.room if node.ray_id in alive else NO_ROOM for node in self.nodes]
 
     def create(self, plan: RunPlan, placement: Placement) -> Any:
         """The actor of one role, on the node that the topology chose; returns at once."""
@@ -84,7 +99,7 @@ class Cluster:
             "runtime_env": {"env_vars": environment(placement, plan.topology, plan.config)},
         }
         actor = ray.remote(RoleActor).options(**options)
-        return actor.remote(plan, placement, self.networks[placement.node])
+        return actor.remote(plan, placement, self._network(node))
 
     def shutdown(self) -> None:
         ray.shutdown()
@@ -148,6 +163,10 @@ def failure_of(process: RoleProcess) -> Failure | None:
 def kill(process: RoleProcess) -> None:
     """Ends a role's process at once."""
     ray.kill(process.actor)
+
+
+def _alive_nodes() -> list[ClusterNode]:
+    return [_cluster_node(node) for node in ray.nodes() if node["Alive"]]
 
 
 def _cluster_node(node: dict[str, Any]) -> ClusterNode:

@@ -8,9 +8,10 @@ dies     Gone to replay ──▶ its leases go to others ──▶ starts again
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from asyncrl.errors import ConfigError
-from asyncrl.launch.cluster import Cluster, Failure
+from asyncrl.launch.cluster import NO_ROOM, Cluster, Failure
 from asyncrl.launch.console import LiveView
 from asyncrl.launch.control_server import ControlServer
 from asyncrl.launch.processes import Processes
@@ -81,11 +82,27 @@ class Generators:
         """Starts again whose time has come; takes leave of those that have ended."""
         for name in self._restarts.take_due(time.monotonic()):
             if name in self._lost:  # else it was to leave
-                self._processes.start(self._lost.pop(name))
+                self._start_again(name)
         for name in self._processes.told_to_end - set(self._processes.alive):
             self._processes.end(name)
             self._forget(name)
             self._view.event(f"{name} has left")
+
+    def _start_again(self, name: str) -> None:
+        """Where it was, or on another node when its own has left the cluster."""
+        placement = self._lost.pop(name)
+        rooms = self._cluster.look()
+        if rooms[placement.node] == NO_ROOM:
+            others = [*self._processes.placements.values(), *self._lost.values()]
+            try:
+                (place,) = more_generators(self._plan.topology, others, rooms, 1)
+            except ConfigError as error:
+                self._forget(name)
+                self._view.event(f"{name} is left out: its node has left the cluster, and {error}")
+                return
+            placement = replace(place, rank=placement.rank)
+            self._view.event(f"{name} starts on node {placement.node}: its own has left the cluster")
+        self._processes.start(placement)
 
     def _forget(self, name: str) -> None:
         self._leaving.discard(name)
@@ -120,7 +137,7 @@ class Generators:
         return [placement.name for placement in generators if placement.name not in self._leaving]
 
     def _join(self, number: int) -> list[str]:
-        rooms = [node.room for node in self._cluster.nodes]
+        rooms = self._cluster.look()
         placements = [*self._processes.placements.values(), *self._lost.values()]
         added = more_generators(self._plan.topology, placements, rooms, number)
         for placement in added:
