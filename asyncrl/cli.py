@@ -1,4 +1,4 @@
-"""The command line: `asyncrl launch | scale | check | prepare | export`. Each command imports only what it needs.
+"""The command line: `asyncrl launch | scale | report | check | prepare | export`. Each imports only what it needs.
 
 Exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped by Ctrl-C.
 """
@@ -50,6 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     scale.add_argument("--generators", type=int, required=True, metavar="N")
     scale.set_defaults(run=_scale)
 
+    report = commands.add_parser("report", help="say what became of a run's prompts, tokens and time")
+    report.add_argument("run_dir", type=Path, metavar="RUN", help="the run's directory; it may be live")
+    report.add_argument("--json", action="store_true", help="for programs")
+    report.set_defaults(run=_report)
+
     check = commands.add_parser(
         "check",
         help="say what a configuration would do, and whether it can",
@@ -100,6 +105,19 @@ def _scale(arguments: argparse.Namespace) -> int:
     from asyncrl.launch.scale import scale
 
     print(scale(arguments.run_dir, arguments.generators))  # noqa: T201
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from asyncrl.launch.report import print_report, read_report, to_json
+
+    report = read_report(arguments.run_dir)
+    if arguments.json:
+        print(to_json(report))  # noqa: T201
+    else:
+        print_report(report, Console())
     return 0
 
 
