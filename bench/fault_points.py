@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import Work
 from asyncrl.publish.gloo import GlooWeightTransferEngine
 from asyncrl.publish.group import GlooGroup
 
-PHASES = {"rendezvous": "_join", "transfer": "_receive_bucket", "switch": "receive_weights"}
+PHASES = {"rendezvous": "_join", "transfer": "_receive_buckets", "switch": "receive_weights"}
 """Phase → the method of GlooWeightTransferEngine at whose beginning the worker is held."""
 POLL_S = 0.005
 DEADLINE_S = 60.0
@@ -33,7 +33,7 @@ def install(name: str, folder: Path) -> None:
     def flipping(self: GlooGroup, tensor: torch.Tensor) -> _Flipping:
         return _Flipping(broadcast(self, tensor), tensor, folder / f"{name}-flip")
 
-    GlooGroup.broadcast = flipping  # type: ignore[method-assign, assignment]
+    GlooGroup.broadcast = flipping  # type: ignore[method-assign]
 
 
 @contextmanager
