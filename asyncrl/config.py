@@ -182,7 +182,8 @@ class PublishConfig:
     room for it: generation stands still meanwhile. vLLM's nccl is never staged."""
     timeout_s: float = 120.0
     """Deadline of each phase of a publish."""
-    bucket_bytes: int = 268435456
+    bucket_bytes: int = 33554432
+    """Weights travel in buckets of about this size: while one is put in its place, the next one travels."""
 
 
 @dataclass

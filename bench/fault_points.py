@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import Work
 from asyncrl.publish.gloo import GlooWeightTransferEngine
 from asyncrl.publish.group import GlooGroup
 
-PHASES = {"rendezvous": "_join", "transfer": "_receive_bucket", "switch": "receive_weights"}
+PHASES = {"rendezvous": "_join", "transfer": "_receive_buckets", "switch": "receive_weights"}
 """Phase → the method of GlooWeightTransferEngine at whose beginning the worker is held."""
 POLL_S = 0.005
 DEADLINE_S = 60.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from transformers import PreTrainedModel
@@ -40,3 +42,19 @@ def largest_difference(model: PreTrainedModel, completions: list[Completion], te
         expected = logprobs[len(PROMPT) - 1 : -1].gather(1, ids[0, len(PROMPT) :, None])[:, 0].numpy()
         differences.append(np.abs(expected - completion.logprobs).max())
     return float(max(differences))
+
+
+def assert_every_token_is_of_its_version(
+    completions: list[Completion], policies: Mapping[int, PreTrainedModel]
+) -> None:
+    """Its logprob is that of the policy of the version it carries, over the whole prefix: the KV was recomputed."""
+    for completion in completions:
+        assert completion.finish_reason in ("stop", "length")
+        assert (np.diff(completion.versions) >= 0).all()
+        ids = torch.tensor([[*PROMPT, *completion.token_ids.tolist()]])
+        for version in set(completion.versions.tolist()):
+            with torch.no_grad():
+                logprobs = torch.log_softmax(policies[version](ids).logits[0], dim=-1)
+            expected = logprobs[len(PROMPT) - 1 : -1].gather(1, ids[0, len(PROMPT) :, None])[:, 0].numpy()
+            mine = completion.versions == version
+            assert np.abs(expected - completion.logprobs)[mine].max() < TOLERANCE

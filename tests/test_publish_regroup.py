@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -21,10 +20,17 @@ from asyncrl.publish.gloo import GlooWeightTransferEngine
 from asyncrl.publish.session import PublishSession
 from asyncrl.publish.staging import Staging
 from asyncrl.transport.sockets import Network
-from asyncrl.types import Completion
 from bench.generators import GeneratorProcess
 from tests.models import random_qwen3
-from tests.publish_support import PROMPT, TOLERANCE, largest_difference, metas_of, perturbed, sampling
+from tests.publish_support import (
+    PROMPT,
+    TOLERANCE,
+    assert_every_token_is_of_its_version,
+    largest_difference,
+    metas_of,
+    perturbed,
+    sampling,
+)
 
 pytestmark = pytest.mark.system
 
@@ -60,32 +66,18 @@ def assert_serves(generator: GeneratorProcess, version: int, model: PreTrainedMo
     assert largest_difference(model, completions) < TOLERANCE
 
 
-def assert_every_token_is_of_its_version(completions: list[Completion], policies: list[PreTrainedModel]) -> None:
-    """Its logprob is that of the policy of the version it carries, over the whole prefix: the KV was recomputed."""
-    for completion in completions:
-        assert completion.finish_reason in ("stop", "length")
-        assert (np.diff(completion.versions) >= 0).all()
-        ids = torch.tensor([[*PROMPT, *completion.token_ids.tolist()]])
-        for version in set(completion.versions.tolist()):
-            with torch.no_grad():
-                logprobs = torch.log_softmax(policies[version](ids).logits[0], dim=-1)
-            expected = logprobs[len(PROMPT) - 1 : -1].gather(1, ids[0, len(PROMPT) :, None])[:, 0].numpy()
-            mine = completion.versions == version
-            assert np.abs(expected - completion.logprobs)[mine].max() < TOLERANCE
-
-
 def publish_while_32_requests_decode(
     generator: GeneratorProcess, session: PublishSession, model: PreTrainedModel, num_publishes: int
 ) -> None:
     """Version 0 is served already."""
-    policies = [copy.deepcopy(model)]
+    policies = {0: copy.deepcopy(model)}
     spanned = 0
     for wave in range(num_publishes // 3):
         for k in range(32):
             generator.submit(f"wave-{wave}-{k}", PROMPT, sampling(1, 60, seed=100 * wave + k))
         for _ in range(3):
             tensors = perturbed(model, scale=0.01)
-            policies.append(copy.deepcopy(model))
+            policies[len(policies)] = copy.deepcopy(model)
             session.send(len(policies) - 1, tensors)
         completions = [generator.result(f"wave-{wave}-{k}")[0] for k in range(32)]
         assert_every_token_is_of_its_version(completions, policies)

@@ -142,12 +142,10 @@ def _generator(config: Config, shape: ModelShape, topology: Topology, compute_by
     weights = compute_bytes * shape.num_parameters / parts
     bucket = min(config.publish.bucket_bytes, max(published_bytes(shape, topology, compute_bytes)))
     items = [Item("weights", weights, "c·P/k")]
-    if topology.publish_engine == "nccl":
+    if topology.publish_engine == "nccl" or topology.device == "cpu":
         items.append(Item("publish: two buckets", 2 * bucket, "2·publish.bucket_bytes"))
-    elif topology.device == "cpu":
-        items.append(Item("publish: a bucket", bucket, "publish.bucket_bytes"))
-        if config.publish.staged:
-            items.append(Item("publish: the next version", weights, "c·P/k"))
+    if topology.device == "cpu" and config.publish.staged:
+        items.append(Item("publish: the next version", weights, "c·P/k"))
         if topology.publish_engine == "gloo_delta":
             items.append(Item("publish: the last version, for deltas", weights, "c·P/k"))
     per_token = kv_bytes_per_token(shape, parts, compute_bytes)

@@ -24,6 +24,15 @@ def checksum(buffer: torch.Tensor) -> int:
 
 
 def word_sum(tensor: torch.Tensor) -> int:
-    """Sum of the elements' bit patterns, modulo 2⁶⁴; of any strided view. Parts add up to the whole."""
+    """Sum of the bit patterns, modulo 2⁶⁴, however the tensor lies in memory.
+
+    By 64-bit words where a row is made of whole ones, at the speed of memory; else by elements, 20 times slower.
+    """
+    num_elements = 8 // tensor.element_size()
+    if tensor.dim() and tensor.shape[-1] % num_elements == 0:
+        *strides, last = tensor.stride()
+        if last != 1 or any(place % num_elements for place in (*strides, tensor.storage_offset())):
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        return int(tensor.view(torch.int64).sum())
     words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return int(tensor.view(words).sum(dtype=torch.int64))

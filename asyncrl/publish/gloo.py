@@ -14,11 +14,14 @@ Waits for  the other members at the rendezvous, then each bucket, at most publis
 from __future__ import annotations
 
 import logging
+from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.distributed_c10d import Work
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -144,8 +147,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         lengths = torch.empty(len(cut), dtype=torch.int64)
         group.broadcast(lengths).wait()
         received: list[int] = []
-        for bucket, length in zip(cut, lengths.tolist(), strict=True):
-            buffer = self._receive_bucket(group, bucket, length)
+        for bucket, buffer in self._receive_buckets(group, cut, lengths.tolist()):
             received.append(checksum(buffer))
             for piece, part in unpack(bucket, buffer):
                 staging.put(piece, part)
@@ -157,12 +159,23 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
             raise PublishError(f"buckets {wrong} of {len(received)} arrived with another checksum than they were sent")
         return staging
 
-    def _receive_bucket(self, group: GlooGroup, bucket: list[Piece], length: int) -> torch.Tensor:
-        """The bucket's bytes. A damaged delta leaves the old ones, whose checksum is another."""
-        buffer = torch.empty(total_bytes(bucket) if length == WHOLE else length, dtype=torch.uint8)
-        group.broadcast(buffer).wait()
-        if length == WHOLE:
-            return buffer
+    def _receive_buckets(
+        self, group: GlooGroup, cut: list[list[Piece]], lengths: list[int]
+    ) -> Iterator[tuple[list[Piece], torch.Tensor]]:
+        """Each bucket with its bytes. While one is put in its places, the next one comes."""
+        coming: deque[tuple[torch.Tensor, Work]] = deque()
+        for k in range(-1, len(cut)):
+            if k + 1 < len(cut):
+                length = lengths[k + 1]
+                buffer = torch.empty(total_bytes(cut[k + 1]) if length == WHOLE else length, dtype=torch.uint8)
+                coming.append((buffer, group.broadcast(buffer)))
+            if k >= 0:
+                buffer, work = coming.popleft()
+                work.wait()
+                yield cut[k], buffer if lengths[k] == WHOLE else self._changed(cut[k], buffer)
+
+    def _changed(self, bucket: list[Piece], buffer: torch.Tensor) -> torch.Tensor:
+        """The bucket's bytes, of their changes. Damaged ones leave the old bytes, whose checksum is another."""
         assert self._last is not None, "changes of weights that this worker does not have"
         whole = self._last.pack(bucket)
         try:
