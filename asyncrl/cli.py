@@ -80,10 +80,7 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from asyncrl.config import load
-    from asyncrl.launch.launch import launch
 
     config_file = _config_file(arguments)
     overrides = _overrides(arguments)
@@ -93,7 +90,13 @@ def _launch(arguments: argparse.Namespace) -> int:
         config_file = arguments.resume / "config.yaml"
     if arguments.run_dir is not None:
         overrides += [f"run.dir={arguments.run_dir.parent}", f"run.name={arguments.run_dir.name}"]
-    return launch(load(config_file, overrides), config_file.stem, arguments.resume, Console())
+    config = load(config_file, overrides)  # before what takes seconds to import: most mistakes end here
+
+    from rich.console import Console
+
+    from asyncrl.launch.launch import launch
+
+    return launch(config, config_file.stem, arguments.resume, Console())
 
 
 def _scale(arguments: argparse.Namespace) -> int:
@@ -104,12 +107,15 @@ def _scale(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from asyncrl.config import load
+
+    config = load(_config_file(arguments), _overrides(arguments))
+
     from rich.console import Console
 
     from asyncrl.check import run_check
-    from asyncrl.config import load
 
-    run_check(load(_config_file(arguments), _overrides(arguments)), Console())
+    run_check(config, Console())
     return 0
 
 
