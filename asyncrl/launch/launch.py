@@ -64,7 +64,8 @@ def launch(config: Config, config_name: str, resume: Path | None, console: Conso
     is_local = config.cluster.ray_address is None  # else the cluster is checked once it is joined
     if is_local:
         _check(config, [this_node()])
-        require_free_port(config.replay.port)
+        if resume is None:  # else the roles of an earlier launch may hold it, which are waited for
+            require_free_port(config.replay.port)
     console.print("reading the data and the model", highlight=False)
     inputs = make_inputs(config)
     config = replace(config, model=replace(config.model, path=inputs.model_path))
