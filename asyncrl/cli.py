@@ -19,7 +19,7 @@ DEFAULT_CONFIG = "quickstart.yaml"
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         return int(arguments.run(arguments))
     except UserError as error:
@@ -31,6 +31,17 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped at once", file=sys.stderr)  # noqa: T201
         return EXIT_INTERRUPTED
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """Arguments in any order; argparse by itself takes key=value only in one place, not on both sides of an option."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and ("overrides" not in arguments or any(argument.startswith("-") for argument in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -63,3 +63,16 @@ def test_a_port_in_use_is_found_before_ray_starts(capsys: pytest.CaptureFixture[
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"replay.port: cannot bind 127.0.0.1:{port}" in refusal(capsys, f"replay.port={port}")
+
+
+def test_overrides_may_stand_on_both_sides_of_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusal(capsys, "learner.batch_size=8", "--generators", "1", "learner.mini_batch_size=3")
+    assert message.startswith("learner.batch_size=8 is not divisible by learner.mini_batch_size=3")
+
+
+@pytest.mark.parametrize("arguments", [["launch", "--bogus", "a.b=1"], ["scale", "RUN", "--generators", "1", "a.b=1"]])
+def test_an_unknown_option_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == cli.EXIT_BAD_INPUT
+    assert "unrecognized arguments: " in capsys.readouterr().err
