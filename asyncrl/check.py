@@ -39,13 +39,13 @@ def run_check(config: Config, console: Console) -> None:
     nodes, notes = _cluster(config, here, device)
     topology = plan(config, nodes, device)
     console.print(_topology_table(topology, nodes))
-    console.print(_staleness_text(config), highlight=False)
+    console.print(_staleness_text(config), highlight=False, soft_wrap=True)
     if shape is not None:
         console.print(_publish_text(config, shape, topology), highlight=False)
         notes += _print_memory(config, shape, topology, console)
     notes += missing + topology.notes + warnings + _missing_data(config)
     for note in notes:
-        console.print(f"• {note}", highlight=False, markup=False)
+        console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_memory(config: Config, shape: ModelShape, topology: Topology, console: Console) -> list[str]:
@@ -58,7 +58,7 @@ def _print_memory(config: Config, shape: ModelShape, topology: Topology, console
     for item in estimate(config, shape, topology, gpu_bytes):
         console.print(_memory_table(item))
         if item.note:
-            console.print(item.note, highlight=False)
+            console.print(item.note, highlight=False, soft_wrap=True)
         if item.on_gpu and item.num_bytes > gpu_bytes:
             notes.append(
                 f"{item.holder} needs about {item.num_bytes / 1e9:.0f} GB and a GPU has {gpu_bytes / 1e9:.0f}: more "

@@ -19,7 +19,7 @@ DEFAULT_CONFIG = "quickstart.yaml"
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         return int(arguments.run(arguments))
     except UserError as error:
@@ -31,6 +31,17 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped at once", file=sys.stderr)  # noqa: T201
         return EXIT_INTERRUPTED
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """Arguments in any order; argparse by itself takes key=value only in one place, not on both sides of an option."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and ("overrides" not in arguments or any(argument.startswith("-") for argument in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,10 +96,7 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from asyncrl.config import load
-    from asyncrl.launch.launch import launch
 
     config_file = _config_file(arguments)
     overrides = _overrides(arguments)
@@ -98,7 +106,13 @@ def _launch(arguments: argparse.Namespace) -> int:
         config_file = arguments.resume / "config.yaml"
     if arguments.run_dir is not None:
         overrides += [f"run.dir={arguments.run_dir.parent}", f"run.name={arguments.run_dir.name}"]
-    return launch(load(config_file, overrides), config_file.stem, arguments.resume, Console())
+    config = load(config_file, overrides)  # before what takes seconds to import: most mistakes end here
+
+    from rich.console import Console
+
+    from asyncrl.launch.launch import launch
+
+    return launch(config, config_file.stem, arguments.resume, Console())
 
 
 def _scale(arguments: argparse.Namespace) -> int:
@@ -122,12 +136,15 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from asyncrl.config import load
+
+    config = load(_config_file(arguments), _overrides(arguments))
+
     from rich.console import Console
 
     from asyncrl.check import run_check
-    from asyncrl.config import load
 
-    run_check(load(_config_file(arguments), _overrides(arguments)), Console())
+    run_check(config, Console())
     return 0
 
 

@@ -51,8 +51,34 @@ ALGORITHM_IN_RANGE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "algorithm.correction_lower": ("in [0, 1]: the band has to hold a ratio of 1", lambda value: 0 <= value <= 1),
     "algorithm.correction_lag_decay": ("in (0, 1]", lambda value: 0 < value <= 1),
     "algorithm.reference_ema_decay": ("in (0, 1)", lambda value: 0 < value < 1),
-    "algorithm.correction_veto": ("in [0, 1): a ratio of 1 must not be vetoed", lambda value: 0 <= value < 1),
+    "algorithm.correction_veto": (
+        "0, or in [1e-8, 1): ratios are clamped at e^−20 = 2e-9, and one of 1 must not be vetoed",
+        lambda value: value == 0 or 1e-8 <= value < 1,
+    ),
 }
+
+_PPO = ("ppo_clip", "decoupled_ppo")
+
+READ_ONLY_WITH: dict[str, tuple[str, Callable[[AlgorithmConfig], bool]]] = {
+    "pass_k": ("advantage=pass_at_k", lambda algorithm: algorithm.advantage == "pass_at_k"),
+    "max_refill_batches": ("zero_variance=refill", lambda algorithm: algorithm.zero_variance == "refill"),
+    "overlong_buffer_tokens": ("overlong=penalty", lambda algorithm: algorithm.overlong == "penalty"),
+    "clip_lower": ("loss other than reinforce", lambda algorithm: algorithm.loss != "reinforce"),
+    "clip_upper": ("loss other than reinforce", lambda algorithm: algorithm.loss != "reinforce"),
+    "dual_clip": ("loss=ppo_clip or decoupled_ppo", lambda algorithm: algorithm.loss in _PPO),
+    "proximal": ("loss=decoupled_ppo", lambda algorithm: algorithm.loss == "decoupled_ppo"),
+    "aggregation_constant": ("aggregation=sequence_sum", lambda algorithm: algorithm.aggregation == "sequence_sum"),
+    **dict.fromkeys(
+        ("correction_lower", "correction_upper", "correction_lag_decay", "correction_normalise"),
+        ("correction other than none", lambda algorithm: algorithm.correction != "none"),
+    ),
+    **dict.fromkeys(
+        ("reference", "kl_estimator", "kl_in", "kl_unbiased"),
+        ("kl_coef above 0", lambda algorithm: algorithm.kl_coef > 0),
+    ),
+    "reference_ema_decay": ("reference=ema", lambda algorithm: algorithm.reference == "ema"),
+}
+"""Key of the section → what it needs to be read at all."""
 
 LARGEST_SEQUENCE_CLIP = 0.05
 """GSPO's paper clips at 3e-4 and 4e-4: a geometric mean over a sequence stays so near 1 that the clips meant for tokens
@@ -120,13 +146,11 @@ def _loss_problems(algorithm: AlgorithmConfig) -> list[str]:
             f"{clips} with algorithm.loss=gspo: bounds for a token's ratio on a sequence's, whose geometric mean "
             "hardly ever reaches them; set about 3e-4 and 4e-4"
         )
-    if algorithm.loss in ("ppo_clip", "decoupled_ppo") and largest < 0.01:
+    if algorithm.loss in _PPO and largest < 0.01:
         problems.append(
             f"{clips} with algorithm.loss={algorithm.loss}: bounds for a sequence's ratio on a token's, which would "
             "stop nearly every token; set about 0.2, or algorithm.loss=gspo"
         )
-    if algorithm.dual_clip is not None and algorithm.loss not in ("ppo_clip", "decoupled_ppo"):
-        problems.append(f"algorithm.dual_clip={algorithm.dual_clip} is not for algorithm.loss={algorithm.loss}")
     return problems
 
 
@@ -152,25 +176,16 @@ def _correction_problems(algorithm: AlgorithmConfig) -> list[str]:
 
 
 def _unused_problems(algorithm: AlgorithmConfig) -> list[str]:
-    """A value that the user gave and nothing would read."""
-    problems = []
-    if algorithm.correction == "none":
-        if algorithm.correction_normalise:
-            problems.append("algorithm.correction_normalise=true with algorithm.correction=none: nothing to normalise")
-        if algorithm.correction_lag_decay != 1:
-            problems.append(
-                f"algorithm.correction_lag_decay={algorithm.correction_lag_decay} with algorithm.correction=none: "
-                "there are no bounds to tighten"
-            )
+    """A value other than the default that nothing would read."""
+    defaults = AlgorithmConfig()
+    problems = [
+        f"algorithm.{key}={value} is read only with algorithm.{needs}, so that it would do nothing; set that, or leave "
+        f"algorithm.{key} out"
+        for key, (needs, is_read) in READ_ONLY_WITH.items()
+        if (value := getattr(algorithm, key)) != getattr(defaults, key) and not is_read(algorithm)
+    ]
     if algorithm.kl_unbiased and algorithm.kl_in == "reward":
         problems.append("algorithm.kl_unbiased=true with algorithm.kl_in=reward: it is a form of the KL in the loss")
-    if algorithm.reference == "ema" and algorithm.kl_coef == 0:
-        problems.append("algorithm.reference=ema with algorithm.kl_coef=0: no KL is taken to it; set algorithm.kl_coef")
-    if algorithm.aggregation_constant is not None and algorithm.aggregation != "sequence_sum":
-        problems.append(
-            f"algorithm.aggregation_constant={algorithm.aggregation_constant} is for aggregation=sequence_sum, "
-            f"not for {algorithm.aggregation}"
-        )
     return problems
 
 
@@ -181,6 +196,4 @@ def _overlong_problems(algorithm: AlgorithmConfig, max_tokens: int) -> list[str]
             f"algorithm.overlong=penalty needs algorithm.overlong_buffer_tokens in 1 … {max_tokens} "
             f"(generator.max_tokens), not {buffer_tokens}"
         ]
-    if algorithm.overlong != "penalty" and buffer_tokens:
-        return [f"algorithm.overlong_buffer_tokens={buffer_tokens} is for algorithm.overlong=penalty"]
     return []

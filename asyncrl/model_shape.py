@@ -21,6 +21,7 @@ from asyncrl.errors import DataError
 
 HUB_TIMEOUT_S = 5.0
 """transformers retries an unreachable hub for half a minute; a check should answer at once."""
+ENOUGH = "give model.path as a Hugging Face folder; for a check, one with a config.json is enough"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def read_model_shape(path: str, trust_remote_code: bool = False) -> ModelShape:
     Raises:
         DataError: the model cannot be reached; says which folder or hub name was tried and what would do.
     """
-    config = _read_model_config(path, trust_remote_code)
+    config = read_model_config(path, trust_remote_code)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -90,12 +91,17 @@ def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _read_model_config(path: str, trust_remote_code: bool) -> PretrainedConfig:
+def read_model_config(path: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a model, from where `read_model_shape` looks.
+
+    Raises:
+        DataError: as in `read_model_shape`.
+    """
     folder = Path(path)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise DataError(f"model.path={path}: the folder has no config.json")
+        raise DataError(f"model.path={path}: the folder has no config.json; give a Hugging Face model folder")
     if not folder.is_dir() and _looks_local(path):
-        raise DataError(f"model.path={path}: no such folder; a folder with a config.json is enough for a check")
+        raise DataError(f"model.path={path}: no such folder; {ENOUGH}")
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -111,12 +117,11 @@ def _looks_local(path: str) -> bool:
 
 def _download_config(name: str) -> dict[str, Any]:
     sources = f"not a local folder, not in the local hub cache ({constants.HF_HUB_CACHE})"
-    enough = "give model.path as a local folder; one with a config.json is enough for a check"
     if constants.HF_HUB_OFFLINE:
-        raise DataError(f"model.path={name}: {sources}, and HF_HUB_OFFLINE is set; {enough}")
+        raise DataError(f"model.path={name}: {sources}, and HF_HUB_OFFLINE is set; {ENOUGH}")
     try:
         request = urllib.request.Request(hf_hub_url(name, "config.json"), headers=build_hf_headers())
         with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as response:
             return json.load(response)
     except (OSError, ValueError, HFValidationError) as error:
-        raise DataError(f"model.path={name}: {sources}, and the hub did not give it ({error}); {enough}") from error
+        raise DataError(f"model.path={name}: {sources}, and the hub did not give it ({error}); {ENOUGH}") from error

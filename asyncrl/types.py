@@ -20,7 +20,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-LeaseKind = Literal["train", "eval"]
 FinishReason = Literal["stop", "length"]
 
 

@@ -82,7 +82,8 @@ def full_reference(learner: Learner) -> dict[str, torch.Tensor]:
 
 
 def _whole(model: PolicyModel) -> dict[str, torch.Tensor]:
-    return {name: value.full_tensor().detach().clone() for name, value in model.hf_parameters()}
+    parameters = model.hf_parameters()
+    return {name: value.full_tensor().detach().clone() for name, value in parameters}  # type: ignore[attr-defined]
 
 
 def run_ranks(num_ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:

@@ -37,3 +37,11 @@ def fault(prompt: str, completion: str, answer: str) -> float:
 
 def half(prompt: str, completion: str, answer: str) -> float:
     return 0.5
+
+
+def signs_and_sleeps(prompt: str, completion: str, answer: str) -> float:
+    """Adds the prompt to the file that the answer names, then never returns."""
+    with open(answer, "a") as file:
+        file.write(prompt)
+    time.sleep(100)
+    return 0.0

@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 
 from asyncrl.config import Config, load
+from asyncrl.config_algorithm_checks import READ_ONLY_WITH
 from asyncrl.config_checks import check
 from asyncrl.errors import ConfigError
 from asyncrl.model_shape import ModelShape, read_model_shape
@@ -65,24 +66,37 @@ def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> Non
             "bounds for single tokens on a loss of whole sequences",
         ),
         (["algorithm.loss=cispo", "algorithm.correction=token_truncate"], "which cuts the importance weight itself"),
-        (["algorithm.loss=cispo", "algorithm.dual_clip=3"], "dual_clip=3.0 is not for algorithm.loss=cispo"),
+        (
+            ["algorithm.loss=cispo", "algorithm.dual_clip=3"],
+            "dual_clip=3.0 is read only with algorithm.loss=ppo_clip or",
+        ),
         (["algorithm.dual_clip=1"], "algorithm.dual_clip=1.0 must be above 1"),
         (["algorithm.correction_lower=1.5"], "correction_lower=1.5 must be in [0, 1]"),
         (["algorithm.correction_upper=0.5"], "correction_upper=0.5 must be 1 or above"),
         (["algorithm.correction_lag_decay=0"], "correction_lag_decay=0.0 must be in (0, 1]"),
-        (["algorithm.correction=none", "algorithm.correction_lag_decay=0.9"], "there are no bounds to tighten"),
-        (["algorithm.correction=none", "algorithm.correction_normalise=true"], "nothing to normalise"),
-        (["algorithm.reference=ema"], "no KL is taken to it"),
+        (
+            ["algorithm.correction=none", "algorithm.correction_lag_decay=0.9"],
+            "correction_lag_decay=0.9 is read only with algorithm.correction other",
+        ),
+        (
+            ["algorithm.correction=none", "algorithm.correction_normalise=true"],
+            "correction_normalise=True is read only",
+        ),
+        (["algorithm.reference=ema"], "algorithm.reference=ema is read only with algorithm.kl_coef above 0"),
         (["algorithm.reference_ema_decay=1"], "algorithm.reference_ema_decay=1.0 must be in (0, 1)"),
         (
             ["algorithm.correction=token_mask+token_truncate"],
             "algorithm.correction='token_mask+token_truncate' is none of",
         ),
         (["algorithm.kl_in=both"], "algorithm.kl_in='both' is none of loss, reward"),
-        (["algorithm.kl_in=reward", "algorithm.kl_unbiased=true"], "it is a form of the KL in the loss"),
-        (["algorithm.aggregation_constant=8"], "is for aggregation=sequence_sum, not for token_mean"),
+        (
+            ["algorithm.kl_coef=0.1", "algorithm.kl_in=reward", "algorithm.kl_unbiased=true"],
+            "it is a form of the KL in the loss",
+        ),
+        (["algorithm.correction_veto=1e-9"], "algorithm.correction_veto=1e-09 must be 0, or in [1e-8, 1)"),
+        (["algorithm.aggregation_constant=8"], "=8 is read only with algorithm.aggregation=sequence_sum"),
         (["algorithm.overlong=penalty"], "needs algorithm.overlong_buffer_tokens in 1 … 1024"),
-        (["algorithm.overlong_buffer_tokens=8"], "is for algorithm.overlong=penalty"),
+        (["algorithm.overlong_buffer_tokens=8"], "=8 is read only with algorithm.overlong=penalty"),
         (["generator.top_p=0.9"], "generator.top_p=0.9: the learner's logprobs are over the whole vocabulary"),
         (["generator.top_k=50"], "set generator.top_k=-1"),
         (["learner.batch_size=1", "algorithm.group_size=2", "learner.count=4"], "learner.count=4 ranks share the 2"),
@@ -106,6 +120,39 @@ def test_an_impossible_config_is_refused_with_keys_numbers_and_the_fix(
     with pytest.raises(ConfigError) as caught:
         check(config_of(*overrides), "cpu", shape)
     assert message in str(caught.value)
+
+
+OTHER_VALUES = {
+    "pass_k": 2,
+    "max_refill_batches": 5,
+    "overlong_buffer_tokens": 8,
+    "clip_lower": 0.1,
+    "clip_upper": 0.3,
+    "dual_clip": 3,
+    "proximal": "interpolate",
+    "aggregation_constant": 8,
+    "correction_lower": 0.5,
+    "correction_upper": 5,
+    "correction_lag_decay": 0.9,
+    "correction_normalise": "true",
+    "reference": "ema",
+    "kl_estimator": "k2",
+    "kl_in": "reward",
+    "kl_unbiased": "true",
+    "reference_ema_decay": 0.9,
+}
+READ = ["advantage=pass_at_k", "zero_variance=refill", "overlong=penalty", "loss=decoupled_ppo"]
+READ += ["aggregation=sequence_sum", "correction=token_mask", "kl_coef=0.1", "reference=ema"]
+
+
+@pytest.mark.parametrize("key", READ_ONLY_WITH)
+def test_a_value_that_nothing_reads_is_refused_and_one_that_is_read_is_not(key: str) -> None:
+    assert OTHER_VALUES.keys() == READ_ONLY_WITH.keys()
+    value = f"algorithm.{key}={OTHER_VALUES[key]}"
+    with pytest.raises(ConfigError, match=rf"algorithm\.{key}=.* is read only with algorithm\."):
+        check(config_of("algorithm.loss=reinforce", value), "cpu")
+    buffer = "algorithm.overlong_buffer_tokens=8"
+    check(config_of(*(f"algorithm.{setting}" for setting in READ), buffer, value), "cpu")
 
 
 def test_all_problems_come_in_one_message() -> None:

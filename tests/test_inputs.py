@@ -7,6 +7,7 @@ from asyncrl.config import Config
 from asyncrl.data.prompts import load_prompts
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.launch.inputs import eval_file, make_inputs, save_inputs, train_file
+from tests.models import random_qwen3
 
 
 @pytest.fixture
@@ -63,7 +64,33 @@ def test_fewer_prompts_than_one_step_needs_are_refused_with_the_numbers(config):
         make_inputs(config)
 
 
-def test_a_model_folder_without_a_tokenizer_is_named(config, tmp_path):
-    config.model.path = str(tmp_path)
-    with pytest.raises(DataError, match=r"model.path=.*: its tokenizer cannot be loaded"):
+def test_a_model_that_is_not_there_is_named_before_the_data_is_read(config):
+    config.model.path, config.data.train = "/no/such/folder", "/no/such/data"
+    with pytest.raises(DataError, match=r"model.path=/no/such/folder: no such folder; give model.path as"):
+        make_inputs(config)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("config.json", "the folder has no config.json"),
+        ("model.safetensors", "the folder has no weights"),
+        ("tokenizer.json", "it has no tokenizer"),
+    ],
+)
+def test_a_model_folder_is_named_with_what_it_lacks(config, tmp_path, file, message):
+    folder = random_qwen3(tmp_path / "model", tied=True)
+    (folder / file).unlink()
+    (folder / "tokenizer_config.json").unlink()
+    config.model.path = str(folder)
+    with pytest.raises(DataError, match=f"model.path=.*: {message}"):
+        make_inputs(config)
+
+
+@pytest.mark.parametrize(("key", "attribute"), [("data.train", "train"), ("data.eval", "eval")])
+def test_bad_data_is_named_by_its_key_its_file_and_its_line(config, tmp_path, key, attribute):
+    file = tmp_path / "broken.jsonl"
+    file.write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt":\n')
+    setattr(config.data, attribute, str(file))
+    with pytest.raises(DataError, match=f"{key}: .*broken.jsonl:2: not valid JSON"):
         make_inputs(config)

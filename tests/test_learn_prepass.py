@@ -54,7 +54,7 @@ def behaviour(group: Group) -> list[torch.Tensor]:
 
 
 def plain_step(path: str, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
-    """Mean KL penalty and the parameters after the step's two updates."""
+    """Mean KL penalty and the parameters after the step's two updates; a completion with a NaN logprob has no part."""
     model, reference = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for _ in range(2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, eps=EPS, weight_decay=0.0)
     with torch.no_grad():
@@ -71,9 +71,11 @@ def plain_step(path: str, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]
         for i in chosen:
             group = batch.groups[i]
             rewards = torch.from_numpy(group.rewards) - torch.tensor(penalties[i])
-            advantages = rewards - rewards.mean() if len(set(rewards.tolist())) > 1 else torch.zeros(len(rewards))
+            advantages = rewards - rewards.nanmean() if len(set(rewards.tolist())) > 1 else torch.zeros(len(rewards))
             logprobs = completion_logprobs(model, group)
             for j, mu in enumerate(behaviour(group)):
+                if not mu.isfinite().all():
+                    continue
                 ratio = (logprobs[j] - proximal[i][j]).exp()
                 surrogates.append(-torch.minimum(ratio * advantages[j], ratio.clamp(0.8, 1.28) * advantages[j]))
                 weights.append((proximal[i][j] - mu).exp().clamp(max=UPPER))
@@ -83,13 +85,14 @@ def plain_step(path: str, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     parameters = {name: value.detach() for name, value in model.named_parameters()}
-    return float(np.mean(penalties)), parameters
+    return float(np.nanmean(np.concatenate(penalties))), parameters
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_a_step_with_every_prepass_equals_a_plain_loop(num_ranks: int, tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path / "model", tied=False)
     batch = random_batch(11, step=STEP)
+    batch.groups[1].logprobs[0] = np.nan
     metrics, parameters = run_ranks(num_ranks, train, path, batch)[0]
     penalty, expected = plain_step(path, batch)
     assert metrics["reward/kl_penalty"] == pytest.approx(penalty, rel=1e-5)

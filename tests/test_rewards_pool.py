@@ -72,6 +72,20 @@ def test_groups_scored_at_once_get_their_own_results(open_pool):
     assert results == [[Score(size, correct=True)] * size for size in range(1, 30)]
 
 
+def test_a_function_that_never_returns_holds_up_the_groups_one_after_another_not_all_at_once(open_pool, tmp_path):
+    """Else the first report, and with it reward.max_failures, would wait for every group that is in flight."""
+    pool = open_pool(RewardTerm("tests.reward_faults:signs_and_sleeps"), time_limit_s=0.02)
+    file = str(tmp_path / "begun")
+
+    async def score_all():
+        await asyncio.gather(*(pool.score(f"{group}", ["x"] * 4, file) for group in range(6)))
+
+    asyncio.run(score_all())
+    begun = Path(file).read_text()
+    assert sorted(begun) == sorted("012345" * 4)
+    assert begun.index("5") > begun.rindex("0")
+
+
 def test_an_answer_that_states_no_number_fails_each_completion_with_the_reason(open_pool):
     results = asyncio.run(open_pool(RewardTerm("numeric")).score("", ["1", "2"], "none"))
     assert [result.reason for result in results] == ["ValueError: the answer 'none' states no number"] * 2

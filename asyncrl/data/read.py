@@ -24,7 +24,7 @@ def resolve_split(path: Path, split: Literal["train", "test"]) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise DataError(f"{path} does not exist")
+        raise DataError(f"{path} does not exist; give a .parquet or .jsonl file, or a folder with one for each split")
     for suffix in _SUFFIXES:
         file = path / f"{split}{suffix}"
         if file.is_file():

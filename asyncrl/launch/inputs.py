@@ -19,6 +19,7 @@ from asyncrl.data.read import read_rows, resolve_split
 from asyncrl.data.tiny import build_tiny_model
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.launch.run_dir import eval_file, train_file
+from asyncrl.model_shape import read_model_config
 from asyncrl.types import Prompt
 
 Rows = list[tuple[str, str]]
@@ -49,6 +50,8 @@ def make_inputs(config: Config) -> RunInputs:
         ConfigError: fewer prompts than one step needs, or a chat template that does not exist.
     """
     disable_progress_bar()
+    if config.model.path != "tiny":
+        _require_model(config.model.path, config.model.trust_remote_code)
     train_rows = _rows(config, config.data.train, "train")
     eval_rows = _rows(config, config.data.eval, "test") if config.data.eval is not None else []
     model_path = config.model.path
@@ -81,15 +84,29 @@ def save_inputs(inputs: RunInputs, run_dir: Path) -> None:
 def _rows(config: Config, source: str, split: Split) -> Rows:
     if source == "arithmetic":
         return arithmetic_rows(split, config.run.seed)
-    file = resolve_split(Path(source), split)
-    return read_rows(file, config.data.prompt_column, config.data.answer_column)
+    try:
+        file = resolve_split(Path(source), split)
+        return read_rows(file, config.data.prompt_column, config.data.answer_column)
+    except DataError as error:
+        raise DataError(f"data.{'train' if split == 'train' else 'eval'}: {error}") from error
+
+
+def _require_model(path: str, trust_remote_code: bool) -> None:
+    """Refuses at once what transformers would look for on the hub for a minute, or miss only when Ray has started."""
+    read_model_config(path, trust_remote_code)
+    folder = Path(path)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise DataError(f"model.path={path}: the folder has no weights (*.safetensors or *.bin)")
 
 
 def _tokenizer(model_path: str, trust_remote_code: bool) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise DataError(f"model.path={model_path}: its tokenizer cannot be loaded: {error}") from error
+    if len(tokenizer) <= 1:  # what transformers makes of a config.json alone
+        raise DataError(f"model.path={model_path}: it has no tokenizer; add tokenizer.json and tokenizer_config.json")
+    return tokenizer
 
 
 def _dropped(num_dropped: int, config: Config) -> str:

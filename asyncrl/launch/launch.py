@@ -23,7 +23,7 @@ from asyncrl.launch.control_server import ControlServer
 from asyncrl.launch.engine_build import check_engine_build
 from asyncrl.launch.inputs import RunInputs, make_inputs, save_inputs
 from asyncrl.launch.interrupts import Interrupts
-from asyncrl.launch.machine import this_node
+from asyncrl.launch.machine import require_free_port, this_node
 from asyncrl.launch.record import Recorder
 from asyncrl.launch.resume import check_changes, find_checkpoint, lock
 from asyncrl.launch.roles import RunPlan
@@ -70,6 +70,8 @@ def launch(config: Config, config_name: str, resume: Path | None, console: Conso
     is_local = config.cluster.ray_address is None  # else the cluster is checked once it is joined
     if is_local:
         _check(config, [this_node()])
+        if resume is None:  # else the roles of an earlier launch may hold it, which are waited for
+            require_free_port(config.replay.port)
     console.print("reading the data and the model", highlight=False)
     inputs = make_inputs(config)
     config = replace(config, model=replace(config.model, path=inputs.model_path))

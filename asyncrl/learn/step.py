@@ -98,7 +98,8 @@ class Learner:
         if self.reference is None or algorithm.kl_in != "reward":
             return parts, {}
         penalties = algorithm.kl_coef * completion_kl(self.forward, self.reference, parts, algorithm.kl_estimator)
-        return mini_batches(batch, *cut, penalties), {"reward/kl_penalty": penalties.mean().item()}
+        scored = ~torch.cat([torch.from_numpy(group.rewards) for group in batch.groups]).isnan()
+        return mini_batches(batch, *cut, penalties), {"reward/kl_penalty": penalties[scored].mean().item()}
 
     def _proximals(self, parts: list[MiniBatch]) -> list[Proximal | None]:
         """π_prox for each update, the policy as it is now; the first update needs no forward pass, since it is π_θ."""

@@ -3,6 +3,9 @@
 Two limits hold. Inside the process an alarm stops Python code that takes longer than the limit of one completion
 (worker.py). Around the process a hard limit kills what ignores the alarm; a group whose process was lost is scored
 again, one completion at a time, which finds the culprit.
+
+Groups are scored in the order in which they come, few at once: a function that never returns takes its limit for every
+completion, and were all groups scored in turns, the first would be reported only when all of them are through.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from asyncrl.rewards.worker import RewardFailure, Score, score_some, start
 
 _GRACE_S = 1.0
 """What the hard limit allows beyond the alarm: for the alarm to act and the result to travel."""
+_SPARE_GROUPS = 1
+"""Groups at hand beyond one a process, so that none of them waits for this event loop."""
 
 
 class RewardPool:
@@ -37,6 +42,7 @@ class RewardPool:
         self._num_workers = num_workers
         self._time_limit_s = time_limit_s
         self._pool = self._new_pool()
+        self._turns = asyncio.Semaphore(num_workers + _SPARE_GROUPS)
 
     async def score(self, prompt: str, completions: Sequence[str], answer: str) -> list[Score | RewardFailure]:
         """One result per completion, in order.
@@ -44,12 +50,13 @@ class RewardPool:
         A function that raises, returns no finite number, ends its process or never returns fails that completion alone.
         """
         results: list[Score | RewardFailure] = []
-        while len(results) < len(completions):
-            rest = completions[len(results) :]
-            scored = await self._run(prompt, rest, answer)
-            if isinstance(scored, RewardFailure):
-                scored = [await self._score_alone(prompt, completion, answer) for completion in rest]
-            results += scored
+        async with self._turns:
+            while len(results) < len(completions):
+                rest = completions[len(results) :]
+                scored = await self._run(prompt, rest, answer)
+                if isinstance(scored, RewardFailure):
+                    scored = [await self._score_alone(prompt, completion, answer) for completion in rest]
+                results += scored
         return results
 
     def close(self) -> None:

@@ -1,0 +1,78 @@
+"""Bad input as a user meets it: one message with the key or file, exit code 2, and nothing started."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from asyncrl import cli
+
+TINY = ["--config", str(Path(__file__).parent.parent / "configs" / "quickstart.yaml"), "model.warmup_steps=0"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, where runs would be written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "other.jsonl").write_text('{"question": "1+1=", "answer": "2"}\n')
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more PAR1")
+    (tmp_path / "runs" / "taken").mkdir(parents=True)
+    return tmp_path
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The message of a launch that is refused before Ray starts, and leaves no run directory."""
+    assert cli.main(["launch", *TINY, *arguments]) == cli.EXIT_BAD_INPUT
+    out, err = capsys.readouterr()
+    assert "starting Ray" not in out
+    assert {path.name for path in Path("runs").iterdir()} <= {"taken", "models"}
+    assert err.startswith("error: ")
+    return err.removeprefix("error: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["learner.bach_size=8"], "unknown key 'learner.bach_size'; did you mean 'learner.batch_size'?"),
+        (["learner.batch_size=few"], "key 'learner.batch_size': Value 'few' of type 'str' could not be converted"),
+        (["learner.mini_batch_size=5"], "learner.batch_size=32 is not divisible by learner.mini_batch_size=5"),
+        (["algorithm.group_size=1"], "algorithm.group_size=1 with algorithm.advantage=grpo"),
+        (["generator.max_tokens=100"], "= 108 tokens, but the model takes 64 (max_position_embeddings)"),
+        (["reward.terms=[{function: no_module:f}]"], "reward.terms: 'no_module:f': cannot import 'no_module'"),
+        (["model.path=./none"], "model.path=./none: no such folder"),
+        (["data.train=none"], "data.train: none does not exist"),
+        (["data.train=empty.jsonl"], "data.train: empty.jsonl has no rows"),
+        (["data.train=other.jsonl"], "data.train: other.jsonl:1: no column 'prompt'; it has question, answer"),
+        (["data.eval=broken.parquet"], "data.eval: broken.parquet: not a readable parquet file"),
+        (["--run-dir", "runs/taken"], "run directory runs/taken exists; choose another --run-dir"),
+        (["--resume", "runs/taken"], "--resume takes the run's own configuration"),
+    ],
+)
+def test_bad_input_is_one_message_before_anything_starts(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = refusal(capsys, *arguments)
+    assert message in text
+    assert "\n" not in text
+
+
+def test_a_port_in_use_is_found_before_ray_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"replay.port: cannot bind 127.0.0.1:{port}" in refusal(capsys, f"replay.port={port}")
+
+
+def test_overrides_may_stand_on_both_sides_of_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusal(capsys, "learner.batch_size=8", "--generators", "1", "learner.mini_batch_size=3")
+    assert message.startswith("learner.batch_size=8 is not divisible by learner.mini_batch_size=3")
+
+
+@pytest.mark.parametrize("arguments", [["launch", "--bogus", "a.b=1"], ["scale", "RUN", "--generators", "1", "a.b=1"]])
+def test_an_unknown_option_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == cli.EXIT_BAD_INPUT
+    assert "unrecognized arguments: " in capsys.readouterr().err

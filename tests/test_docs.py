@@ -1,0 +1,35 @@
+"""What the pages say of the code that a machine can hold."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from asyncrl.config import Config
+from asyncrl.config_keys import known_keys
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "bench" / "README.md"]
+SOURCES = [*(ROOT / "asyncrl").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
+
+
+def test_the_configuration_page_lists_every_key_with_its_default_and_meaning() -> None:
+    written = (ROOT / "docs" / "configuration.md").read_text()
+    assert written == runpy.run_path(str(ROOT / "scripts" / "config_reference.py"))["page"]()
+    leaves = [key for key in known_keys(Config) if "." in key and not key.startswith("reward.terms.")]
+    assert all(f"- `{key}` = " in written for key in leaves)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_and_every_named_file_and_test_is_there(page: Path) -> None:
+    text = page.read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    files = re.findall(r"`((?:[a-z_]+/)+[a-z_0-9.]+\.(?:py|yaml|md|svg))`", text)
+    assert [file for file in files if not (ROOT / file).exists() and not (ROOT / "asyncrl" / file).exists()] == []
+    defined = {name for source in SOURCES for name in re.findall(r"def (test_\w+)", source.read_text())}
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert named <= defined
