@@ -129,6 +129,7 @@ def _staleness_text(config: Config) -> str:
     rule = {
         "wait": "batches come in admission order, so it holds by itself",
         "mask": "batches come in order of completion; tokens over it are masked and counted",
+        "requeue": "batches come in order of completion; prompts with a token over it are sampled again",
     }[config.replay.stragglers]
     replay = config.replay
     moved = "" if replay.ess_target is None else f", moved from {replay.min_staleness} up by replay.ess_target"

@@ -149,7 +149,7 @@ class ReplayConfig:
     """Smallest η of the controller, and the one it starts from. Only with ess_target."""
     stragglers: str = "wait"
     """wait (batches in admission order, the bound is exact) | mask (batches in order of completion; tokens over the
-    bound are masked and counted)."""
+    bound are masked and counted) | requeue (as mask, but a prompt with a token over the bound is sampled again)."""
     lease_timeout_s: float = 600.0
     """A lease not answered by then goes to another generator."""
     max_lease_attempts: int = 3

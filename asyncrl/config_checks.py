@@ -34,7 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.overlong_prompts": ("drop", "error"),
     **ALGORITHM_CHOICES,
     "learner.schedule": ("constant", "linear", "cosine"),
-    "replay.stragglers": ("wait", "mask"),
+    "replay.stragglers": ("wait", "mask", "requeue"),
     "replay.durability": ("full", "normal", "off"),
     "publish.engine": ("auto", "gloo", "gloo_sliced", "gloo_delta", "nccl"),
     "publish.kv_cache": ("keep", "recompute"),

@@ -64,7 +64,7 @@ class Served:
             batch_size=config.learner.batch_size,
             max_staleness=config.replay.max_staleness,
             num_steps=10,
-            in_order=config.replay.stragglers == "wait",
+            stragglers=config.replay.stragglers,
             lease_timeout_s=config.replay.lease_timeout_s,
             max_attempts=config.replay.max_lease_attempts,
             max_refill_prompts=4 if config.algorithm.zero_variance == "refill" else 0,

@@ -12,7 +12,7 @@ def make_ledger(**changes) -> Ledger:
         "batch_size": 2,
         "max_staleness": 1,
         "num_steps": 10,
-        "in_order": True,
+        "stragglers": "wait",
         "lease_timeout_s": 10.0,
         "max_attempts": 2,
     }
@@ -48,7 +48,7 @@ def test_with_eta_zero_a_step_is_drawn_only_after_the_publish_of_the_step_before
         leases = lease_all(ledger)
         assert [index for _, index in leases] == [2 * version, 2 * version + 1]
         for lease_id, _ in leases:
-            assert ledger.complete(lease_id)
+            assert ledger.complete(lease_id, 0)
         assert ledger.lease("a", 0.0) is None
         assert ledger.take_batch(version) == [2 * version, 2 * version + 1]
         assert ledger.lease("a", 0.0) is None
@@ -61,7 +61,7 @@ def test_publishing_after_every_step_or_only_each_eta_plus_first_one_a_run_goes_
         ledger.published(0)
         for step in range(1, 13):
             for lease_id, _ in lease_all(ledger):
-                ledger.complete(lease_id)
+                ledger.complete(lease_id, 0)
             if ledger.take_batch(step - 1) is None:
                 return step - 1
             if step % every == 0:
@@ -78,7 +78,7 @@ def test_an_eta_that_falls_takes_no_prompt_back_and_draws_none_until_the_version
     assert len(leases) == 6
     ledger.eta = 0
     for lease_id, _ in leases:
-        ledger.complete(lease_id)
+        ledger.complete(lease_id, 0)
     drawn = []
     for version in range(1, 4):
         ledger.take_batch(version - 1)
@@ -104,9 +104,9 @@ def test_a_late_answer_counts_while_its_prompt_is_still_open_and_the_second_answ
     first = ledger.lease("a", 0.0)
     ledger.expire(10.0)
     second = ledger.lease("b", 10.0)
-    assert ledger.complete(first.lease_id)
-    assert not ledger.complete(second.lease_id)
-    assert not ledger.complete(first.lease_id)
+    assert ledger.complete(first.lease_id, 0)
+    assert not ledger.complete(second.lease_id, 0)
+    assert not ledger.complete(first.lease_id, 0)
     assert ledger.num_queued == 1
 
 
@@ -115,7 +115,7 @@ def test_a_prompt_whose_late_answer_came_is_not_leased_again():
     ledger.published(0)
     first = ledger.lease("a", 0.0)
     ledger.expire(10.0)
-    assert ledger.complete(first.lease_id)
+    assert ledger.complete(first.lease_id, 0)
     assert ledger.lease("b", 10.0).index == 1
 
 
@@ -132,7 +132,7 @@ def test_an_answer_to_a_lease_that_was_never_granted_does_not_count():
     ledger = make_ledger()
     ledger.published(0)
     ledger.lease("a", 0.0)
-    assert not ledger.complete(7)
+    assert not ledger.complete(7, 0)
     assert ledger.fail(7, "who?") is None
     assert (ledger.num_leased, ledger.num_queued) == (1, 0)
 
@@ -149,7 +149,7 @@ def test_a_prompt_that_fails_max_attempts_times_is_quarantined_with_its_reason_a
     replacement = ledger.lease("a", 0.0)
     assert replacement.index == 2
     for lease_id in (1, replacement.lease_id):
-        ledger.complete(lease_id)
+        ledger.complete(lease_id, 0)
     assert ledger.take_batch(0) == [1, 2]
 
 
@@ -171,7 +171,7 @@ def test_the_leases_of_a_generator_that_is_gone_are_leased_again_without_countin
     assert [lease.index for lease in ledger.release("a")] == [0, 2]
     assert [ledger.lease("b", 0.0).index for _ in range(2)] == [0, 2]
     assert ledger.quarantined == {}
-    assert not ledger.complete(0)
+    assert not ledger.complete(0, 0)
 
 
 def test_batches_keep_admission_order_and_wait_for_a_straggler():
@@ -179,23 +179,23 @@ def test_batches_keep_admission_order_and_wait_for_a_straggler():
     ledger.published(0)
     lease_all(ledger)
     for lease_id in (3, 1, 2):
-        ledger.complete(lease_id)
+        ledger.complete(lease_id, 0)
     assert ledger.take_batch(0) is None
     assert ledger.missing_for_batch() == [0]
     assert ledger.holder_of(0) == "a"
-    ledger.complete(0)
+    ledger.complete(0, 0)
     assert [ledger.take_batch(step) for step in range(2)] == [[0, 1], [2, 3]]
 
 
 def test_out_of_order_batches_overtake_a_straggler():
-    ledger = make_ledger(in_order=False)
+    ledger = make_ledger(stragglers="mask")
     ledger.published(0)
     lease_all(ledger)
     for lease_id in (3, 1):
-        ledger.complete(lease_id)
+        ledger.complete(lease_id, 0)
     assert ledger.take_batch(0) == [1, 3]
     for lease_id in (2, 0):
-        ledger.complete(lease_id)
+        ledger.complete(lease_id, 0)
     assert ledger.take_batch(1) == [0, 2]
 
 
@@ -203,7 +203,7 @@ def test_a_batch_is_given_again_until_a_checkpoint_contains_it_and_no_step_is_le
     ledger = make_ledger()
     ledger.published(0)
     for lease_id, _ in lease_all(ledger):
-        ledger.complete(lease_id)
+        ledger.complete(lease_id, 0)
     batches = [ledger.take_batch(step) for step in range(2)]
     assert [ledger.take_batch(step) for step in range(2)] == batches
     ledger.checkpointed(1)
@@ -219,8 +219,8 @@ def test_a_run_draws_no_more_prompts_than_its_steps_train():
     ledger.published(0)
     leases = lease_all(ledger)
     assert [index for _, index in leases] == [0, 1, 2, 3]
-    ledger.complete(0)
-    ledger.complete(1)
+    ledger.complete(0, 0)
+    ledger.complete(1, 0)
     ledger.take_batch(0)
     ledger.published(1)
     assert ledger.lease("a", 0.0) is None
@@ -237,12 +237,12 @@ def test_a_group_without_a_signal_gives_its_place_to_another_prompt():
     ledger = make_ledger(max_staleness=0, max_refill_prompts=4)
     ledger.published(0)
     (first, _), (second, _) = lease_all(ledger)
-    assert ledger.complete(first, has_signal=False) == "filtered"
-    assert ledger.complete(first) is None
+    assert ledger.complete(first, 0, has_signal=False) == "filtered"
+    assert ledger.complete(first, 0) is None
     ((third, index),) = lease_all(ledger)
     assert index == 2
-    assert ledger.complete(third) == "queued"
-    assert ledger.complete(second) == "queued"
+    assert ledger.complete(third, 0) == "queued"
+    assert ledger.complete(second, 0) == "queued"
     assert ledger.take_batch(0) == [1, 2]
     assert ledger.num_filtered == 1
 
@@ -259,7 +259,7 @@ def test_at_eta_zero_which_groups_a_batch_has_does_not_depend_on_who_answers_fir
             while (batch := ledger.take_batch(version)) is None:
                 leases |= {index: lease_id for lease_id, index in lease_all(ledger)}
                 index = min(leases, key=lambda index: priority[index % len(priority)])
-                ledger.complete(leases.pop(index), signals[index])
+                ledger.complete(leases.pop(index), 0, signals[index])
             taken.append((batch, ledger.counters["next_index"]))
         return taken
 
@@ -269,3 +269,25 @@ def test_at_eta_zero_which_groups_a_batch_has_does_not_depend_on_who_answers_fir
         first = straight[step - 1][1] if step else 0
         assert all(signals[index] or index >= first + 5 for index in batch)
         assert next_index <= first + 5 + 2
+
+
+def test_a_straggler_that_was_overtaken_is_sampled_again_when_its_tokens_are_too_old():
+    ledger = make_ledger(stragglers="requeue", max_staleness=1, num_steps=4)
+    ledger.published(0)
+    straggler, *others = [lease_id for lease_id, _ in lease_all(ledger)]
+    for lease_id in others[:2]:
+        ledger.complete(lease_id, 0)
+    assert ledger.take_batch(0) == [1, 2]
+    ledger.published(1)
+    others = [others[2], *(lease_id for lease_id, _ in lease_all(ledger))]
+    for lease_id in others[:2]:
+        ledger.complete(lease_id, 0)
+    assert ledger.take_batch(1) == [3, 4]
+    ledger.complete(straggler, 0)
+    ledger.complete(others[2], 1)
+    assert ledger.take_batch(2) is None
+    assert (ledger.num_requeued, ledger.num_queued) == (1, 1)
+    again = ledger.lease("a", 0.0)
+    assert again.index == 0
+    ledger.complete(again.lease_id, 1)
+    assert ledger.take_batch(2) == [0, 5]

@@ -27,7 +27,7 @@ class LedgerMachine(RuleBasedStateMachine):
         batch_size=st.integers(1, 3),
         max_staleness=st.integers(0, 2),
         num_steps=st.integers(1, 4),
-        in_order=st.booleans(),
+        stragglers=st.sampled_from(["wait", "mask", "requeue"]),
         max_attempts=st.integers(1, 3),
         max_refill_prompts=st.integers(0, 6),
     )
@@ -36,17 +36,18 @@ class LedgerMachine(RuleBasedStateMachine):
         batch_size,
         max_staleness,
         num_steps,
-        in_order,
+        stragglers,
         max_attempts,
         max_refill_prompts,
     ):
-        self.batch_size, self.max_staleness, self.in_order = batch_size, max_staleness, in_order
+        self.batch_size, self.max_staleness = batch_size, max_staleness
+        self.in_order, self.requeues = stragglers == "wait", stragglers == "requeue"
         self.num_steps, self.max_attempts = num_steps, max_attempts
         self.rules = {
             "batch_size": batch_size,
             "max_staleness": max_staleness,
             "num_steps": num_steps,
-            "in_order": in_order,
+            "stragglers": stragglers,
             "lease_timeout_s": TIMEOUT_S,
             "max_attempts": max_attempts,
             "max_refill_prompts": max_refill_prompts,
@@ -152,7 +153,7 @@ class LedgerMachine(RuleBasedStateMachine):
         index, _, _, version = self.leases[lease_id]
         counts = lease_id in self.unanswered and self.state[index] in ("leased", "waiting")
         self.unanswered.discard(lease_id)
-        outcome = self.ledger.complete(lease_id, has_signal)
+        outcome = self.ledger.complete(lease_id, version, has_signal)
         if not counts:
             assert outcome is None
             return
@@ -194,6 +195,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def take_batch(self):
+        if self.requeues:
+            for index in [i for i in self.finished if self.step - self.sampled_at[i] > self.max_staleness]:
+                self.finished.remove(index)
+                self.state[index] = "waiting"
         expected = self.expected_batch()
         taken = self.ledger.take_batch(self.step)
         assert taken == expected
@@ -205,6 +210,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.drawn_at_take = max(self.state) + 1
         if self.in_order:
             assert all(self.step - self.sampled_at[index] <= self.drawn_under[index] for index in taken)
+        if self.requeues:
+            assert all(self.step - self.sampled_at[index] <= self.max_staleness for index in taken)
         self.batches.append(taken)
         assert self.ledger.next_step == self.step
 

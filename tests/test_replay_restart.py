@@ -137,13 +137,13 @@ def test_a_disk_that_is_full_is_an_error_that_says_so_and_what_was_committed_is_
     path = tmp_path / "ledger.sqlite"
     store = LedgerStore(path, "full")
     store.put(0, stored(0))
-    store.commit([PromptLife(0, "queued", place=0)], {"next_lease_id": 1})
+    store.commit([PromptLife(0, "queued", place=0, first_version=0)], {"next_lease_id": 1})
     store._db.execute(f"PRAGMA max_page_count={store._db.execute('PRAGMA page_count').fetchone()[0]}")
 
     def fill() -> None:
         for index in range(1, 10_000):
             store.put(index, stored(index))
-            store.commit([PromptLife(index, "queued", place=index)], {})
+            store.commit([PromptLife(index, "queued", place=index, first_version=0)], {})
 
     with pytest.raises(RunError, match=r"ledger.sqlite cannot be written: database or disk is full; .*--resume"):
         fill()
@@ -160,7 +160,7 @@ def test_the_ledger_is_private_and_plain_sqlite_can_read_it(tmp_path):
     path = tmp_path / "ledger.sqlite"
     store = LedgerStore(path, "off")
     store.put(3, stored(3))
-    store.commit([PromptLife(3, "queued", place=0)], {})
+    store.commit([PromptLife(3, "queued", place=0, first_version=0)], {})
     assert path.stat().st_mode & 0o077 == 0
     row = sqlite3.connect(path).execute(
         "SELECT data_row, state, num_tokens, reward_mean, num_correct, first_version, last_version FROM prompts"

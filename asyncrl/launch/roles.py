@@ -6,7 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import zmq
 import zmq.asyncio
@@ -87,6 +87,7 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, l
 
 def _ledger(plan: RunPlan, standing: Standing) -> Ledger:
     from asyncrl.replay.ledger import Ledger
+    from asyncrl.replay.life import Stragglers
 
     config = plan.config
     refills = config.algorithm.zero_variance == "refill"
@@ -94,7 +95,7 @@ def _ledger(plan: RunPlan, standing: Standing) -> Ledger:
         batch_size=config.learner.batch_size,
         max_staleness=config.replay.max_staleness,
         num_steps=plan.num_steps,
-        in_order=config.replay.stragglers == "wait",
+        stragglers=cast(Stragglers, config.replay.stragglers),
         lease_timeout_s=config.replay.lease_timeout_s,
         max_attempts=config.replay.max_lease_attempts,
         max_refill_prompts=config.algorithm.max_refill_batches * config.learner.batch_size if refills else 0,

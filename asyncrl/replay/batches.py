@@ -7,7 +7,7 @@ given the same batches again, so it retraces its steps, and a version number mea
 from __future__ import annotations
 
 from asyncrl.errors import RunError
-from asyncrl.replay.life import PromptLife, Standing
+from asyncrl.replay.life import PromptLife, Standing, Stragglers
 
 
 class Batches:
@@ -15,26 +15,27 @@ class Batches:
 
     Args:
         batch_size: B.
-        in_order: batches in admission order (stragglers=wait), else in order of completion.
+        stragglers: wait = batches in admission order; else in order of completion.
         standing: to go on from.
     """
 
-    def __init__(self, batch_size: int, in_order: bool, standing: Standing) -> None:
+    def __init__(self, batch_size: int, stragglers: Stragglers, standing: Standing) -> None:
         self._batch_size = batch_size
-        self._in_order = in_order
+        self._in_order = stragglers == "wait"
         self.next_step = standing.next_step
         """The first step whose batch has not been taken."""
         self.low = standing.next_index
         """Every index below has ended."""
         self._ended_above = set(standing.ended)
-        self.queued: dict[int, None] = {}
-        """Indices, in order of completion."""
+        self.queued: dict[int, int] = {}
+        """Index → the version that sampled its oldest token, in order of completion."""
         self._num_queued_ever = 0
         self._taken: dict[int, list[int]] = {}  # step → the indices of its batch, until a checkpoint has it
         for life in sorted(standing.lives, key=lambda life: (life.place or 0, life.index)):
             if life.state == "queued":
                 assert life.place is not None
-                self.queued[life.index] = None
+                assert life.first_version is not None
+                self.queued[life.index] = life.first_version
                 self._num_queued_ever = life.place + 1
             elif life.state == "batched":
                 assert life.step is not None
@@ -45,11 +46,18 @@ class Batches:
         """Prompts in batches that have been taken."""
         return self.next_step * self._batch_size
 
-    def put(self, index: int) -> PromptLife:
+    def put(self, index: int, first_version: int) -> PromptLife:
         """A group that came back with a signal."""
-        self.queued[index] = None
+        self.queued[index] = first_version
         self._num_queued_ever += 1
-        return PromptLife(index, "queued", place=self._num_queued_ever - 1)
+        return PromptLife(index, "queued", place=self._num_queued_ever - 1, first_version=first_version)
+
+    def drop_stale(self, max_staleness: int) -> list[int]:
+        """Takes those out of the line whose oldest token is over the bound for the next batch."""
+        stale = [index for index, version in self.queued.items() if self.next_step - version > max_staleness]
+        for index in stale:
+            del self.queued[index]
+        return stale
 
     def end(self, index: int) -> None:
         """The prompt is in a batch, filtered or quarantined."""
@@ -74,12 +82,13 @@ class Batches:
         ready = self._ready()
         if len(ready) < self._batch_size:
             return None
+        step = self.next_step
+        lives = [PromptLife(index, "batched", step=step, first_version=self.queued.pop(index)) for index in ready]
         for index in ready:
-            del self.queued[index]
             self.end(index)
-        self._taken[self.next_step] = ready
+        self._taken[step] = ready
         self.next_step += 1
-        return [PromptLife(index, "batched", step=self.next_step - 1) for index in ready]
+        return lives
 
     def checkpointed(self, step: int) -> list[PromptLife]:
         """A checkpoint of the policy after `step` steps is whole: their batches need not be kept any more."""

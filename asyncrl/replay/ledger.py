@@ -17,7 +17,7 @@ from typing import Literal
 
 from asyncrl.errors import RunError
 from asyncrl.replay.batches import Batches
-from asyncrl.replay.life import LeaseRecord, PromptLife, Standing
+from asyncrl.replay.life import LeaseRecord, PromptLife, Standing, Stragglers
 from asyncrl.replay.staleness import admission_limit
 
 Failure = Literal["retried", "quarantined"]
@@ -31,7 +31,7 @@ class Ledger:
         batch_size: B.
         max_staleness: η; `eta` may be set lower later.
         num_steps: the run's length; num_steps·B prompts are drawn, and replacements of those filtered and quarantined.
-        in_order: batches in admission order (stragglers=wait), else in order of completion.
+        stragglers: what becomes of prompts that come back late, see `life.Stragglers`.
         lease_timeout_s: a lease not answered by then is taken back.
         max_attempts: failures (or expired leases) after which a prompt is quarantined.
         max_refill_prompts: of the prompts drawn after one batch was taken, the first so many are filtered when they
@@ -47,7 +47,7 @@ class Ledger:
         batch_size: int,
         max_staleness: int,
         num_steps: int,
-        in_order: bool,
+        stragglers: Stragglers,
         lease_timeout_s: float,
         max_attempts: int,
         max_refill_prompts: int = 0,
@@ -56,6 +56,8 @@ class Ledger:
     ) -> None:
         standing = standing or Standing()
         self._batch_size = batch_size
+        self._max_staleness = max_staleness
+        self._requeues = stragglers == "requeue"
         self.eta = max_staleness if standing.eta is None else min(standing.eta, max_staleness)
         """η of the prompts drawn from now on. Lowered, it closes admission until the version has caught up."""
         self._num_steps = num_steps
@@ -71,9 +73,10 @@ class Ledger:
         self._lease_of: dict[int, int] = {}  # index → lease id
         self._retries: list[int] = []  # heap of indices to be leased again
         self._attempts: dict[int, int] = {}
-        self._batches = Batches(batch_size, in_order, standing)
+        self._batches = Batches(batch_size, stragglers, standing)
         self.quarantined: dict[int, str] = {}
         self.num_filtered = standing.num_filtered
+        self.num_requeued = standing.num_requeued
         self._changes: dict[int, PromptLife] = {}
         self._restore(standing.lives, now_s)
 
@@ -105,6 +108,7 @@ class Ledger:
             "next_index": self._batches.low,
             "drawn_to": self._drawn_to,
             "num_filtered": self.num_filtered,
+            "num_requeued": self.num_requeued,
             "next_lease_id": self._next_lease_id,
             "eta": self.eta,
             "refill_end": self._refill_end,
@@ -155,10 +159,13 @@ class Ledger:
 
     # ── how a lease ends ──
 
-    def complete(self, lease_id: int, has_signal: bool = True) -> Completion | None:
+    def complete(self, lease_id: int, first_version: int, has_signal: bool = True) -> Completion | None:
         """A group came back. None: its prompt has ended or was answered under another lease.
 
         A late answer to an expired lease counts while its prompt is still open.
+
+        Args:
+            first_version: that sampled its oldest token.
         """
         lease = self._leases.pop(lease_id, None)
         if lease is None or not self._is_open(lease.index):
@@ -170,7 +177,7 @@ class Ledger:
             self._end(lease.index)
             return "filtered"
         self._attempts.pop(lease.index, None)
-        self._note(self._batches.put(lease.index))
+        self._note(self._batches.put(lease.index, first_version))
         return "queued"
 
     def fail(self, lease_id: int, reason: str) -> Failure | None:
@@ -229,8 +236,12 @@ class Ledger:
         if not self._holds(lease):
             return
         del self._lease_of[lease.index]
-        heapq.heappush(self._retries, lease.index)
-        self._note(PromptLife(lease.index, "waiting", self._attempts.get(lease.index, 0)))
+        self._line_up(lease.index)
+
+    def _line_up(self, index: int) -> None:
+        """To be leased again."""
+        heapq.heappush(self._retries, index)
+        self._note(PromptLife(index, "waiting", self._attempts.get(index, 0)))
 
     def _is_open(self, index: int) -> bool:
         return index in self._lease_of or index in self._retries
@@ -255,6 +266,10 @@ class Ledger:
         kept = self._batches.kept(step)
         if kept is not None:
             return kept
+        if self._requeues:
+            for index in self._batches.drop_stale(self._max_staleness):
+                self.num_requeued += 1
+                self._line_up(index)
         taken = self._batches.take()
         if taken is None:
             return None

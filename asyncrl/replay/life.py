@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+Stragglers = Literal["wait", "mask", "requeue"]
+"""What becomes of a prompt that comes back late: its batch waits for it; or batches come in order of completion, and
+its tokens over the bound are masked by the learner, or it is sampled again."""
+
 State = Literal["leased", "waiting", "queued", "batched", "trained", "filtered", "quarantined"]
 """waiting: to be leased again. batched: in a batch that the learner has, or had; trained: and in a checkpoint."""
 
@@ -40,6 +44,8 @@ class PromptLife:
     """Whose batch it is in."""
     reason: str | None = None
     """Why it was quarantined."""
+    first_version: int | None = None
+    """That sampled its oldest token, from when it is queued."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Standing:
     lives: list[PromptLife] = field(default_factory=list)
     """Of the prompts in hand."""
     num_filtered: int = 0
+    num_requeued: int = 0
     next_lease_id: int = 0
     served_version: int | None = None
     eta: int | None = None

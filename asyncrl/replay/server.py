@@ -199,7 +199,8 @@ class ReplayServer:
         if index != header.index:
             raise WireError(f"lease {lease_id} is for prompt {index}, the group is of prompt {header.index}")
         lacks_signal = self._refills and not has_signal(header.rewards)
-        outcome = self._ledger.complete(lease_id, not lacks_signal)
+        first_version = int(np.frombuffer(frames[3], "<i4").min())
+        outcome = self._ledger.complete(lease_id, first_version, not lacks_signal)
         if outcome is not None:
             self._tally.count_unscored(header)
         if outcome == "queued":

@@ -17,8 +17,9 @@ which the prompt was drawn, and that is at most replay.max_staleness. A rise cha
 A fall takes none of them back; it only stops drawing until v has caught up, which always comes, since the next B of
 them make the next version. η + 1 steps after a fall from η, every batch holds to the new bound.
 
-With batches in order of completion the count of prompts is bounded the same way, but a straggler may be overtaken;
-the learner's guard then masks its tokens that are over the bound, and counts them.
+With batches in order of completion the count of prompts is bounded the same way, but a straggler may be overtaken. With
+stragglers=mask the learner's guard then masks its tokens that are over the bound, and counts them; with requeue such a
+prompt is not taken but sampled again, by generators that serve v or later, as if it had failed without its fault.
 """
 
 from __future__ import annotations

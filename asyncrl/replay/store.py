@@ -58,15 +58,15 @@ CREATE TABLE sessions (id INTEGER PRIMARY KEY, started_s REAL NOT NULL, began_an
 """
 
 _UPSERT = """
-INSERT INTO prompts (idx, state, num_failures, generator, lease_id, place, step, reason, changed_s)
-VALUES (:index, :state, :num_failures, :generator, :lease_id, :place, :step, :reason, :changed_s)
+INSERT INTO prompts (idx, state, num_failures, generator, lease_id, place, step, reason, first_version, changed_s)
+VALUES (:index, :state, :num_failures, :generator, :lease_id, :place, :step, :reason, :first_version, :changed_s)
 ON CONFLICT (idx) DO UPDATE SET
   state = :state, num_failures = :num_failures, generator = :generator, lease_id = :lease_id, place = :place,
-  step = :step, reason = :reason, changed_s = :changed_s
+  step = :step, reason = :reason, first_version = coalesce(:first_version, first_version), changed_s = :changed_s
 """
 
 _OUTCOME = """
-UPDATE prompts SET data_row = ?, num_tokens = ?, reward_mean = ?, num_correct = ?, first_version = ?, last_version = ?
+UPDATE prompts SET data_row = ?, num_tokens = ?, reward_mean = ?, num_correct = ?, last_version = ?
 WHERE idx = ?
 """
 
@@ -145,7 +145,7 @@ class LedgerStore:
                 [(index, msgspec.msgpack.encode(group.header), *group.frames) for index, group in self._new.items()],
             )
             self._db.executemany(_OUTCOME, [_outcome(index, group) for index, group in self._new.items()])
-            done = [(life.index,) for life in lives if life.state not in IN_HAND]
+            done = [(life.index,) for life in lives if life.state not in ("queued", "batched")]
             self._db.executemany("DELETE FROM groups WHERE idx = ?", done)
             self._db.executemany("INSERT OR REPLACE INTO counters VALUES (?, ?)", list(counters.items()))
             self._db.execute("COMMIT")
@@ -161,7 +161,7 @@ class LedgerStore:
         """Where the ledger stood at the last commit."""
         counters = self.counters()
         places = ", ".join("?" * len(IN_HAND))
-        columns = "idx, state, num_failures, generator, lease_id, place, step, reason"
+        columns = "idx, state, num_failures, generator, lease_id, place, step, reason, first_version"
         rows = self._db.execute(f"SELECT {columns} FROM prompts WHERE state IN ({places}) ORDER BY idx", IN_HAND)
         lives = [PromptLife(*row) for row in rows]
         low = counters.get("next_index", 0)
@@ -224,5 +224,4 @@ def _outcome(index: int, group: StoredGroup) -> tuple[float | int | None, ...]:
     rewards = np.asarray(header.rewards)
     valid = rewards[~np.isnan(rewards)]
     reward_mean = float(valid.mean()) if len(valid) else None
-    bounds = (int(versions.min()), int(versions.max()))
-    return header.row, sum(header.lengths), reward_mean, sum(header.correct), *bounds, index
+    return header.row, sum(header.lengths), reward_mean, sum(header.correct), int(versions.max()), index

@@ -42,6 +42,7 @@ class Tally:
             "queue/depth": float(ledger.num_queued),
             "queue/leased": float(ledger.num_leased),
             "queue/filtered": float(ledger.num_filtered),
+            "queue/requeued": float(ledger.num_requeued),
             "queue/quarantined": float(len(ledger.quarantined)),
             "queue/unscored_completions": float(self.num_unscored),
             "queue/messages_refused": float(self.num_refused),
