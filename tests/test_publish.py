@@ -71,7 +71,7 @@ async def publish_three_times(folder: Path, tensor_parallel: int, engine_name: s
             differences.append(largest_difference(model, completions))
         with torch.no_grad():
             model.lm_head.weight[3] *= 1.5
-            model.model.layers[0].mlp.up_proj.weight[:, 7] *= 1.5
+            model.model.layers[0].self_attn.q_proj.weight[:, 7] *= 1.5
         tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         figures = await asyncio.to_thread(session.send, 3, tensors)
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
@@ -94,6 +94,7 @@ def exactness(folder: Path, tensor_parallel: int, engine_name: str, staged: bool
         ("llama", False, 1, "gloo", False),
         ("qwen2", True, 2, "gloo_sliced", True),
         ("qwen3", False, 2, "gloo_delta", True),
+        ("qwen3_moe", False, 2, "gloo_sliced", True),
     ],
 )
 def test_after_every_publish_the_engine_samples_from_exactly_the_learners_policy(

@@ -35,7 +35,7 @@ from asyncrl.publish.delta import decode
 from asyncrl.publish.dry_run import abandon_reload, find_slices
 from asyncrl.publish.group import GlooGroup, Rendezvous
 from asyncrl.publish.plan import Piece, buckets, dtype_named, own_pieces, total_bytes, unpack, whole_pieces
-from asyncrl.publish.staging import Staging
+from asyncrl.publish.staging import Staging, has_experts
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,10 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         """Returns at once; a thread waits for the other members, so a late one does not stop this worker's decoding."""
         if self.model_config.use_mla:
             raise PublishError("publish.engine=gloo cannot update a model with multi-head latent attention")
+        if self.device.type != "cpu" and has_experts(self.model):
+            raise PublishError(
+                "publish.engine=gloo cannot update a mixture of experts on a GPU, where vLLM reorders them"
+            )
         dtypes = map(dtype_named, init_info.dtype_names)
         tensors = {
             name: torch.empty(shape, dtype=dtype, device="meta")

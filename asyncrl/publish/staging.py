@@ -53,7 +53,6 @@ class Staging:
                 self._holders[id(parameter)].append((module, name))
         self._new: dict[str, dict[str, torch.nn.Parameter]] = defaultdict(dict)
         """By module and its own name for it."""
-        self._sums: list[tuple[Slice, torch.dtype, int]] = []
         self._layers: list[_Layer] = []
         exact = {(piece.name, piece.region): piece for piece in pieces}
         whole = {piece.name: piece for piece in pieces}
@@ -66,8 +65,7 @@ class Staging:
         """Takes what this worker keeps of a piece; `part` holds its elements, contiguous, in its region's shape."""
         for one in self._slices[piece]:
             mine = part if piece.region == one.source else one.source.view(part)
-            place = one.target.view(self._new_parameter(one.parameter).data).copy_(mine)
-            self._sums.append((one, place.dtype, word_sum(place)))
+            one.target.view(self._new_parameter(one.parameter).data).copy_(mine)
             name = _module_name(one.parameter)
             self._num_missing[name] -= 1
             if not self._num_missing[name]:
@@ -86,23 +84,13 @@ class Staging:
                 layer.take_over()
 
     def verify(self) -> None:
-        """Compares what the layers hold with what came.
+        """Compares what the layers hold with what they were to take over.
 
         Raises:
             PublishError: a parameter differs.
         """
-        for one, dtype, expected in self._sums:
-            held = self._parameter(one.parameter).data
-            as_came = held.numel() > 0 and held.dtype == dtype  # else it was made into something else: see _Layer
-            if as_came and word_sum(one.target.view(held)) != expected:
-                raise PublishError(f"{one.parameter} does not hold what came for it ({one.name})")
         for layer in self._layers:
             layer.verify()
-
-    def _parameter(self, name: str) -> torch.nn.Parameter:
-        parameter = self._modules[_module_name(name)]._parameters[_own_name(name)]
-        assert parameter is not None
-        return parameter
 
     def _new_parameter(self, full_name: str) -> torch.nn.Parameter:
         """As vLLM makes it before loading; zero where nothing is loaded (a padded vocabulary)."""
@@ -110,7 +98,8 @@ class Staging:
         new = self._new[module_name]
         if name not in new:
             loadable = get_layerwise_info(self._modules[module_name]).restore_metadata[0]
-            like = loadable.get(name, self._parameter(full_name))
+            like = loadable.get(name, self._modules[module_name]._parameters[name])
+            assert like is not None
             data = torch.zeros(like.shape, dtype=like.dtype, pin_memory=self._device.type == "cuda")
             new[name] = torch.nn.Parameter(data, requires_grad=False)
         return new[name]
@@ -137,6 +126,8 @@ class _Layer:
 
     serving: torch.nn.Module
     new: torch.nn.Module
+    sums: dict[str, int]
+    """Of the new parameters, by their names."""
     unit: torch.Tensor | None = None
     """[1, columns], a unit vector: a layer that multiplies with a prepacked matrix shows one column of it, exactly."""
     column: torch.Tensor | None = None
@@ -146,7 +137,7 @@ class _Layer:
     def prepared(
         cls, serving: torch.nn.Module, parameters: dict[str, torch.nn.Parameter], device: torch.device
     ) -> _Layer:
-        layer = cls(serving, copy.copy(serving))
+        layer = cls(serving, copy.copy(serving), {})
         layer.new._parameters = {**serving._parameters, **parameters}
         method = getattr(serving, "quant_method", None)
         if device.type == "cpu" and isinstance(method, QuantizeMethodBase):
@@ -156,7 +147,8 @@ class _Layer:
                 layer.unit = torch.zeros(1, weight.shape[1], dtype=weight.dtype)
                 layer.unit[0, column] = 1
                 layer.column = weight[:, column].clone()
-            method.process_weights_after_loading(layer.new)
+            _process(method, layer.new)
+        layer.sums = {name: word_sum(p.data) for name in parameters if (p := layer.new._parameters[name]) is not None}
         return layer
 
     def take_over(self) -> None:
@@ -173,12 +165,32 @@ class _Layer:
                 vars(self.serving)[name] = value
 
     def verify(self) -> None:
+        kind = type(self.serving).__name__
+        for name, expected in self.sums.items():
+            held = self.serving._parameters[name]
+            if held is None or word_sum(held.data) != expected:
+                raise PublishError(f"{name} of a {kind} does not hold what came for it")
         if self.unit is None or self.column is None:
             return
         method = self.serving.quant_method
         assert isinstance(method, QuantizeMethodBase)
         if not torch.equal(method.apply(self.serving, self.unit)[0], self.column):
-            raise PublishError(f"a {type(self.serving).__name__} does not multiply with the weights that came for it")
+            raise PublishError(f"a {kind} does not multiply with the weights that came for it")
+
+
+def _process(method: QuantizeMethodBase, layer: torch.nn.Module) -> None:
+    """What vLLM makes of loaded weights, in `layer`, for the first time: again, its CPU experts would stay unpacked.
+
+    vLLM 0.32's UnquantizedFusedMoEMethod prepacks only while it has no kernel; drop the copy when it packs each time.
+    """
+    if getattr(method, "moe_kernel", None) is not None:
+        method = copy.copy(method)
+        method.moe_kernel = None
+    method.process_weights_after_loading(layer)
+
+
+def has_experts(model: torch.nn.Module) -> bool:
+    return any(hasattr(getattr(module, "quant_method", None), "moe_kernel") for module in model.modules())
 
 
 def _module_name(parameter: str) -> str:
