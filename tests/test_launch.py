@@ -322,7 +322,7 @@ def test_ctrl_c_twice_ends_the_run_at_once(start: Callable[..., Launched]) -> No
 
 def test_whoever_dies_learner_replay_or_launcher_every_prompt_is_trained_once(start: Callable[..., Launched]) -> None:
     limits = ("run.heartbeat_timeout_s=5", "run.stop_timeout_s=5")
-    run = start("all-die", "--learners", "2", *quick(40, "run.eval_every=0", "run.save_every=6", *limits))
+    run = start("all-die", "--learners", "2", *quick(10_000, "run.eval_every=0", "run.save_every=6", *limits))
     run.wait_for_step(8)
     os.kill(run.pid_of("learner-1"), signal.SIGKILL)
     run.wait_for_step(16)
@@ -339,7 +339,9 @@ def test_whoever_dies_learner_replay_or_launcher_every_prompt_is_trained_once(st
     assert "replay failed: its process died (killed, crashed or out of memory); replay: restart 1 of 3" in output
     assert "replay was silent for 5 s (run.heartbeat_timeout_s) in phase 'serving'; replay: restart 2 of 3" in output
 
-    resumed = start("all-die", "--resume", str(run.run_dir), "learner.count=1", "generator.count=2")
+    num_steps = max(int(path.name[-6:]) for path in (run.run_dir / "checkpoints").iterdir()) + 10
+    roles = ("learner.count=1", "generator.count=2")
+    resumed = start("all-die", "--resume", str(run.run_dir), f"run.steps={num_steps}", *roles)
     assert resumed.wait() == 0, resumed.output
-    assert_exact(resumed, 40)
-    assert cli.main(["launch", "--resume", str(run.run_dir), "run.steps=50", "learner.lr=1"]) == 2
+    assert_exact(resumed, num_steps)
+    assert cli.main(["launch", "--resume", str(run.run_dir), f"run.steps={num_steps + 1}", "learner.lr=1"]) == 2
