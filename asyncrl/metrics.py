@@ -19,6 +19,8 @@ from typing import Any
 from asyncrl.errors import DataError
 
 MetricValue = float | str | list[int] | list[float]
+Row = dict[str, Any]
+"""One line of metrics.jsonl: `step`, and the figures."""
 
 FILE_NAME = "metrics.jsonl"
 
@@ -42,25 +44,22 @@ class MetricsWriter:
         path = run_dir / FILE_NAME
         if resume_after is not None and path.exists():
             truncate_after(path, resume_after)
+        self.last_step = last_step(path)
+        """Of the rows that are there."""
         self._file = path.open("a", encoding="utf-8")
         purge_step = None if resume_after is None else resume_after + 1
         self._tensorboard: Any = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
 
     def write(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
         """Append one row, on disk when this returns."""
-        row: dict[str, Any] = {"step": step}
         for key, value in metrics.items():
             if isinstance(value, str):
                 self._tensorboard.add_text(key, value.replace("\n", "  \n"), step)  # Markdown's line break
-                row[key] = value
             elif isinstance(value, list):
                 self._add_histogram(key, value, step)
-                row[key] = [_finite_or_none(count) for count in value]
-            else:
-                row[key] = _finite_or_none(value)
-                if row[key] is not None:
-                    self._tensorboard.add_scalar(key, value, step)
-        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            elif math.isfinite(value):
+                self._tensorboard.add_scalar(key, value, step)
+        self._file.write(to_json({"step": step, **metrics}) + "\n")
         self._file.flush()
         self._tensorboard.flush()
 
@@ -89,6 +88,18 @@ class MetricsWriter:
         )
 
 
+def to_json(row: Row) -> str:
+    """One line, without its end; NaN and ±∞ are null."""
+    finite = {key: _finite(value) for key, value in row.items()}
+    return json.dumps(finite, ensure_ascii=False, allow_nan=False)
+
+
+def last_step(path: Path) -> int:
+    """Of a metrics file as `truncate_after` leaves it; −1 when it is empty or not there."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return int(json.loads(lines[-1])["step"]) if lines else -1
+
+
 def truncate_after(path: Path, step: int) -> None:
     """Cut the rows of later steps from a metrics file; also a half-written last line, left by a killed process.
 
@@ -111,5 +122,7 @@ def truncate_after(path: Path, step: int) -> None:
     os.replace(temporary, path)
 
 
-def _finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(count) for count in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,7 +9,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asyncrl.errors import DataError
-from asyncrl.metrics import FILE_NAME, MetricsWriter, truncate_after
+from asyncrl.learn.trainer_state import ROWS_FILE, saved_rows
+from asyncrl.metrics import FILE_NAME, MetricsWriter, to_json, truncate_after
 
 
 def rows_of(run_dir: Path) -> list[dict[str, Any]]:
@@ -80,3 +81,16 @@ def test_a_broken_row_in_the_middle_is_named_by_file_and_line(tmp_path: Path) ->
     with pytest.raises(DataError, match=r"metrics\.jsonl:2 "):
         truncate_after(path, 5)
     assert "rubbish" in path.read_text()
+
+
+def test_the_last_step_of_a_file_and_the_rows_that_checkpoints_have_beyond_it(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    assert writer.last_step == -1
+    writer.write(3, {"loss/total": 1.0})
+    writer.close()
+    for step, rows in ((4, [{"step": 3}, {"step": 4, "loss/total": math.nan}]), (6, [{"step": 5}, {"step": 6}])):
+        folder = tmp_path / "checkpoints" / f"step_{step:06}"
+        folder.mkdir(parents=True)
+        (folder / ROWS_FILE).write_text("".join(f"{to_json(row)}\n" for row in rows))
+    assert MetricsWriter(tmp_path).last_step == 3
+    assert saved_rows(tmp_path, after=3, up_to=5) == [{"step": 4, "loss/total": None}, {"step": 5}]

@@ -30,7 +30,7 @@ from asyncrl.launch.roles import RunPlan
 from asyncrl.launch.scale import write_address
 from asyncrl.launch.supervisor import Outcome, Supervisor
 from asyncrl.launch.topology import Node, Topology, plan, resolve_device
-from asyncrl.learn.trainer_state import TrainerState, latest
+from asyncrl.learn.trainer_state import TrainerState, latest, saved_rows
 from asyncrl.metrics import MetricsWriter
 from asyncrl.model_shape import read_model_shape
 from asyncrl.rewards.functions import resolve
@@ -116,6 +116,8 @@ def _run(run: _Run, console: Console) -> int:
         address = write_address(run.directory, control.endpoint, cluster.network.keys)
         stack.callback(address.unlink, missing_ok=True)
         writer = MetricsWriter(run.directory, resume_after=run.state.step if run.is_resumed else None)
+        if run.is_resumed:
+            _add_missed_rows(writer, run)
         view = LiveView(console, run.inputs.num_steps)
         recorder = Recorder(writer, view, first_step=run.state.step)
         stack.callback(recorder.close)
@@ -126,6 +128,13 @@ def _run(run: _Run, console: Console) -> int:
     checkpoint = latest(run.directory)
     console.print(f"{outcome}: {checkpoint or 'no checkpoint'}", highlight=False, soft_wrap=True)
     return EXIT_CODES[outcome]
+
+
+def _add_missed_rows(writer: MetricsWriter, run: _Run) -> None:
+    """Of steps that the learner made, and saved, when the launcher before was no more."""
+    for row in saved_rows(run.directory, writer.last_step, run.state.step):
+        known = {key: value for key, value in row.items() if key != "step" and value is not None}
+        writer.write(row["step"], known)
 
 
 def _plan(run: _Run, topology: Topology, control_endpoint: str) -> RunPlan:

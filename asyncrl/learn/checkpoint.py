@@ -3,6 +3,7 @@
     run_dir/checkpoints/step_000020/
       *.distcp, .metadata     parameters, optimizer and EMA reference, sharded (torch DCP): for any number of ranks
       rng_0.pt, rng_1.pt, …   random state of each rank
+      rows.jsonl              figures of the steps since the checkpoint before, for a launcher that missed them
       trainer.json            TrainerState; written last
 
 A checkpoint is written under a temporary name and renamed once every rank is done, so a folder with the final name is
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from asyncrl.errors import DataError
 from asyncrl.learn.model import load_causal_lm_config
 from asyncrl.learn.step import Learner
-from asyncrl.learn.trainer_state import FORMAT, TrainerState, read_state
+from asyncrl.learn.trainer_state import FORMAT, ROWS_FILE, TrainerState, read_state
+from asyncrl.metrics import Row, to_json
 
 
-def save(directory: Path, learner: Learner, state: TrainerState) -> None:
-    """Write a checkpoint; one of the same name is replaced. Collective."""
+def save(directory: Path, learner: Learner, state: TrainerState, rows: Sequence[Row] = ()) -> None:
+    """Write a checkpoint; one of the same name is replaced. Collective.
+
+    Args:
+        rows: on rank 0, for rows.jsonl.
+    """
     partial = directory.with_name(f".{directory.name}.partial")
     rank = dist.get_rank()
     if rank == 0:
@@ -47,6 +54,7 @@ def save(directory: Path, learner: Learner, state: TrainerState) -> None:
     torch.save(_rng_state(), partial / f"rng_{rank}.pt")
     dist.barrier()
     if rank == 0:
+        (partial / ROWS_FILE).write_text("".join(f"{to_json(row)}\n" for row in rows), encoding="utf-8")
         (partial / "trainer.json").write_text(json.dumps({"format": FORMAT, **asdict(state)}))
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)

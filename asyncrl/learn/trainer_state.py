@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asyncrl.errors import DataError
+from asyncrl.metrics import Row
 
 FORMAT = 1
 """Raised when the layout of a checkpoint changes."""
+
+ROWS_FILE = "rows.jsonl"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,17 @@ def latest(run_dir: Path) -> Path | None:
     """The whole checkpoint with the most steps, or None."""
     found = sorted((run_dir / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
     return found[-1] if found else None
+
+
+def saved_rows(run_dir: Path, after: int, up_to: int) -> list[Row]:
+    """The figures of the steps after < step ≤ up_to that the run's checkpoints have, by step."""
+    rows: dict[int, Row] = {}
+    for file in (run_dir / "checkpoints").glob(f"step_*/{ROWS_FILE}"):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if after < row["step"] <= up_to:
+                rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
 
 
 def read_state(directory: Path) -> TrainerState:

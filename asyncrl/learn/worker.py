@@ -31,6 +31,7 @@ from asyncrl.learn.publish_thread import PublishThread
 from asyncrl.learn.publisher import Publisher
 from asyncrl.learn.step import Learner
 from asyncrl.learn.trainer_state import TrainerState, checkpoint_dir
+from asyncrl.metrics import Row
 from asyncrl.publish.gather import gather, metas
 from asyncrl.replay.client import ReplayClient
 from asyncrl.transport.control import ControlLink
@@ -98,6 +99,8 @@ class LearnerWorker:
         self._overlaps = publish_engine != "nccl"
         """vLLM's sender works on the training's own CUDA stream."""
         self._retraces = False
+        self._rows: list[Row] = []
+        """Since the last checkpoint."""
         self._effective_sample_size: float | None = None
 
     def run(self, resume_from: Path | None, restarted: bool = False) -> None:
@@ -177,6 +180,7 @@ class LearnerWorker:
             "batch/prompts_crc32": float(prompts_checksum(group.index for group in batch.groups)),
             "sample/train": batch.groups[0].sample_text,
         }
+        self._rows.append({"step": batch.step + 1, **figures})
         self._link.send(StepRow(batch.step + 1, figures))
 
     # ── versions ──
@@ -285,7 +289,8 @@ class LearnerWorker:
 
     def _save(self) -> None:
         self._link.phase(f"saving version {self._state.step}")
-        save(checkpoint_dir(self._run_dir, self._state.step), self._learner, self._state)
+        save(checkpoint_dir(self._run_dir, self._state.step), self._learner, self._state, self._rows)
+        self._rows = []
         if self._replay is None:
             return
         try:
