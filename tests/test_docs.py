@@ -12,7 +12,8 @@ from asyncrl.config import Config
 from asyncrl.config_keys import known_keys
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "bench" / "README.md"]
+ROOT_PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bench/README.md")
+PAGES = [*(ROOT / name for name in ROOT_PAGES), *sorted((ROOT / "docs").glob("*.md"))]
 SOURCES = [*(ROOT / "asyncrl").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
 
 
@@ -23,7 +24,7 @@ def test_the_configuration_page_lists_every_key_with_its_default_and_meaning() -
     assert all(f"- `{key}` = " in written for key in leaves)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_and_every_named_file_and_test_is_there(page: Path) -> None:
     text = page.read_text()
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
