@@ -100,7 +100,7 @@ class LearnerWorker:
         """vLLM's sender works on the training's own CUDA stream."""
         self._retraces = False
         self._rows: list[Row] = []
-        """Since the last checkpoint."""
+        """Since the last checkpoint, without times."""
         self._effective_sample_size: float | None = None
 
     def run(self, resume_from: Path | None, restarted: bool = False) -> None:
@@ -143,16 +143,22 @@ class LearnerWorker:
         self._effective_sample_size = size if isinstance(size, float) and math.isfinite(size) else None
         publish = self._publish_when_due(batch.next_step)
         published_s = time.perf_counter()
+        figures |= {**publish, **_batch_figures(batch)}
+        self._rows.append({"step": self._state.step, **figures})
         self._save_when_due()
         end_s = time.perf_counter()
+        step_s, wait_s = end_s - start_s, fetched_s - start_s
         figures |= {
-            **publish,
-            "time/step_s": end_s - start_s,
-            "time/wait_s": fetched_s - start_s,
+            "time/step_s": step_s,
+            "time/wait_s": wait_s,
             "time/train_s": trained_s - fetched_s,
             "time/save_s": end_s - published_s,
+            "idle/learner": (wait_s + publish.get("time/publish_wait_s", 0.0)) / step_s,
+            "throughput/learner_tokens_per_s": sum(group.num_tokens for group in batch.groups) / step_s,
+            "throughput/samples_per_s": sum(group.size for group in batch.groups) / step_s,
         }
-        self._report(batch, figures, end_s - start_s, fetched_s - start_s + publish.get("time/publish_wait_s", 0.0))
+        if self._is_sender:
+            self._link.send(StepRow(self._state.step, figures))
         return True
 
     def _next_batch(self) -> Batch | None:
@@ -166,22 +172,6 @@ class LearnerWorker:
             except RunStopping:
                 log.info("stopping: %s", self._link.stop_reason)
         return share_batch(received)
-
-    def _report(self, batch: Batch, figures: dict[str, MetricValue], step_s: float, idle_s: float) -> None:
-        if not self._is_sender:
-            return
-        num_tokens = sum(group.num_tokens for group in batch.groups)
-        figures |= {
-            "idle/learner": idle_s / step_s,
-            "throughput/learner_tokens_per_s": num_tokens / step_s,
-            "throughput/samples_per_s": sum(group.size for group in batch.groups) / step_s,
-            "queue/depth": float(batch.queue_depth),
-            "staleness/eta": float(batch.eta),
-            "batch/prompts_crc32": float(prompts_checksum(group.index for group in batch.groups)),
-            "sample/train": batch.groups[0].sample_text,
-        }
-        self._rows.append({"step": batch.step + 1, **figures})
-        self._link.send(StepRow(batch.step + 1, figures))
 
     # ── versions ──
 
@@ -316,3 +306,12 @@ class LearnerWorker:
             self._replay.close()
         dist.barrier()
         dist.destroy_process_group()
+
+
+def _batch_figures(batch: Batch) -> dict[str, MetricValue]:
+    return {
+        "queue/depth": float(batch.queue_depth),
+        "staleness/eta": float(batch.eta),
+        "batch/prompts_crc32": float(prompts_checksum(group.index for group in batch.groups)),
+        "sample/train": batch.groups[0].sample_text,
+    }
