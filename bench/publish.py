@@ -13,8 +13,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -28,7 +29,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from asyncrl.config import GeneratorConfig, PublishConfig
 from asyncrl.data.tiny_tokenizer import build_tokenizer
 from asyncrl.generate.engine import Sampling
-from asyncrl.publish.checksum import checksum, word_sum
+from asyncrl.publish import gloo, gloo_sender, staging
 from asyncrl.publish.delta import decode, encode
 from asyncrl.publish.gather import metas
 from asyncrl.publish.session import PublishSession
@@ -72,7 +73,7 @@ class Row:
     bytes_ratio: float
     """Bytes that the workers received ÷ the model's."""
     verify_share: float
-    """Checksums of both sides and sums of what was put, one after the other ÷ idle_publish_s."""
+    """1 − a publish without any checks ÷ one with them; nothing decodes, one follows the other."""
 
 
 def make_model(folder: Path, model_mb: int) -> Qwen3ForCausalLM:
@@ -114,6 +115,21 @@ def seconds_of(function: object, *args: object) -> float:
     return time.perf_counter() - start_s
 
 
+def check_nothing_when(unchecked: Path) -> None:
+    """While this file exists a publish computes no checksums, in the process that calls this and in its children."""
+
+    def switched(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: 0 if unchecked.exists() else function(*arguments)
+
+    for owner, name in (
+        (gloo, "checksum"),
+        (gloo_sender, "checksum"),
+        (staging, "word_sum"),
+        (staging.Staging, "verify"),
+    ):
+        setattr(owner, name, switched(getattr(owner, name)))
+
+
 class Measurement:
     """One model, one engine: what its publishes take, and flat broadcasts between them."""
 
@@ -121,7 +137,10 @@ class Measurement:
         self.model = make_model(folder, model_mb)
         self._num_tokens = NUM_TOKENS[model_mb]
         config = GeneratorConfig(tensor_parallel=parts, kv_cache_bytes=256 << 20)
-        self._generator = GeneratorProcess("generator-0", folder, config, max_model_len=256)
+        self._unchecked = folder / "unchecked"
+        check_nothing = partial(check_nothing_when, self._unchecked)
+        check_nothing()
+        self._generator = GeneratorProcess("generator-0", folder, config, max_model_len=256, prepare=check_nothing)
         publishing = PublishConfig(staged=staged, timeout_s=TIMEOUT_S)
         kinds = metas(self.model.named_parameters(), torch.float32)
         self._session = PublishSession("learner-0", Network(), [self._generator.member], publishing, engine, kinds)
@@ -138,6 +157,12 @@ class Measurement:
     def publish(self) -> dict[str, float]:
         self._version += 1
         return self._session.send(self._version, changed(self.model))
+
+    def publish_unchecked(self) -> dict[str, float]:
+        self._unchecked.touch()
+        figures = self.publish()
+        self._unchecked.unlink()
+        return figures
 
     def while_decoding(self, measured: Callable[[], Measured]) -> Measured:
         """Each completion has to end, with tokens of the version before and of the one after, in this order."""
@@ -159,20 +184,18 @@ def measure(model_mb: int, parts: int, engine: str, staged: bool, publishes: int
     with tempfile.TemporaryDirectory() as folder, Measurement(model_mb, parts, engine, staged, Path(folder)) as one:
         num_bytes = one.num_bytes // parts
         with FlatBroadcast(num_bytes, parts, TIMEOUT_S) as flat:
-            idle = [(one.publish(), flat.seconds()) for _ in range(publishes)]
+            idle = [(one.publish(), flat.seconds(), one.publish_unchecked()) for _ in range(publishes)]
             busy = [(one.while_decoding(one.publish), one.while_decoding(flat.seconds)) for _ in range(publishes)]
         buffer = torch.ones(num_bytes, dtype=torch.uint8)
-        copy_s, checksum_s, sum_s = (
-            min(seconds_of(function, buffer) for _ in range(3))
-            for function in (torch.clone, checksum, lambda buffer: word_sum(buffer.view(torch.float32)))
-        )
+        copy_s = min(seconds_of(buffer.clone) for _ in range(3))
         step_s = one.decode_step_s()
         model_bytes = sum(parameter.nbytes for parameter in one.model.parameters())
-    publish_s, stall_s = (
-        statistics.median(figures[f"time/publish_{key}"] for figures, _ in busy) for key in ("s", "stall_s")
-    )
-    idle_s = statistics.median(figures["time/publish_s"] for figures, _ in idle)
-    flat_s, idle_flat_s = (statistics.median(flat_s for _, flat_s in pairs) for pairs in (busy, idle))
+    publish_s = statistics.median(figures["time/publish_s"] for figures, _ in busy)
+    stall_s = statistics.median(figures["time/publish_stall_s"] for figures, _ in busy)
+    idle_s = statistics.median(checked["time/publish_s"] for checked, _, _ in idle)
+    unchecked_s = statistics.median(unchecked["time/publish_s"] for _, _, unchecked in idle)
+    idle_flat_s = statistics.median(flat_s for _, flat_s, _ in idle)
+    flat_s = statistics.median(flat_s for _, flat_s in busy)
     return Row(
         model_mb=model_mb,
         engine=engine if staged else f"{engine}, unstaged",
@@ -187,7 +210,7 @@ def measure(model_mb: int, parts: int, engine: str, staged: bool, publishes: int
         step_s=step_s,
         stall_ratio=stall_s / (copy_s + step_s),
         bytes_ratio=one.num_bytes / model_bytes,
-        verify_share=2 * (checksum_s + sum_s) / idle_s,
+        verify_share=1 - unchecked_s / idle_s,
     )
 
 
