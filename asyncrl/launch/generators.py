@@ -83,6 +83,7 @@ class Generators:
         for name in self._restarts.take_due(time.monotonic()):
             if name in self._lost:  # else it was to leave
                 self._start_again(name)
+        self._move_from_lost_nodes()
         for name in self._processes.told_to_end - set(self._processes.alive):
             self._processes.end(name)
             self._forget(name)
@@ -103,6 +104,16 @@ class Generators:
             placement = replace(place, rank=placement.rank)
             self._view.event(f"{name} starts on node {placement.node}: its own has left the cluster")
         self._processes.start(placement)
+
+    def _move_from_lost_nodes(self) -> None:
+        """Ray notices later than the death of its processes that a node has left; a start there never comes about."""
+        placements = self._processes.placements
+        unheard = [name for name in placements if name in self and self._control.roles[name].last_seen_s is None]
+        rooms = self._cluster.look() if unheard else []
+        for name in unheard:
+            if rooms[placements[name].node] == NO_ROOM:
+                self._lost[name] = self._processes.end(name)
+                self._start_again(name)
 
     def _forget(self, name: str) -> None:
         self._leaving.discard(name)
