@@ -163,7 +163,7 @@ def test_a_pool_works_inside_a_ray_actor():
             finally:
                 pool.close()
 
-    ray.init(num_cpus=1, include_dashboard=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False)
     try:
         results = ray.get(Scorer.remote().score.remote(), timeout=60)
     finally:

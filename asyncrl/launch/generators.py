@@ -8,10 +8,9 @@ dies     Gone to replay ──▶ its leases go to others ──▶ starts again
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 from asyncrl.errors import ConfigError
-from asyncrl.launch.cluster import NO_ROOM, Cluster, Failure
+from asyncrl.launch.cluster import Cluster, Failure
 from asyncrl.launch.console import LiveView
 from asyncrl.launch.control_server import ControlServer
 from asyncrl.launch.processes import Processes
@@ -82,38 +81,11 @@ class Generators:
         """Starts again whose time has come; takes leave of those that have ended."""
         for name in self._restarts.take_due(time.monotonic()):
             if name in self._lost:  # else it was to leave
-                self._start_again(name)
-        self._move_from_lost_nodes()
+                self._processes.start(self._lost.pop(name))
         for name in self._processes.told_to_end - set(self._processes.alive):
             self._processes.end(name)
             self._forget(name)
             self._view.event(f"{name} has left")
-
-    def _start_again(self, name: str) -> None:
-        """Where it was, or on another node when its own has left the cluster."""
-        placement = self._lost.pop(name)
-        rooms = self._cluster.look()
-        if rooms[placement.node] == NO_ROOM:
-            others = [*self._processes.placements.values(), *self._lost.values()]
-            try:
-                (place,) = more_generators(self._plan.topology, others, rooms, 1)
-            except ConfigError as error:
-                self._forget(name)
-                self._view.event(f"{name} is left out: its node has left the cluster, and {error}")
-                return
-            placement = replace(place, rank=placement.rank)
-            self._view.event(f"{name} starts on node {placement.node}: its own has left the cluster")
-        self._processes.start(placement)
-
-    def _move_from_lost_nodes(self) -> None:
-        """Ray notices later than the death of its processes that a node has left; a start there never comes about."""
-        placements = self._processes.placements
-        unheard = [name for name in placements if name in self and self._control.roles[name].last_seen_s is None]
-        rooms = self._cluster.look() if unheard else []
-        for name in unheard:
-            if rooms[placements[name].node] == NO_ROOM:
-                self._lost[name] = self._processes.end(name)
-                self._start_again(name)
 
     def _forget(self, name: str) -> None:
         self._leaving.discard(name)
