@@ -85,7 +85,7 @@ class Chaos:
         lines = file.read_text().splitlines() if file.is_file() else []
         return [json.loads(line) for line in lines]
 
-    def is_well_after(self, step: int) -> bool:
+    def is_well_after(self, step: float) -> bool:
         """A later step was trained, and both generators served then."""
         rows = self.rows()
         return bool(rows) and rows[-1]["step"] > step and rows[-1].get("generator/num_serving") == 2
@@ -107,7 +107,8 @@ class Chaos:
         detected_s = self._kill_launcher() if kind == "kill launcher" else self._hit_role(kind)
         # The row of a step is written when the next one comes, so one more than that tells of a new one.
         new_step_s = self.wait(lambda: self.rows()[-1]["step"] > step + 1, f"new step after {kind}")
-        self.wait(lambda: self.is_well_after(int(step) + 1), f"return of both generators after {kind}")
+        known = self.rows()[-1]["step"] + 1
+        self.wait(lambda: self.is_well_after(known), f"return of both generators after {kind}")
         return Fault(kind, detected_s - start_s, new_step_s - start_s, time.monotonic() - start_s)
 
     def _hit_role(self, kind: str) -> float:

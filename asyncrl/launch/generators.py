@@ -56,6 +56,7 @@ class Generators:
         placement = self._processes.end(name)
         self._control.tell("replay", Gone(name, failure.reason))
         self._control.event(name, failure.reason)
+        self._control.roles[name].metrics = {}  # the rows count it among those that serve no more
         if stopping:
             plan = "the run is ending"
         elif name in self._leaving or dropped:
