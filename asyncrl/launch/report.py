@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import sqlite3
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,9 +20,7 @@ from rich.table import Table
 from asyncrl.errors import DataError
 from asyncrl.launch.run_dir import ledger_file
 from asyncrl.learn.trainer_state import latest
-from asyncrl.metrics import FILE_NAME
-
-Row = Mapping[str, Any]
+from asyncrl.metrics import FILE_NAME, Row
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def lock(run_dir: Path, timeout_s: float, console: Console) -> int:
     Raises:
         ConfigError: the run is live, or its roles have not ended in time.
     """
-    descriptor = os.open(lock_file(run_dir), os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = _open_lock(run_dir)
     deadline_s = time.monotonic() + timeout_s
     is_told = False
     while True:
@@ -129,4 +129,8 @@ def lock(run_dir: Path, timeout_s: float, console: Console) -> int:
 
 def share_lock(run_dir: Path) -> None:
     """A role's part: while its process or a child of it lives, nobody else goes on with the run."""
-    fcntl.flock(os.open(lock_file(run_dir), os.O_RDWR | os.O_CREAT, 0o600), fcntl.LOCK_SH)
+    fcntl.flock(_open_lock(run_dir), fcntl.LOCK_SH)
+
+
+def _open_lock(run_dir: Path) -> int:
+    return os.open(lock_file(run_dir), os.O_RDWR | os.O_CREAT, 0o600)

@@ -120,8 +120,9 @@ class Ledger:
 
     def begin_session(self) -> None:
         """No generator of before is there any more: every lease is taken back, and no version is served."""
-        for lease in list(self._leases.values()):
-            self._take_back(lease)
+        for lease in self._leases.values():
+            if self._holds(lease):
+                self._take_back(lease)
         self._leases.clear()
         self.served_version = None
 
@@ -233,8 +234,6 @@ class Ledger:
         return "quarantined"
 
     def _take_back(self, lease: LeaseRecord) -> None:
-        if not self._holds(lease):
-            return
         del self._lease_of[lease.index]
         self._line_up(lease.index)
 
