@@ -79,7 +79,7 @@ def check_family(family: str, tied: bool, base: Path) -> None:
                 for k in range(num_generators)
             ]
             members = [generator.member for generator in generators]
-            publishing = PublishConfig(timeout_s=60, bucket_bytes=100_000)
+            publishing = PublishConfig(timeout_s=60, bucket_bytes=4_000)
             engine = "gloo" if parts == 1 else "gloo_sliced"
             session = PublishSession("learner-0", Network(), members, publishing, engine, metas_of(models[0]))
             for version, (num_learners, model, tensors) in enumerate(zip(NUM_LEARNERS, models, versions, strict=True)):

@@ -46,7 +46,7 @@ async def serving(folder: Path, tensor_parallel: int) -> AsyncIterator[tuple[Vll
 
 
 def open_session(member: Member, model: PreTrainedModel, engine: str = "gloo", staged: bool = True) -> PublishSession:
-    config = PublishConfig(timeout_s=60, bucket_bytes=100_000, staged=staged)
+    config = PublishConfig(timeout_s=60, bucket_bytes=4_000, staged=staged)
     return PublishSession("learner-0", Network(), [member], config, engine, metas_of(model))
 
 

@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 from asyncrl.publish.checksum import BLOCK_WORDS, checksum, word_sum
 from asyncrl.publish.delta import decode, encode
-from asyncrl.publish.plan import Piece, Region, Slice, buckets, own_pieces, pack, total_bytes, unpack, whole_pieces
+from asyncrl.publish.plan import (
+    Piece,
+    Region,
+    Slice,
+    buckets,
+    own_pieces,
+    pack,
+    place_alone,
+    total_bytes,
+    two_buffers,
+    unpack,
+    whole_pieces,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.int64]
 
@@ -36,12 +48,44 @@ def test_packed_slices_come_out_as_the_parts_they_were_cut_from(
         for name, (_, part) in zip(tensors, parts, strict=True)
     ]
     pieces = own_pieces(slices, tensors)
-    cut = list(buckets(pieces, bucket_bytes))
-    assert [piece for bucket in cut for piece in bucket] == pieces
+    cut = buckets(pieces, bucket_bytes)
+    memory = two_buffers(cut)
+    received = {}
+    for bucket in cut:
+        sent = [piece.region.view(tensors[piece.name]) for piece in bucket]
+        received |= {piece.name: part for piece, part in unpack(bucket, pack(bucket, sent, next(memory)).clone())}
+    assert received.keys() == tensors.keys()
+    for name, (_, part) in zip(tensors, parts, strict=True):
+        assert torch.equal(part, received[name])
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=12), st.integers(8, 300))
+def test_small_pieces_share_buckets_and_come_before_large_ones_which_travel_alone(
+    lengths: list[int], bucket_bytes: int
+) -> None:
+    pieces = whole_pieces({f"tensor-{k}": torch.empty(n, device="meta") for k, n in enumerate(lengths)})
+    cut = buckets(pieces, bucket_bytes)
+    small, large = ([p for p in pieces if (p.num_bytes >= bucket_bytes) is big] for big in (False, True))
+    assert [piece for bucket in cut for piece in bucket] == [*small, *large]
+    assert cut[len(cut) - len(large) :] == [[piece] for piece in large]
     assert all(total_bytes(bucket[:-1]) < bucket_bytes for bucket in cut)
-    received = [part for bucket in cut for _, part in unpack(bucket, pack(bucket, tensors))]
-    for (_, sent), came in zip(parts, received, strict=True):
-        assert torch.equal(sent, came)
+
+
+@given(matrix_parts())
+def test_a_piece_that_lies_in_one_run_is_its_own_bucket_without_a_copy(
+    parts: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    _, part = parts
+    piece = Piece("matrix", Region.of(part), str(part.dtype).removeprefix("torch."))
+    alone = place_alone([piece], part)
+    if part.is_contiguous() and part.nbytes % 8 == 0:
+        assert alone is not None
+        assert alone.data_ptr() == part.data_ptr()
+        assert torch.equal(alone, pack([piece], [part], torch.empty(piece.num_bytes, dtype=torch.uint8)))
+    else:
+        assert alone is None
+    other = Piece("matrix", Region.of(part), "float16")
+    assert place_alone([other], part) is None
 
 
 def test_a_part_that_two_parameters_keep_travels_once() -> None:

@@ -34,8 +34,8 @@ from asyncrl.publish.checksum import checksum
 from asyncrl.publish.delta import decode
 from asyncrl.publish.dry_run import abandon_reload, find_slices
 from asyncrl.publish.group import GlooGroup, Rendezvous
-from asyncrl.publish.plan import Piece, buckets, dtype_named, own_pieces, total_bytes, unpack, whole_pieces
-from asyncrl.publish.staging import Staging, has_experts
+from asyncrl.publish.plan import Piece, buckets, dtype_named, own_pieces, total_bytes, two_buffers, unpack, whole_pieces
+from asyncrl.publish.staging import Spare, Staging, has_experts
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,9 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         }
         self._slices = find_slices(self.model, tensors)
         self._pieces = own_pieces(self._slices, tensors) if init_info.sliced else whole_pieces(tensors)
-        self._bucket_bytes = init_info.bucket_bytes
+        self._buckets = buckets(self._pieces, init_info.bucket_bytes)
+        self._memory = two_buffers(self._buckets)
+        self._spare: Spare = {}
         # A thread for each group: that of a broken one may hang until its deadline.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._group: Future[GlooGroup] | None = self._thread.submit(self._join, init_info)
@@ -146,12 +148,12 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         """In the thread: how long each bucket is, all buckets, then their checksums; reports to rank 0."""
         assert self._group is not None
         group = self._group.result()
-        staging = Staging(self.model, self._slices, self._pieces, self.device, at_once)
-        cut = list(buckets(self._pieces, self._bucket_bytes))
-        lengths = torch.empty(len(cut), dtype=torch.int64)
+        spare = None if self._keeps_last else self._spare
+        staging = Staging(self.model, self._slices, self._pieces, self.device, at_once, spare)
+        lengths = torch.empty(len(self._buckets), dtype=torch.int64)
         group.broadcast(lengths).wait()
         received: list[int] = []
-        for bucket, buffer in self._receive_buckets(group, cut, lengths.tolist()):
+        for bucket, buffer in self._receive_buckets(group, staging, lengths.tolist()):
             received.append(checksum(buffer))
             for piece, part in unpack(bucket, buffer):
                 staging.put(piece, part)
@@ -164,19 +166,26 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         return staging
 
     def _receive_buckets(
-        self, group: GlooGroup, cut: list[list[Piece]], lengths: list[int]
+        self, group: GlooGroup, staging: Staging, lengths: list[int]
     ) -> Iterator[tuple[list[Piece], torch.Tensor]]:
         """Each bucket with its bytes. While one is put in its places, the next one comes."""
         coming: deque[tuple[torch.Tensor, Work]] = deque()
-        for k in range(-1, len(cut)):
-            if k + 1 < len(cut):
-                length = lengths[k + 1]
-                buffer = torch.empty(total_bytes(cut[k + 1]) if length == WHOLE else length, dtype=torch.uint8)
+        for k in range(-1, len(lengths)):
+            if k + 1 < len(lengths):
+                buffer = self._buffer(staging, self._buckets[k + 1], lengths[k + 1])
                 coming.append((buffer, group.broadcast(buffer)))
             if k >= 0:
+                bucket = self._buckets[k]
                 buffer, work = coming.popleft()
                 work.wait()
-                yield cut[k], buffer if lengths[k] == WHOLE else self._changed(cut[k], buffer)
+                yield bucket, buffer if lengths[k] == WHOLE else self._changed(bucket, buffer)
+
+    def _buffer(self, staging: Staging, bucket: list[Piece], length: int) -> torch.Tensor:
+        """Where a bucket comes: if it can, where it is to stay."""
+        if length != WHOLE:
+            return torch.empty(length, dtype=torch.uint8)
+        place = staging.place(bucket)
+        return next(self._memory)[: total_bytes(bucket)] if place is None else place
 
     def _changed(self, bucket: list[Piece], buffer: torch.Tensor) -> torch.Tensor:
         """The bucket's bytes, of their changes. Damaged ones leave the old bytes, whose checksum is another."""

@@ -21,7 +21,17 @@ from asyncrl.publish.client import GeneratorsClient
 from asyncrl.publish.delta import encode
 from asyncrl.publish.gloo import ALL_ARRIVED, WHOLE, GlooInitInfo, group_name
 from asyncrl.publish.group import GlooGroup, Rendezvous
-from asyncrl.publish.plan import Piece, buckets, dtype_name, own_pieces, pack, total_bytes, whole_pieces
+from asyncrl.publish.plan import (
+    Piece,
+    buckets,
+    dtype_name,
+    own_pieces,
+    pack,
+    place_alone,
+    total_bytes,
+    two_buffers,
+    whole_pieces,
+)
 
 Tensors = Mapping[str, torch.Tensor]
 Parcel = tuple[torch.Tensor, int]
@@ -39,13 +49,16 @@ class _Stream:
     """To each worker, in the last transfer."""
     checksums: list[int] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._memory = two_buffers(self.buckets)
+
     def changes(self, old: Tensors, new: Tensors) -> list[Parcel] | None:
         """None when they would not be shorter than half of all."""
         parcels: list[Parcel] = []
         room_bytes = sum(map(total_bytes, self.buckets)) // 2
         for bucket in self.buckets:
-            whole = pack(bucket, new)
-            parcels.append((encode(pack(bucket, old), whole), checksum(whole)))
+            whole = self._bytes(bucket, new)
+            parcels.append((encode(self._bytes(bucket, old), whole), checksum(whole)))
             room_bytes -= parcels[-1][0].numel()
             if room_bytes < 0:
                 return None
@@ -53,8 +66,13 @@ class _Stream:
 
     def whole(self, tensors: Tensors) -> Iterator[Parcel]:
         for bucket in self.buckets:
-            buffer = pack(bucket, tensors)
+            buffer = self._bytes(bucket, tensors)
             yield buffer, checksum(buffer)
+
+    def _bytes(self, bucket: list[Piece], tensors: Tensors) -> torch.Tensor:
+        parts = [piece.region.view(tensors[piece.name]) for piece in bucket]
+        alone = place_alone(bucket, parts[0])
+        return pack(bucket, parts, next(self._memory)) if alone is None else alone
 
     def begin(self, lengths: list[int]) -> Work:
         """Says how long each parcel will be."""
@@ -110,7 +128,7 @@ class GlooSender:
             workers = client.workers[part::num_streams]
             pieces = own_pieces(plans[part], metas) if info.sliced else whole_pieces(metas)
             group = rendezvous.group(group_name(part), 0, 1 + len(workers))
-            self._streams.append(_Stream(workers, group, list(buckets(pieces, config.bucket_bytes))))
+            self._streams.append(_Stream(workers, group, buckets(pieces, config.bucket_bytes)))
 
     def send(self, version: int, tensors: Tensors) -> dict[str, float]:
         """Returns `time/publish_stall_s` and `publish/bytes`, those that workers received together.
@@ -151,7 +169,7 @@ class GlooSender:
                     )
 
     def _broadcast(self, served: Tensors | None, tensors: Tensors) -> None:
-        """While a bucket travels, the next one is packed."""
+        """While a bucket travels, the next one is packed, or at least summed."""
         changes = None if served is None else [stream.changes(served, tensors) for stream in self._streams]
         parcels: list[Iterator[Parcel]] = []
         travelling: list[Work] = []

@@ -10,10 +10,13 @@ column and row parallel, replicated and tied parameters are all the same here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate
+from itertools import accumulate, cycle
 
 import msgspec
 import torch
+
+LARGE_BYTES = 1 << 20
+"""From this size on a piece travels by itself: a broadcast of it costs little more than its share of a larger one."""
 
 
 class Region(msgspec.Struct, frozen=True):
@@ -89,33 +92,61 @@ def total_bytes(pieces: Iterable[Piece]) -> int:
     return sum(piece.num_bytes for piece in pieces)
 
 
-def buckets(pieces: Iterable[Piece], bucket_bytes: int) -> Iterator[list[Piece]]:
-    """Consecutive pieces, closed as soon as they reach `bucket_bytes`. Both sides cut the stream with this."""
-    bucket: list[Piece] = []
-    size_bytes = 0
+def buckets(pieces: Iterable[Piece], bucket_bytes: int) -> list[list[Piece]]:
+    """Small pieces together, a bucket closed as soon as it reaches `bucket_bytes`; then each large piece by itself.
+
+    A large piece need not be copied into a bucket. The small ones come first, so that a layer whose bias is small is
+    complete when its matrix comes. Both sides cut the stream with this.
+    """
+    large_bytes = min(LARGE_BYTES, bucket_bytes)
+    alone, cut, bucket = [], [], list[Piece]()
     for piece in pieces:
+        if piece.num_bytes >= large_bytes:
+            alone.append([piece])
+            continue
         bucket.append(piece)
-        size_bytes += piece.num_bytes
-        if size_bytes >= bucket_bytes:
-            yield bucket
-            bucket, size_bytes = [], 0
-    if bucket:
-        yield bucket
+        if total_bytes(bucket) >= bucket_bytes:
+            cut.append(bucket)
+            bucket = []
+    return [*cut, *([bucket] if bucket else []), *alone]
 
 
-def pack(bucket: list[Piece], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The bucket's bytes, uint8 [total_bytes(bucket)]; what fills pieces up is zero."""
-    return pack_parts(bucket, [piece.region.view(tensors[piece.name]) for piece in bucket])
+def place_alone(bucket: list[Piece], part: torch.Tensor) -> torch.Tensor | None:
+    """The bytes of a large piece's elements where they lie, as its bucket; None where they have to be packed.
+
+    Args:
+        part: in the shape of the piece's region.
+    """
+    piece = bucket[0]
+    if len(bucket) > 1 or part.dtype != dtype_named(piece.dtype) or part.nbytes != piece.num_bytes:
+        return None
+    if not part.is_contiguous():
+        return None
+    return part.view(-1).view(torch.uint8)
 
 
-def pack_parts(bucket: list[Piece], parts: list[torch.Tensor]) -> torch.Tensor:
-    """As `pack`, of each piece's elements."""
-    buffer = torch.empty(total_bytes(bucket), dtype=torch.uint8)
+def pack(bucket: list[Piece], parts: list[torch.Tensor], memory: torch.Tensor) -> torch.Tensor:
+    """The bucket's bytes, uint8 [total_bytes(bucket)]; what fills pieces up is zero.
+
+    Args:
+        parts: each piece's elements, in the shape of its region.
+        memory: uint8, of that length at least; the bytes are at its beginning.
+    """
+    buffer = memory[: total_bytes(bucket)]
     for end in accumulate(piece.num_bytes for piece in bucket):
         buffer[end - 8 : end] = 0
     for (_, place), part in zip(unpack(bucket, buffer), parts, strict=True):
         place.copy_(part)
     return buffer
+
+
+def two_buffers(cut: list[list[Piece]]) -> Iterator[torch.Tensor]:
+    """Memory for any of these buckets, one and the other in turn: one travels while the other is packed or emptied.
+
+    Kept from publish to publish, as the kernel takes longer to hand out fresh pages than they take to be filled.
+    """
+    num_bytes = max(map(total_bytes, cut), default=0)
+    return cycle([torch.empty(num_bytes, dtype=torch.uint8) for _ in range(2)])
 
 
 def unpack(bucket: list[Piece], buffer: torch.Tensor) -> Iterator[tuple[Piece, torch.Tensor]]:

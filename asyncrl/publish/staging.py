@@ -21,7 +21,10 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from asyncrl.errors import PublishError
 from asyncrl.publish.checksum import word_sum
-from asyncrl.publish.plan import Piece, Slice, pack_parts
+from asyncrl.publish.plan import Piece, Slice, pack, place_alone, total_bytes
+
+Spare = dict[tuple[torch.Size, torch.dtype], list[torch.Tensor]]
+"""Memory of parameters that vLLM has prepacked and dropped, for the next of their kind, in this publish and later."""
 
 
 class Staging:
@@ -33,6 +36,7 @@ class Staging:
         pieces: what will come.
         at_once: the model stands still, and there is no room for a second copy: each layer takes over its own as
             soon as they have come.
+        spare: None = what has come is kept, for `pack`.
     """
 
     def __init__(
@@ -42,9 +46,11 @@ class Staging:
         pieces: list[Piece],
         device: torch.device,
         at_once: bool,
+        spare: Spare | None,
     ) -> None:
         self._device = device
         self._at_once = at_once
+        self._spare = spare
         self._modules = dict(model.named_modules())
         self._holders: dict[int, list[tuple[torch.nn.Module, str]]] = defaultdict(list)
         """By a parameter's id: the modules that have it, more than one where it is tied, and their names for it."""
@@ -60,12 +66,24 @@ class Staging:
         for one in slices:
             self._slices[exact.get((one.name, one.source), whole[one.name])].append(one)
         self._num_missing = Counter(_module_name(one.parameter) for one in slices)
+        self._num_loaded: Counter[str] = Counter()
+        for one in slices:
+            self._num_loaded[one.parameter] += one.target.num_elements
+
+    def place(self, bucket: list[Piece]) -> torch.Tensor | None:
+        """Where a bucket's bytes may come at once, uint8; None = nowhere as they are. `put` has to follow."""
+        slices = self._slices[bucket[0]]
+        if not slices or slices[0].source != bucket[0].region:
+            return None
+        return place_alone(bucket, self._target(slices[0]))
 
     def put(self, piece: Piece, part: torch.Tensor) -> None:
         """Takes what this worker keeps of a piece; `part` holds its elements, contiguous, in its region's shape."""
         for one in self._slices[piece]:
             mine = part if piece.region == one.source else one.source.view(part)
-            one.target.view(self._new_parameter(one.parameter).data).copy_(mine)
+            target = self._target(one)
+            if target.data_ptr() != mine.data_ptr():  # else it came here
+                target.copy_(mine)
             name = _module_name(one.parameter)
             self._num_missing[name] -= 1
             if not self._num_missing[name]:
@@ -73,8 +91,8 @@ class Staging:
 
     def pack(self, bucket: list[Piece]) -> torch.Tensor:
         """A bucket that has come, as it came; where each piece is what a slice keeps."""
-        slices = [self._slices[piece][0] for piece in bucket]
-        return pack_parts(bucket, [one.target.view(self._new_parameter(one.parameter).data) for one in slices])
+        parts = [self._target(self._slices[piece][0]) for piece in bucket]
+        return pack(bucket, parts, torch.empty(total_bytes(bucket), dtype=torch.uint8))
 
     def switch(self) -> None:
         """The model must not run meanwhile."""
@@ -92,6 +110,9 @@ class Staging:
         for layer in self._layers:
             layer.verify()
 
+    def _target(self, one: Slice) -> torch.Tensor:
+        return one.target.view(self._new_parameter(one.parameter).data)
+
     def _new_parameter(self, full_name: str) -> torch.nn.Parameter:
         """As vLLM makes it before loading; zero where nothing is loaded (a padded vocabulary)."""
         module_name, name = _module_name(full_name), _own_name(full_name)
@@ -100,7 +121,11 @@ class Staging:
             loadable = get_layerwise_info(self._modules[module_name]).restore_metadata[0]
             like = loadable.get(name, self._modules[module_name]._parameters[name])
             assert like is not None
-            data = torch.zeros(like.shape, dtype=like.dtype, pin_memory=self._device.type == "cuda")
+            spare = self._spare.get((like.shape, like.dtype)) if self._spare is not None else None
+            pinned = self._device.type == "cuda"
+            data = spare.pop() if spare else torch.empty(like.shape, dtype=like.dtype, pin_memory=pinned)
+            if self._num_loaded[full_name] < data.numel():
+                data.zero_()
             new[name] = torch.nn.Parameter(data, requires_grad=False)
         return new[name]
 
@@ -113,11 +138,15 @@ class Staging:
                 changes.setdefault(holder, {})[its_name] = new
         ready = [_Layer.prepared(module, parameters, self._device) for module, parameters in changes.items()]
         self._layers += ready
+        if self._spare is not None:
+            held = {id(parameter) for one in ready for parameter in one.new._parameters.values()}
+            for new in self._new.pop(module_name).values():
+                if id(new) not in held:
+                    self._spare.setdefault((new.shape, new.dtype), []).append(new.data)
         if self._at_once:
             for one in ready:
                 one.take_over()
                 one.new = one.serving
-            del self._new[module_name]
 
 
 @dataclass
