@@ -29,7 +29,7 @@ from pathlib import Path
 from bench.books import books
 from bench.chaos_report import Fault, problems, table
 from bench.chaos_watch import Output, last_row
-from bench.processes import role_pids, tree
+from bench.processes import is_role, role_pids, tree
 
 ROOT = Path(__file__).parent.parent
 ENGINE_FAULT = "kill engine core"
@@ -42,6 +42,8 @@ STOP_TIMEOUT_S = 10.0
 PATIENCE_S = 900.0
 POLL_S = 0.05
 SAVE_EVERY = 25
+INTERRUPTED = 130
+"""asyncrl's exit code after Ctrl-C."""
 STAND_IN = "bench.standin_engine:StandInEngine"
 PAUSE_S, STAND_IN_PAUSE_S = 5.0, 1.0
 """The longest before a fault, so that it comes in any phase of a step."""
@@ -123,6 +125,8 @@ class Chaos:
         name = of_role if of_role == "replay" else f"{of_role}-{self._random.randrange(2)}"
         num_named = self._output.num_named(of_role)
         pid = role_pids(self._run_dir)[name]
+        if not is_role(pid):
+            raise NotSurvivedError(f"{name}, process {pid}, is gone before it was hit ({kind})")
         if kind == ENGINE_FAULT:
             children = [child for child in tree(pid) if child != pid]
             pid = next(child for child in children if len(list(tree(child))) > 1)
@@ -130,24 +134,33 @@ class Chaos:
         return self.wait(lambda: self._output.num_named(of_role) > num_named, f"word of {name} ({kind})")
 
     def _kill_launcher(self) -> float:
-        roles = [pid for pid in role_pids(self._run_dir).values() if _is_there(pid)]
+        roles = role_pids(self._run_dir)
         self._process.kill()
         self._process.wait()
         deadline_s = time.monotonic() + PATIENCE_S
-        while any(map(_is_there, roles)):
+        while alive := [name for name, pid in roles.items() if is_role(pid)]:
             if time.monotonic() > deadline_s:
-                raise NotSurvivedError(f"roles outlive the launcher: {list(filter(_is_there, roles))}")
+                raise NotSurvivedError(f"roles outlive the launcher: {', '.join(alive)}")
             time.sleep(POLL_S)
         self._launch("--resume", str(self._run_dir))
         return time.monotonic()
 
     def stop(self) -> None:
-        """As Ctrl-C."""
+        """As Ctrl-C.
+
+        Raises:
+            NotSurvivedError: the run did not end well.
+        """
         self._process.send_signal(signal.SIGINT)
-        self._process.wait(PATIENCE_S)
+        exit_code = self._process.wait(PATIENCE_S)
+        if exit_code != INTERRUPTED:
+            raise NotSurvivedError(f"Ctrl-C ended with exit code {exit_code}\n{self._output.tail()}")
 
     def kill(self) -> None:
+        """Whatever is left, frozen roles too."""
         self._process.kill()
+        for pid in filter(is_role, role_pids(self._run_dir).values()):
+            os.kill(pid, signal.SIGKILL)
 
 
 def main() -> None:
@@ -188,10 +201,6 @@ def strike(chaos: Chaos, kinds: list[str]) -> tuple[list[Fault], list[str]]:
         print("not survived", flush=True)
         return faults, [str(error)]
     return faults, []
-
-
-def _is_there(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
 
 
 if __name__ == "__main__":
