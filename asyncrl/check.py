@@ -15,6 +15,7 @@ from rich.table import Table
 from asyncrl.config import Config, to_yaml
 from asyncrl.config_checks import check
 from asyncrl.errors import DataError
+from asyncrl.launch.engine_build import check_own_engine
 from asyncrl.launch.machine import this_node
 from asyncrl.launch.memory import ASSUMED_GPU_BYTES, Estimate, bytes_per_value, estimate, published_bytes
 from asyncrl.launch.topology import Node, Topology, gpus_needed, nodes_that_fit, plan, resolve_device
@@ -36,6 +37,7 @@ def run_check(config: Config, console: Console) -> None:
     warnings = check(config, device, shape)
     for term in config.reward.terms:
         resolve(term.function)
+    check_own_engine(config.generator.engine)
     nodes, notes = _cluster(config, here, device)
     topology = plan(config, nodes, device)
     console.print(_topology_table(topology, nodes))

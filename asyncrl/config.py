@@ -22,6 +22,8 @@ from asyncrl.errors import ConfigError
 CPU_KV_CACHE_BYTES = 256 * 2**20
 """On CPU vLLM would take a share of the whole machine's memory."""
 
+VLLM = "vllm"
+
 
 @dataclass
 class ModelConfig:
@@ -81,8 +83,10 @@ class RewardConfig:
 
 @dataclass
 class GeneratorConfig:
-    """The generators: vLLM engines that sample completions."""
+    """The generators: inference engines that sample completions."""
 
+    engine: str = VLLM
+    """vllm | module:Class that follows `Engine` in `asyncrl/generate/engine.py` (imported from the config alone)."""
     count: int = 1
     tensor_parallel: int = 1
     temperature: float = 1.0

@@ -12,6 +12,9 @@ CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PROCESS_LINE = re.compile(r"(\S+) is process (\d+)$", re.MULTILINE)
 """What asyncrl/launch/actor.py logs first."""
 
+ROLE_TITLE = b"ray::RoleActor"
+"""As Ray names a process of asyncrl/launch/actor.py."""
+
 GONE = (FileNotFoundError, ProcessLookupError)
 """A process may end while it is looked at."""
 
@@ -23,6 +26,13 @@ def role_pids(run_dir: Path) -> dict[str, int]:
         for log in sorted((run_dir / "logs").glob("*.log"))
         for name, pid in PROCESS_LINE.findall(log.read_text(errors="replace"))
     }
+
+
+def is_role(pid: int) -> bool:
+    """The process lives, and is a role of a run, not another that was given its number."""
+    with suppress(*GONE):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(ROLE_TITLE)
+    return False
 
 
 def tree(pid: int) -> Iterator[int]:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "asyncrl"
 
 LAYERS = [
     {"types", "errors"},
-    {"config_keys", "config_algorithm", "model_shape", "transport"},
+    {"config_keys", "config_algorithm", "extension", "model_shape", "transport"},
     {"config", "metrics"},
     {"config_algorithm_checks"},
     {"config_checks"},

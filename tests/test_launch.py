@@ -174,6 +174,20 @@ def test_at_staleness_0_every_token_is_on_policy_and_every_group_of_a_refilled_b
     assert counts.fetchone()[0] > 0
 
 
+def test_a_run_with_an_engine_of_ones_own_trains_on_its_exact_logprobs_and_survives_its_death(
+    start: Callable[..., Launched],
+) -> None:
+    engine = "generator.engine=bench.standin_engine:StandInEngine"
+    run = start("own", "--generators", "2", *quick(150, "run.eval_every=0", "replay.max_staleness=0", engine))
+    run.wait_for_step(3)
+    os.kill(run.pid_of("generator-1"), signal.SIGKILL)
+    assert run.wait() == 0, run.output
+    assert "generator-1 failed: its process died" in run.output
+    assert [row["step"] for row in run.rows()] == list(range(1, 151))
+    assert all(abs(float(row["mismatch/ratio_max"]) - 1) < 1e-4 for row in run.rows())  # type: ignore[arg-type]
+    assert trained(run) == [8] * 150
+
+
 def test_four_generators_and_four_learners_run_on_two_cores_while_a_controller_lets_them_run_ahead(
     start: Callable[..., Launched],
 ) -> None:

@@ -1,13 +1,13 @@
 """The restart budget, on a clock of its own."""
 
-from asyncrl.launch.restarts import FIRST_DELAY_S, LONGEST_DELAY_S, Restarts
+from asyncrl.launch.restarts import FIRST_DELAY_S, LONG_LIFE, LONGEST_DELAY_S, Restarts
 
 
-def delays(restarts: Restarts, name: str, number: int) -> list[float]:
+def delays(restarts: Restarts, name: str, number: int, lived_s: float) -> list[float]:
     """Seconds from each failure to its restart, by looking at the clock every tenth of a second."""
-    found = []
+    found: list[float] = []
     for failure in range(number):
-        now_s = 1000.0 * failure
+        now_s = failure * lived_s + sum(found)
         restarts.grant(name, now_s)
         tenths = next(tenths for tenths in range(10_000) if restarts.take_due(now_s + tenths / 10))
         found.append(tenths / 10)
@@ -15,9 +15,14 @@ def delays(restarts: Restarts, name: str, number: int) -> list[float]:
 
 
 def test_each_restart_waits_twice_as_long_as_the_one_before_up_to_a_limit():
-    waited = delays(Restarts(9, "generator.max_restarts"), "generator-0", 9)
+    waited = delays(Restarts(9, "generator.max_restarts"), "generator-0", 9, lived_s=3.0)
     assert waited[:3] == [FIRST_DELAY_S, 2 * FIRST_DELAY_S, 4 * FIRST_DELAY_S]
     assert waited[-1] == LONGEST_DELAY_S
+
+
+def test_a_role_that_worked_for_a_time_waits_no_longer_than_after_its_first_failure():
+    waited = delays(Restarts(9, "generator.max_restarts"), "generator-0", 9, lived_s=LONG_LIFE * FIRST_DELAY_S + 1)
+    assert waited == [FIRST_DELAY_S] * 9
 
 
 def test_the_budget_is_each_generators_own_and_ends():

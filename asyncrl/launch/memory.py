@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asyncrl.config import CPU_KV_CACHE_BYTES, Config
+from asyncrl.config import CPU_KV_CACHE_BYTES, VLLM, Config
 from asyncrl.launch.topology import Topology
 from asyncrl.learn.logprob import MAX_CHUNK_LOGITS
 from asyncrl.model_shape import ModelShape
@@ -50,7 +50,7 @@ class Estimate:
 
 
 def estimate(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: int | None = None) -> list[Estimate]:
-    """Estimates for a learner rank, a generator worker and replay.
+    """Estimates for a learner rank, a generator worker (when its engine is vLLM) and replay.
 
     Args:
         config: a checked configuration.
@@ -59,11 +59,10 @@ def estimate(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: i
         gpu_bytes: memory of one GPU where it is known; else `ASSUMED_GPU_BYTES`.
     """
     compute_bytes = bytes_per_value(config, topology)
-    return [
-        *_learner(config, shape, topology, compute_bytes),
-        _generator(config, shape, topology, compute_bytes, gpu_bytes or ASSUMED_GPU_BYTES),
-        _replay(config),
-    ]
+    estimates = _learner(config, shape, topology, compute_bytes)
+    if config.generator.engine == VLLM:
+        estimates.append(_generator(config, shape, topology, compute_bytes, gpu_bytes or ASSUMED_GPU_BYTES))
+    return [*estimates, _replay(config)]
 
 
 def activation_values(shape: ModelShape) -> int:

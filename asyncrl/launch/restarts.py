@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 FIRST_DELAY_S = 1.0
-"""Doubled with each further failure of the same role."""
+"""Doubled with each further failure of the same role that comes soon after its restart."""
 LONGEST_DELAY_S = 60.0
+LONG_LIFE = 5.0
+"""A role that lived this many times as long as it had waited did work: after its failure the first delay does again."""
 
 
 class Restarts:
@@ -22,6 +24,9 @@ class Restarts:
         self._key = key
         self._num_granted: Counter[str] = Counter()
         self._due_s: dict[str, float] = {}
+        self._delays_s: dict[str, float] = {}
+        """The last of each role."""
+        self._restarted_s: dict[str, float] = {}
 
     def allows(self, name: str, came_up: bool) -> bool:
         """A role that fails before it has ever come up would fail again: its error ends the run."""
@@ -30,10 +35,18 @@ class Restarts:
 
     def grant(self, name: str, now_s: float) -> str:
         """Plans a restart; says so, for people."""
-        delay_s = min(FIRST_DELAY_S * 2 ** self._num_granted[name], LONGEST_DELAY_S)
+        delay_s = self._next_delay_s(name, now_s)
         self._num_granted[name] += 1
-        self._due_s[name] = now_s + delay_s
+        self._delays_s[name] = delay_s
+        self._due_s[name] = self._restarted_s[name] = now_s + delay_s
         return f"restart {self._num_granted[name]} of {self._max_restarts} ({self._key}) in {delay_s:.0f} s"
+
+    def _next_delay_s(self, name: str, now_s: float) -> float:
+        if name not in self._delays_s:
+            return FIRST_DELAY_S
+        last_s = self._delays_s[name]
+        lived_s = now_s - self._restarted_s[name]
+        return FIRST_DELAY_S if lived_s > LONG_LIFE * last_s else min(2 * last_s, LONGEST_DELAY_S)
 
     def take_due(self, now_s: float) -> list[str]:
         """The roles whose time has come, once."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, cast
 import zmq
 import zmq.asyncio
 
-from asyncrl.config import Config, ReplayConfig
+from asyncrl.config import VLLM, Config, ReplayConfig
 from asyncrl.generate.engine import EngineSpec
+from asyncrl.generate.engines import engine_class
 from asyncrl.launch.topology import Topology
 from asyncrl.learn.trainer_state import TrainerState
 from asyncrl.transport.control import ControlLink
@@ -121,17 +122,17 @@ def run_generator(plan: RunPlan, network: Network, name: str, replay_endpoint: s
 
 async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint: str) -> None:
     from asyncrl.generate.publish_server import PublishServer
-    from asyncrl.generate.vllm_engine import VllmEngine
     from asyncrl.generate.worker import GeneratorWorker
     from asyncrl.rewards.pool import RewardPool
 
     config = plan.config
     link = plan.link(name, network)
-    link.phase("starting vLLM")
-    engine = VllmEngine(_engine_spec(plan), config.generator)
+    name_of_engine = "vLLM" if config.generator.engine == VLLM else config.generator.engine
+    link.phase(f"starting {name_of_engine}")
+    engine = engine_class(config.generator.engine)(_engine_spec(plan), config.generator)
     pool = RewardPool(config.reward.terms, config.reward.num_workers, config.reward.time_limit_s)
     try:
-        link.phase("warming up vLLM")
+        link.phase(f"warming up {name_of_engine}")
         await engine.warm_up()
         context = zmq.asyncio.Context.instance()
         socket, endpoint = bind(context, network)

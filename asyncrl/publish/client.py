@@ -12,7 +12,7 @@ import zmq
 
 from asyncrl.errors import NotWholeError, PublishError
 from asyncrl.transport.messages import AnyMessage, Done, Failed, JoinGroup, LeaveGroup, Member, Stage, Switch
-from asyncrl.transport.sockets import Network, connect
+from asyncrl.transport.sockets import Network, connect, is_refused
 from asyncrl.transport.wire import decode, encode
 
 LEAVE_TIMEOUT_S = 2.0
@@ -35,6 +35,9 @@ class GeneratorsClient:
         self._sockets = {member.name: connect(context, network, member.control_endpoint, name) for member in members}
         self._ends = {name: socket.get_monitor_socket(zmq.EVENT_DISCONNECTED) for name, socket in self._sockets.items()}
         """Readable once a generator has closed its connection, which its death does."""
+        self._dead = {member.name for member in members if is_refused(member.control_endpoint)}
+        """Before there was a connection. A monitor of failed attempts is no way to know it: they go on when this client
+        has been dropped, and then block ZeroMQ's thread, which serves every socket of the process."""
 
     @property
     def tensor_parallel(self) -> int:
@@ -121,7 +124,9 @@ class GeneratorsClient:
         return message
 
     def _poll(self, name: str, deadline_s: float) -> bool:
-        """False: it did not answer by then, or closed its connection before."""
+        """False: it did not answer by then, or closed or refused its connection before."""
+        if name in self._dead:
+            return False
         socket = self._sockets[name]
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN)

@@ -19,7 +19,6 @@ from asyncrl.errors import NotWholeError, PublishError
 from asyncrl.publish.checksum import checksum
 from asyncrl.publish.client import GeneratorsClient
 from asyncrl.publish.delta import encode
-from asyncrl.publish.gloo import ALL_ARRIVED, WHOLE, GlooInitInfo, group_name
 from asyncrl.publish.group import GlooGroup, Rendezvous
 from asyncrl.publish.plan import (
     Piece,
@@ -32,6 +31,7 @@ from asyncrl.publish.plan import (
     two_buffers,
     whole_pieces,
 )
+from asyncrl.publish.receiver import ALL_ARRIVED, WHOLE, JoinInfo, group_name
 
 Tensors = Mapping[str, torch.Tensor]
 Parcel = tuple[torch.Tensor, int]
@@ -107,7 +107,7 @@ class GlooSender:
         self._served: Tensors | None = None
         """What every worker has, once a transfer has succeeded."""
         rendezvous = Rendezvous(host, 0, config.timeout_s)
-        info = GlooInitInfo(
+        info = JoinInfo(
             master_address=host,
             master_port=rendezvous.port,
             rank_offset=1,

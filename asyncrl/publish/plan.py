@@ -125,14 +125,15 @@ def place_alone(bucket: list[Piece], part: torch.Tensor) -> torch.Tensor | None:
     return part.view(-1).view(torch.uint8)
 
 
-def pack(bucket: list[Piece], parts: list[torch.Tensor], memory: torch.Tensor) -> torch.Tensor:
+def pack(bucket: list[Piece], parts: list[torch.Tensor], memory: torch.Tensor | None = None) -> torch.Tensor:
     """The bucket's bytes, uint8 [total_bytes(bucket)]; what fills pieces up is zero.
 
     Args:
         parts: each piece's elements, in the shape of its region.
-        memory: uint8, of that length at least; the bytes are at its beginning.
+        memory: uint8, of that length at least; the bytes will be at its beginning. None = memory of their own.
     """
-    buffer = memory[: total_bytes(bucket)]
+    num_bytes = total_bytes(bucket)
+    buffer = torch.empty(num_bytes, dtype=torch.uint8) if memory is None else memory[:num_bytes]
     for end in accumulate(piece.num_bytes for piece in bucket):
         buffer[end - 8 : end] = 0
     for (_, place), part in zip(unpack(bucket, buffer), parts, strict=True):

@@ -28,7 +28,6 @@ from asyncrl.config import PublishConfig
 from asyncrl.errors import NotWholeError, PublishError
 from asyncrl.publish.client import GeneratorsClient
 from asyncrl.publish.gloo_sender import GlooSender
-from asyncrl.publish.vllm_sender import VllmSender
 from asyncrl.transport.messages import Member
 from asyncrl.transport.sockets import Network
 
@@ -114,12 +113,14 @@ class PublishSession:
     def _join(self, members: list[Member]) -> None:
         self._members = members
         self._client = self._new_client()
-        host = self._network.host
-        self._sender: Sender | None = (
-            VllmSender(self._client, host, self._config, self._metas)
-            if self._engine == "nccl"
-            else GlooSender(self._client, host, self._config, self._metas, self._engine)
-        )
+        self._sender: Sender | None = self._new_sender(self._network.host)
+
+    def _new_sender(self, host: str) -> Sender:
+        if self._engine == "nccl":
+            from asyncrl.publish.vllm_sender import VllmSender  # loads vLLM: 5 s in which a learner is not back yet
+
+            return VllmSender(self._client, host, self._config, self._metas)
+        return GlooSender(self._client, host, self._config, self._metas, self._engine)
 
     def _leave(self) -> None:
         if self._sender is not None:

@@ -21,7 +21,7 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from asyncrl.errors import PublishError
 from asyncrl.publish.checksum import word_sum
-from asyncrl.publish.plan import Piece, Slice, pack, place_alone, total_bytes
+from asyncrl.publish.plan import Piece, Slice, pack, place_alone
 
 Spare = dict[tuple[torch.Size, torch.dtype], list[torch.Tensor]]
 """Memory of parameters that vLLM has prepacked and dropped, for the next of their kind, in this publish and later."""
@@ -91,8 +91,7 @@ class Staging:
 
     def pack(self, bucket: list[Piece]) -> torch.Tensor:
         """A bucket that has come, as it came; where each piece is what a slice keeps."""
-        parts = [self._target(self._slices[piece][0]) for piece in bucket]
-        return pack(bucket, parts, torch.empty(total_bytes(bucket), dtype=torch.uint8))
+        return pack(bucket, [self._target(self._slices[piece][0]) for piece in bucket])
 
     def switch(self) -> None:
         """The model must not run meanwhile."""

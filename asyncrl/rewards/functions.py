@@ -5,13 +5,10 @@ A function may raise on an answer that it cannot use; the pool then fails that c
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from fractions import Fraction
 
-from asyncrl.errors import ConfigError
+from asyncrl.extension import import_attribute, import_module
 from asyncrl.rewards.final_answer import ends_in_final_answer, final_number
 
 RewardFunction = Callable[[str, str, str], float]
@@ -84,28 +81,11 @@ def resolve(name: str) -> RewardFunction:
             without math-verify.
     """
     if name == "math":
-        _import(name, "math_verify", "install the extra: pip install 'asyncrl[math]'")
+        import_module("reward.terms", name, "math_verify", "install the extra: pip install 'asyncrl[math]'")
     if name in _BUILT_IN:
         return _BUILT_IN[name]
-    module_name, separator, attribute = name.partition(":")
-    if not (module_name and separator and attribute):
-        raise ConfigError(f"reward.terms: unknown function {name!r}; use {', '.join(_BUILT_IN)} or module:function")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    module = _import(name, module_name, "it must be installed or lie in the working directory")
-    if not hasattr(module, attribute):
-        raise ConfigError(f"reward.terms: {name!r}: module {module_name!r} has no {attribute!r}")
-    function: RewardFunction = getattr(module, attribute)
-    if not callable(function):
-        raise ConfigError(f"reward.terms: {name!r} is a {type(function).__name__}, not a function")
+    function: RewardFunction = import_attribute("reward.terms", name, "function", ", ".join(_BUILT_IN))
     return function
-
-
-def _import(name: str, module_name: str, hint: str) -> object:
-    try:
-        return importlib.import_module(module_name)
-    except Exception as error:  # a user's module may raise anything while it is imported
-        raise ConfigError(f"reward.terms: {name!r}: cannot import {module_name!r} ({error!r}); {hint}") from error
 
 
 def _reference(answer: str) -> Fraction:

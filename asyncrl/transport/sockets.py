@@ -7,6 +7,7 @@ places the roles, carries them.
 
 from __future__ import annotations
 
+import socket as stdlib_socket
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +19,8 @@ from asyncrl.errors import ConfigError, WireError
 LOOPBACK = "127.0.0.1"
 MAX_FRAME_BYTES = 1 << 30
 """A peer that sends a larger frame is disconnected before it is read. A group's tokens take megabytes."""
+
+PROBE_TIMEOUT_S = 1.0
 
 AnySocket = TypeVar("AnySocket", bound=zmq.Socket)
 """Blocking or asyncio, as the context makes it."""
@@ -83,6 +86,18 @@ def connect(context: zmq.Context[AnySocket], network: Network, endpoint: str, id
     socket = _dealer(context, network, identity)
     socket.connect(endpoint)
     return socket
+
+
+def is_refused(endpoint: str) -> bool:
+    """Nobody listens there any more. False for a server that is frozen, or out of reach: it may only be late."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    try:
+        stdlib_socket.create_connection((host, int(port)), timeout=PROBE_TIMEOUT_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def connect_watched(

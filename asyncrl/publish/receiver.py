@@ -1,0 +1,218 @@
+"""A worker's end of a gloo publish group, whatever engine it is part of.
+
+    stage       a thread receives bucket after bucket and hands each piece to an `Assembly`, while the model runs
+    take_over   between two decode steps: the model takes over what was put together, and shows that it holds it
+
+Consumes   buckets from learner rank 0, then their checksums.
+Produces   −1 to rank 0 when all have come as they were sent, else the number of the first that has not.
+Waits for  the other members at the rendezvous, then each bucket, at most publish.timeout_s.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.distributed.distributed_c10d import Work
+
+from asyncrl.errors import PublishError
+from asyncrl.publish.checksum import checksum
+from asyncrl.publish.delta import decode
+from asyncrl.publish.group import GlooGroup, Rendezvous
+from asyncrl.publish.plan import (
+    Piece,
+    Slice,
+    buckets,
+    dtype_named,
+    own_pieces,
+    total_bytes,
+    two_buffers,
+    unpack,
+    whole_pieces,
+)
+
+log = logging.getLogger(__name__)
+
+ALL_ARRIVED = -1
+WHOLE = -1
+"""Instead of the length of a delta: the bucket itself comes."""
+
+
+@dataclass
+class JoinInfo:
+    """What a worker needs to join."""
+
+    master_address: str
+    master_port: int
+    rank_offset: int
+    """Publish rank of the generator's first worker."""
+    num_workers: int
+    """Of all generators together."""
+    sliced: bool
+    """Each worker receives its own slices alone; else all receive everything."""
+    delta: bool
+    """Keep what came last: the next may come as changes of it."""
+    bucket_bytes: int
+    timeout_s: float
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+
+    def metas(self) -> dict[str, torch.Tensor]:
+        """Name → meta tensor of what is sent."""
+        dtypes = map(dtype_named, self.dtype_names)
+        return {
+            name: torch.empty(shape, dtype=dtype, device="meta")
+            for name, dtype, shape in zip(self.names, dtypes, self.shapes, strict=True)
+        }
+
+
+class Assembly(Protocol):
+    """One version on its way into a model, put together beside the one that serves."""
+
+    def place(self, bucket: list[Piece]) -> torch.Tensor | None:
+        """Where a bucket's bytes may come at once, uint8; None = nowhere as they are. `put` has to follow."""
+
+    def put(self, piece: Piece, part: torch.Tensor) -> None:
+        """Takes a piece; `part` holds its elements, contiguous, in its region's shape, and is good for this call."""
+
+    def pack(self, bucket: list[Piece]) -> torch.Tensor:
+        """A bucket that has come, as it came."""
+
+    def switch(self) -> None:
+        """The model takes it over; it must not run meanwhile."""
+
+    def verify(self) -> None:
+        """Raises PublishError where the model does not hold what came."""
+
+
+class Receiver:
+    """One worker of one generator; the engine's own class adds `_new_assembly`."""
+
+    def begin(self, info: JoinInfo, slices: list[Slice], part: int, num_parts: int) -> None:
+        """Returns at once; a thread waits for the other members, so a late one does not stop this worker's decoding.
+
+        Args:
+            slices: what this worker keeps.
+            part: which of its generator's workers it is.
+            num_parts: how many those are.
+        """
+        tensors = info.metas()
+        self._slices = slices
+        self._part, self._num_parts = part, num_parts
+        self._pieces = own_pieces(slices, tensors) if info.sliced else whole_pieces(tensors)
+        self._buckets = buckets(self._pieces, info.bucket_bytes)
+        self._memory = two_buffers(self._buckets)
+        # A thread for each group: that of a broken one may hang until its deadline.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
+        self._group: Future[GlooGroup] | None = self._thread.submit(self._join, info)
+        self._staged: Future[Assembly] | None = None
+        self._keeps_last = info.delta
+        self._last: Assembly | None = None
+
+    def stage(self, at_once: bool = False) -> None:
+        """Returns at once; the weights come in the thread.
+
+        Args:
+            at_once: the model stands still, so the weights may take their places as they come.
+        """
+        self._staged = self._thread.submit(self._receive, at_once)
+
+    def take_over(self, staged: bool) -> None:
+        """Switches to the staged weights.
+
+        Args:
+            staged: they have come already; else they come now, while the model stands still.
+
+        Raises:
+            PublishError: they did not come whole, or the model does not hold them now.
+        """
+        if not staged:
+            self.stage(at_once=True)
+        assert self._staged is not None
+        assembly, self._staged = self._staged.result(), None
+        assembly.switch()
+        assembly.verify()
+        self._last = assembly if self._keeps_last else None
+
+    def leave(self) -> None:
+        self._group = self._staged = self._last = None
+
+    def _new_assembly(self, at_once: bool) -> Assembly:
+        raise NotImplementedError
+
+    def _join(self, info: JoinInfo) -> GlooGroup:
+        worker = info.rank_offset + self._part
+        rendezvous = Rendezvous(info.master_address, info.master_port, info.timeout_s)
+        rendezvous.announce(worker, self._slices)
+        if not info.sliced:
+            return rendezvous.group(group_name(0), worker, 1 + info.num_workers)
+        generator = (info.rank_offset - 1) // self._num_parts
+        return rendezvous.group(group_name(self._part), 1 + generator, 1 + info.num_workers // self._num_parts)
+
+    def _receive(self, at_once: bool) -> Assembly:
+        """In the thread: how long each bucket is, all buckets, then their checksums; reports to rank 0."""
+        assert self._group is not None
+        group = self._group.result()
+        assembly = self._new_assembly(at_once)
+        lengths = torch.empty(len(self._buckets), dtype=torch.int64)
+        group.broadcast(lengths).wait()
+        received: list[int] = []
+        for bucket, buffer in self._receive_buckets(group, assembly, lengths.tolist()):
+            received.append(checksum(buffer))
+            for piece, part in unpack(bucket, buffer):
+                assembly.put(piece, part)
+        sent = torch.empty(len(received), dtype=torch.int64)
+        group.broadcast(sent).wait()
+        wrong = [k for k, (mine, theirs) in enumerate(zip(received, sent.tolist(), strict=True)) if mine != theirs]
+        group.report(wrong[0] if wrong else ALL_ARRIVED)
+        if wrong:
+            raise PublishError(f"buckets {wrong} of {len(received)} arrived with another checksum than they were sent")
+        return assembly
+
+    def _receive_buckets(
+        self, group: GlooGroup, assembly: Assembly, lengths: list[int]
+    ) -> Iterator[tuple[list[Piece], torch.Tensor]]:
+        """Each bucket with its bytes. While one is put in its places, the next one comes."""
+        coming: deque[tuple[torch.Tensor, Work]] = deque()
+        for k in range(-1, len(lengths)):
+            if k + 1 < len(lengths):
+                buffer = self._buffer(assembly, self._buckets[k + 1], lengths[k + 1])
+                coming.append((buffer, group.broadcast(buffer)))
+            if k >= 0:
+                bucket = self._buckets[k]
+                buffer, work = coming.popleft()
+                work.wait()
+                yield bucket, buffer if lengths[k] == WHOLE else self._changed(bucket, buffer)
+
+    def _buffer(self, assembly: Assembly, bucket: list[Piece], length: int) -> torch.Tensor:
+        """Where a bucket comes: if it can, where it is to stay."""
+        if length != WHOLE:
+            return torch.empty(length, dtype=torch.uint8)
+        place = assembly.place(bucket)
+        return next(self._memory)[: total_bytes(bucket)] if place is None else place
+
+    def _changed(self, bucket: list[Piece], buffer: torch.Tensor) -> torch.Tensor:
+        """The bucket's bytes, of their changes. Damaged ones leave the old bytes, whose checksum is another."""
+        assert self._last is not None, "changes of weights that this worker does not have"
+        whole = self._last.pack(bucket)
+        try:
+            decode(buffer, whole)
+        except ValueError:
+            log.exception("a bucket could not be decoded")
+        return whole
+
+
+def whole_slices(tensors: Mapping[str, torch.Tensor]) -> list[Slice]:
+    """Of a worker that keeps each tensor whole, under its own name. Meta tensors will do."""
+    return [Slice(piece.name, piece.region, piece.name, piece.region) for piece in whole_pieces(tensors)]
+
+
+def group_name(part: int) -> str:
+    """Of the group whose workers all receive the same."""
+    return f"part-{part}"
