@@ -29,7 +29,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from asyncrl.config import GeneratorConfig, PublishConfig
 from asyncrl.data.tiny_tokenizer import build_tokenizer
 from asyncrl.generate.engine import Sampling
-from asyncrl.publish import gloo, gloo_sender, staging
+from asyncrl.publish import gloo_sender, receiver, staging
 from asyncrl.publish.delta import decode, encode
 from asyncrl.publish.gather import metas
 from asyncrl.publish.session import PublishSession
@@ -72,8 +72,10 @@ class Row:
     """stall_s ÷ (bytes of a worker ÷ memcpy + step_s)."""
     bytes_ratio: float
     """Bytes that the workers received ÷ the model's."""
+    checksum_share: float
+    """1 − a publish without checksums of buckets ÷ one with them; nothing decodes, one follows the other."""
     verify_share: float
-    """1 − a publish without any checks ÷ one with them; nothing decodes, one follows the other."""
+    """1 − a publish without checksums and without looking at what the model then holds ÷ one with both."""
 
 
 def make_model(folder: Path, model_mb: int) -> Qwen3ForCausalLM:
@@ -115,19 +117,19 @@ def seconds_of(function: object, *args: object) -> float:
     return time.perf_counter() - start_s
 
 
-def check_nothing_when(unchecked: Path) -> None:
-    """While this file exists a publish computes no checksums, in the process that calls this and in its children."""
+def leave_out_checks_when(no_checksums: Path, no_checks: Path) -> None:
+    """While one of these files exists a publish goes without, in the process that calls this and in its children."""
 
-    def switched(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *arguments: 0 if unchecked.exists() else function(*arguments)
+    def switched(function: Callable[..., Any], *files: Path) -> Callable[..., Any]:
+        return lambda *arguments: 0 if any(file.exists() for file in files) else function(*arguments)
 
-    for owner, name in (
-        (gloo, "checksum"),
-        (gloo_sender, "checksum"),
-        (staging, "word_sum"),
-        (staging.Staging, "verify"),
+    for owner, name, files in (
+        (receiver, "checksum", (no_checksums, no_checks)),
+        (gloo_sender, "checksum", (no_checksums, no_checks)),
+        (staging, "word_sum", (no_checks,)),
+        (staging.Staging, "verify", (no_checks,)),
     ):
-        setattr(owner, name, switched(getattr(owner, name)))
+        setattr(owner, name, switched(getattr(owner, name), *files))
 
 
 class Measurement:
@@ -137,10 +139,10 @@ class Measurement:
         self.model = make_model(folder, model_mb)
         self._num_tokens = NUM_TOKENS[model_mb]
         config = GeneratorConfig(tensor_parallel=parts, kv_cache_bytes=256 << 20)
-        self._unchecked = folder / "unchecked"
-        check_nothing = partial(check_nothing_when, self._unchecked)
-        check_nothing()
-        self._generator = GeneratorProcess("generator-0", folder, config, max_model_len=256, prepare=check_nothing)
+        self._no_checksums, self._no_checks = folder / "no-checksums", folder / "no-checks"
+        prepare = partial(leave_out_checks_when, self._no_checksums, self._no_checks)
+        prepare()
+        self._generator = GeneratorProcess("generator-0", folder, config, max_model_len=256, prepare=prepare)
         publishing = PublishConfig(staged=staged, timeout_s=TIMEOUT_S)
         kinds = metas(self.model.named_parameters(), torch.float32)
         self._session = PublishSession("learner-0", Network(), [self._generator.member], publishing, engine, kinds)
@@ -158,11 +160,21 @@ class Measurement:
         self._version += 1
         return self._session.send(self._version, changed(self.model))
 
-    def publish_unchecked(self) -> dict[str, float]:
-        self._unchecked.touch()
+    def publish_without(self, switch: Path) -> dict[str, float]:
+        switch.touch()
         figures = self.publish()
-        self._unchecked.unlink()
+        switch.unlink()
         return figures
+
+    def idle_publishes(self) -> tuple[float, float, float]:
+        """Seconds: with all checks, without checksums, without any."""
+        all_figures = (
+            self.publish(),
+            self.publish_without(self._no_checksums),
+            self.publish_without(self._no_checks),
+        )
+        full_s, no_checksums_s, no_checks_s = (figures["time/publish_s"] for figures in all_figures)
+        return full_s, no_checksums_s, no_checks_s
 
     def while_decoding(self, measured: Callable[[], Measured]) -> Measured:
         """Each completion has to end, with tokens of the version before and of the one after, in this order."""
@@ -184,7 +196,7 @@ def measure(model_mb: int, parts: int, engine: str, staged: bool, publishes: int
     with tempfile.TemporaryDirectory() as folder, Measurement(model_mb, parts, engine, staged, Path(folder)) as one:
         num_bytes = one.num_bytes // parts
         with FlatBroadcast(num_bytes, parts, TIMEOUT_S) as flat:
-            idle = [(one.publish(), flat.seconds(), one.publish_unchecked()) for _ in range(publishes)]
+            idle = [(*one.idle_publishes(), flat.seconds()) for _ in range(publishes)]
             busy = [(one.while_decoding(one.publish), one.while_decoding(flat.seconds)) for _ in range(publishes)]
         buffer = torch.ones(num_bytes, dtype=torch.uint8)
         copy_s = min(seconds_of(buffer.clone) for _ in range(3))
@@ -192,9 +204,7 @@ def measure(model_mb: int, parts: int, engine: str, staged: bool, publishes: int
         model_bytes = sum(parameter.nbytes for parameter in one.model.parameters())
     publish_s = statistics.median(figures["time/publish_s"] for figures, _ in busy)
     stall_s = statistics.median(figures["time/publish_stall_s"] for figures, _ in busy)
-    idle_s = statistics.median(checked["time/publish_s"] for checked, _, _ in idle)
-    unchecked_s = statistics.median(unchecked["time/publish_s"] for _, _, unchecked in idle)
-    idle_flat_s = statistics.median(flat_s for _, flat_s, _ in idle)
+    idle_s, no_checksums_s, no_checks_s, idle_flat_s = (statistics.median(column) for column in zip(*idle, strict=True))
     flat_s = statistics.median(flat_s for _, flat_s in busy)
     return Row(
         model_mb=model_mb,
@@ -210,7 +220,8 @@ def measure(model_mb: int, parts: int, engine: str, staged: bool, publishes: int
         step_s=step_s,
         stall_ratio=stall_s / (copy_s + step_s),
         bytes_ratio=one.num_bytes / model_bytes,
-        verify_share=1 - unchecked_s / idle_s,
+        checksum_share=1 - no_checksums_s / idle_s,
+        verify_share=1 - no_checks_s / idle_s,
     )
 
 
