@@ -45,9 +45,10 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=QUICKSTART, help="with one generator")
     parser.add_argument("--steps", type=int, default=60, help="measured steps of each run (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, default=Path(), help="on whose disk the runs lie (default: here)")
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="for the runs' files (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration")
     arguments = parser.parse_args()
+    arguments.folder.mkdir(exist_ok=True)
     print("| pair | durability | step, ms | median | waiting for a batch | commits | held | foreign cores |")
     print("|---|---|---|---|---|---|---|---|")
     pairs = [pair(arguments, number) for number in range(arguments.repeats)]

@@ -35,6 +35,10 @@ class Restarts:
         self._due_s[name] = now_s + delay_s
         return f"restart {self._num_granted[name]} of {self._max_restarts} ({self._key}) in {delay_s:.0f} s"
 
+    def postpone(self, name: str, now_s: float) -> None:
+        """It cannot be started now; to be tried again, which does not count."""
+        self._due_s[name] = now_s + LONGEST_DELAY_S
+
     def take_due(self, now_s: float) -> list[str]:
         """The roles whose time has come, once."""
         due = [name for name, due_s in self._due_s.items() if due_s <= now_s]
