@@ -48,6 +48,10 @@ class RunFigures:
     """For the publish of the version before."""
     control_s: float
     """The rest of a step."""
+    commit_s: float
+    """Replay's, writing its ledger, beside all this."""
+    batch_held_s: float
+    """Of `wait_s`: the batch was ready, and not durable yet."""
     generator_idle: float
     """Share of wall time, mean of the generators: no lease in hand, not paused."""
     generator_paused: float
@@ -81,6 +85,9 @@ def run_figures(rows: Sequence[Row], num_warmup_steps: int, num_generators: int)
     train_s, gather_s, save_s, publish_s, wait_s, publish_wait_s = (
         _sum(measured, f"time/{part}_s") for part in ("train", "gather", "save", "publish", "wait", "publish_wait")
     )
+    commit_s, batch_held_s = (
+        measured[-1][f"queue/{key}"] - first[f"queue/{key}"] for key in ("commit_total_s", "batch_held_total_s")
+    )
     learning_s = train_s + gather_s + save_s
     return RunFigures(
         num_steps=num_steps,
@@ -99,6 +106,8 @@ def run_figures(rows: Sequence[Row], num_warmup_steps: int, num_generators: int)
         wait_s=wait_s / num_steps,
         publish_wait_s=publish_wait_s / num_steps,
         control_s=(step_s - learning_s - wait_s - publish_wait_s) / num_steps,
+        commit_s=commit_s / num_steps,
+        batch_held_s=batch_held_s / num_steps,
         generator_idle=1.0 - (busy_s + paused_s) / elapsed_s,
         generator_paused=paused_s / elapsed_s,
         learner_idle=(wait_s + publish_wait_s) / step_s,

@@ -134,11 +134,11 @@ def _repeat(settings: Settings, number: int, console: Console) -> dict[Mode, Mod
     for mode in modes:
         with tempfile.TemporaryDirectory(prefix="asyncrl-bench-") as folder:
             console.print(f"repeat {number + 1}: the {mode} run")
-            results[mode] = _run(settings, mode, Path(folder))
+            results[mode] = run_once(settings, mode, Path(folder))
     return results
 
 
-def _run(settings: Settings, mode: Mode, folder: Path) -> ModeResult:
+def run_once(settings: Settings, mode: Mode, folder: Path) -> ModeResult:
     """One launch, watched.
 
     Raises:

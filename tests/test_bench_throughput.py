@@ -32,6 +32,8 @@ def row(step: int, wait_s: float, train_s: float, busy_s: float, num_generators:
         "generator/busy_total_s": busy_s * step * num_generators,
         "generator/paused_total_s": 0.1 * step * num_generators,
         "generator/elapsed_total_s": 2.0 * step * num_generators,
+        "queue/commit_total_s": 0.01 * step,
+        "queue/batch_held_total_s": 0.002 * step,
         "staleness/mean": 1.0,
         "staleness/max": float(step % 3),
         "staleness/violations": 0.0,
@@ -48,6 +50,7 @@ def test_the_figures_of_a_worked_example():
     assert figures.overlap_efficiency == pytest.approx(0.8)
     assert (figures.publish_s, figures.publish_wait_s) == pytest.approx((0.5, 0.15))
     assert (figures.wait_s, figures.control_s, figures.learner_idle) == pytest.approx((0.2, 0.1, 0.175))
+    assert (figures.commit_s, figures.batch_held_s) == pytest.approx((0.01, 0.002))
     assert (figures.samples_per_s, figures.learner_tokens_per_s) == pytest.approx((5.0, 50.0))
     assert figures.generator_tokens_per_s == pytest.approx(50.0)
     assert (figures.generator_idle, figures.generator_paused) == pytest.approx((0.15, 0.05))

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -21,45 +18,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from asyncrl import cli
+from tests.launch_support import Launched, assert_exact, quick, trained
 
 pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).parent.parent
-DEADLINE_S = 280.0
-
-
-@dataclass
-class Launched:
-    """A launcher process and its run directory."""
-
-    process: subprocess.Popen[str]
-    run_dir: Path
-    output_file: Path
-
-    def wait(self) -> int:
-        return self.process.wait(DEADLINE_S)
-
-    @property
-    def output(self) -> str:
-        return self.output_file.read_text()
-
-    def rows(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
-
-    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():
-            assert self.process.poll() is None, f"ended before {what}:\n{self.output}"
-            assert time.monotonic() < deadline, f"no {what} in time:\n{self.output}"
-            time.sleep(0.2)
-
-    def wait_for_step(self, step: int) -> None:
-        self.wait_until(lambda: re.search(rf"^step +{step}/", self.output, re.MULTILINE) is not None, f"step {step}")
-
-    def pid_of(self, role: str) -> int:
-        """Of its latest life."""
-        found = re.findall(rf"{role} is process (\d+)", (self.run_dir / "logs" / f"{role}.log").read_text())
-        return int(found[-1])
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +51,6 @@ def start(runs: Path) -> Iterator[Callable[..., Launched]]:
             run.process.kill()
 
 
-def quick(steps: int, *overrides: str) -> list[str]:
-    return [f"run.steps={steps}", "learner.batch_size=8", "algorithm.group_size=4", "run.eval_prompts=16", *overrides]
-
-
 def role_processes(run: Launched) -> list[psutil.Process]:
     """Every role with its children: vLLM's engines and workers, reward processes."""
     roles = [psutil.Process(run.pid_of(log.stem)) for log in (run.run_dir / "logs").glob("*-*.log")]
@@ -101,24 +60,6 @@ def role_processes(run: Launched) -> list[psutil.Process]:
 def engine_core(run: Launched, generator: str) -> psutil.Process:
     """The one of the generator's children that has children of its own: vLLM's workers."""
     return next(child for child in psutil.Process(run.pid_of(generator)).children() if child.children())
-
-
-def assert_exact(run: Launched, num_steps: int) -> None:
-    """Every step once, each of its prompts once, and the staleness bound kept."""
-    rows = run.rows()
-    assert [row["step"] for row in rows] == list(range(1, num_steps + 1))
-    assert all(row["staleness/violations"] == 0 for row in rows)
-    assert max(row["staleness/max"] for row in rows) <= 2  # type: ignore[type-var]
-    assert trained(run) == [8] * num_steps
-
-
-def trained(run: Launched) -> list[int]:
-    """How many prompts each step was given, by the ledger; all of them are in a checkpoint."""
-    ledger = sqlite3.connect(run.run_dir / "ledger.sqlite")
-    assert ledger.execute("SELECT count(*) FROM prompts WHERE state = 'batched'").fetchone() == (0,)
-    steps = Counter(step for (step,) in ledger.execute("SELECT step FROM prompts WHERE state = 'trained'"))
-    assert sorted(steps) == list(range(len(steps)))
-    return [steps[step] for step in range(len(steps))]
 
 
 def assert_all_gone(processes: list[psutil.Process]) -> None:

@@ -27,6 +27,7 @@ RAY_SETTINGS = {"kill_worker_timeout_milliseconds": 500}
 is 5 s, in which a publish waits for the frozen generator, new learners for the old. A joined cluster has its own."""
 
 PROBE_TIMEOUT_S = 5.0
+NODE_TIMEOUT_S = 2.0
 NO_ROOM = Node(num_cpus=0.0, num_gpus=0)
 
 
@@ -83,6 +84,10 @@ class Cluster:
 
     def _network(self, node: ClusterNode) -> Network:
         return Network(node.host if self._keys else LOOPBACK, self._keys)
+
+    def has_left(self, node: int) -> bool:
+        """This one of `nodes` is not there any more."""
+        return self.nodes[node].ray_id not in {alive.ray_id for alive in _alive_nodes()}
 
     def look(self) -> list[Node]:
         """The room of each node as it is now: none on one that has left. Nodes that have joined are added.
@@ -174,7 +179,16 @@ def kill(process: RoleProcess) -> None:
 
 
 def _alive_nodes() -> list[ClusterNode]:
-    return [_cluster_node(node) for node in ray.nodes() if node["Alive"]]
+    """Those that Ray counts and that answer: it takes about 17 s to see that a node has gone."""
+    return [_cluster_node(node) for node in ray.nodes() if node["Alive"] and _answers(node)]
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), NODE_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _cluster_node(node: dict[str, Any]) -> ClusterNode:

@@ -2,12 +2,13 @@
 
 joins    process ──▶ Hello to replay ──▶ weights from the learner ──▶ leases
 leaves   Drain to replay ──▶ its last leases end, a publish goes without it ──▶ Drained ──▶ Stop ──▶ process ends
-dies     Gone to replay ──▶ its leases go to others ──▶ starts again, within a budget
+dies     Gone to replay ──▶ its leases go to others ──▶ starts again, within a budget; elsewhere if its node has left
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from asyncrl.errors import ConfigError
 from asyncrl.launch.cluster import Cluster, Failure
@@ -35,7 +36,7 @@ class Generators:
         self._lost: dict[str, Placement] = {}
         """Died, and wait for their restart."""
         self._joined: set[str] = set()
-        """Came after the start of the run."""
+        """Came after the start of the run, and have not died since."""
         self._leaving: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -53,6 +54,7 @@ class Generators:
     def lose(self, name: str, failure: Failure, stopping: bool) -> None:
         """Ends what is left of it, tells replay, and plans its restart, unless nobody wants it back."""
         dropped = self._drops(name)
+        self._joined.discard(name)
         placement = self._processes.end(name)
         self._control.tell("replay", Gone(name, failure.reason))
         self._control.event(name, failure.reason)
@@ -82,11 +84,26 @@ class Generators:
         """Starts again whose time has come; takes leave of those that have ended."""
         for name in self._restarts.take_due(time.monotonic()):
             if name in self._lost:  # else it was to leave
-                self._processes.start(self._lost.pop(name))
+                self._start_again(name)
         for name in self._processes.told_to_end - set(self._processes.alive):
             self._processes.end(name)
             self._forget(name)
             self._view.event(f"{name} has left")
+
+    def _start_again(self, name: str) -> None:
+        """Where it was, or on another node when its own has left the cluster."""
+        placement = self._lost.pop(name)
+        if self._cluster.has_left(placement.node):
+            try:
+                (place,) = self._places(1)
+            except ConfigError as error:
+                self._lost[name] = placement
+                self._restarts.postpone(name, time.monotonic())
+                self._view.event(f"{name} waits: node {placement.node} has left the cluster, and {error}")
+                return
+            self._view.event(f"{name} starts on node {place.node}: node {placement.node} has left the cluster")
+            placement = replace(place, rank=placement.rank)
+        self._processes.start(placement)
 
     def _forget(self, name: str) -> None:
         self._leaving.discard(name)
@@ -121,13 +138,20 @@ class Generators:
         return [placement.name for placement in generators if placement.name not in self._leaving]
 
     def _join(self, number: int) -> list[str]:
-        rooms = self._cluster.look()
-        placements = [*self._processes.placements.values(), *self._lost.values()]
-        added = more_generators(self._plan.topology, placements, rooms, number)
+        added = self._places(number)
         for placement in added:
             self._joined.add(placement.name)
             self._processes.start(placement)
         return [f"{placement.name} joins" for placement in added]
+
+    def _places(self, number: int) -> list[Placement]:
+        """For so many more, on the nodes that are there now.
+
+        Raises:
+            ConfigError: there is no room.
+        """
+        placements = [*self._processes.placements.values(), *self._lost.values()]
+        return more_generators(self._plan.topology, placements, self._cluster.look(), number)
 
     def _leave(self, names: list[str]) -> list[str]:
         for name in names:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 
-from asyncrl.launch.cluster import Failure
+from asyncrl.errors import RoleDiedError
+from asyncrl.launch.cluster import Cluster, Failure
 from asyncrl.launch.console import LiveView
 from asyncrl.launch.control_server import ControlServer
 from asyncrl.launch.generators import Generators
@@ -25,8 +26,15 @@ class Recovery:
     """Keeps replay and the learners running."""
 
     def __init__(
-        self, plan: RunPlan, processes: Processes, generators: Generators, control: ControlServer, view: LiveView
+        self,
+        plan: RunPlan,
+        cluster: Cluster,
+        processes: Processes,
+        generators: Generators,
+        control: ControlServer,
+        view: LiveView,
     ) -> None:
+        self._cluster = cluster
         self._processes = processes
         self._generators = generators
         self._control = control
@@ -64,17 +72,32 @@ class Recovery:
         self._view.event(f"{name} {failure.reason}; {part}: {self._restarts[part].grant(part, time.monotonic())}")
 
     def tend(self) -> None:
-        """Starts again whose time has come."""
+        """Starts again whose time has come.
+
+        Raises:
+            RoleDiedError: its node has left the cluster.
+        """
         now_s = time.monotonic()
         if self._restarts[LEARNERS].take_due(now_s):
-            self._processes.start_learners(self._lost.pop(LEARNERS))
+            self._processes.start_learners(self._take_lost(LEARNERS))
         if self._restarts[REPLAY].take_due(now_s):
-            (placement,) = self._lost.pop(REPLAY)
+            (placement,) = self._take_lost(REPLAY)
             self._processes.start_replay(placement)
             self._to_be_reminded = True
         if self._to_be_reminded and self._control.roles[REPLAY].is_ready:
             self._generators.remind_replay()
             self._to_be_reminded = False
+
+    def _take_lost(self, part: str) -> list[Placement]:
+        placements = self._lost.pop(part)
+        for placement in placements:
+            if self._cluster.has_left(placement.node):
+                host = self._cluster.nodes[placement.node].host
+                raise RoleDiedError(
+                    f"{placement.name} cannot be started again: node {placement.node} ({host}) has left the cluster; "
+                    "go on with the run on the nodes that are left: --resume"
+                )
+        return placements
 
 
 def _part(name: str) -> str | None:

@@ -48,6 +48,10 @@ class Restarts:
         lived_s = now_s - self._restarted_s[name]
         return FIRST_DELAY_S if lived_s > LONG_LIFE * last_s else min(2 * last_s, LONGEST_DELAY_S)
 
+    def postpone(self, name: str, now_s: float) -> None:
+        """It cannot be started now; to be tried again, which does not count."""
+        self._due_s[name] = now_s + LONGEST_DELAY_S
+
     def take_due(self, now_s: float) -> list[str]:
         """The roles whose time has come, once."""
         due = [name for name, due_s in self._due_s.items() if due_s <= now_s]

@@ -46,7 +46,7 @@ class Supervisor:
         self._view = view
         self._processes = Processes(plan, cluster, control)
         self._generators = Generators(plan, cluster, self._processes, control, view)
-        self._recovery = Recovery(plan, self._processes, self._generators, control, view)
+        self._recovery = Recovery(plan, cluster, self._processes, self._generators, control, view)
         self._stopping = False
 
     def start(self) -> None:

@@ -6,6 +6,7 @@ Drain   no new leases, not among the members ──▶ no lease left, and a vers
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from asyncrl.replay.evaluation import Evaluation
@@ -40,6 +41,7 @@ class Departures:
         failures: Failures,
         link: ControlLink,
         timeout_s: float,
+        send_when_durable: Callable[[Callable[[], object]], None],
     ) -> None:
         self._ledger = ledger
         self._evaluation = evaluation
@@ -48,6 +50,7 @@ class Departures:
         self._failures = failures
         self._link = link
         self._timeout_s = timeout_s
+        self._send_when_durable = send_when_durable
         self._leaving: dict[str, _Leaving] = {}
 
     def tend(self, now_s: float) -> None:
@@ -84,4 +87,4 @@ class Departures:
             self._link.note(f"{name} leaves in the midst of {len(released)} prompts, which go to another")
         self._roster.leave(name)
         self._store.set_generators(self._roster.credits)
-        self._link.send(Drained(name))
+        self._send_when_durable(lambda: self._link.send(Drained(name)))

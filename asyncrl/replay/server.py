@@ -4,14 +4,15 @@ Consumes   Hello, Serving, GroupDone, LeaseFailed from generators; BatchRequest,
            from the learner; Gone and Drain from the launcher.
 Produces   LeaseGrants as credit and admission permit; one BatchReply a step; EvalReplies; Newcomers; Drained. What it
            sends is durable before it goes: a process that takes its place knows of every lease and every answer.
-Waits for  messages, 100 ms at a time. It never waits for one peer: a lease has a deadline (then another generator gets
-           the prompt), and the learner's own deadline covers a batch that does not fill.
+Waits for  messages, and its thread that writes the ledger, 100 ms at a time. It never waits for one peer: a lease has a
+           deadline (then another generator gets the prompt), and the learner's own covers a batch that does not fill.
 Unblocked  by generators (groups) and the learner (Published opens admission).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,7 @@ import zmq
 
 from asyncrl.config import Config
 from asyncrl.errors import WireError
+from asyncrl.replay.commits import Commits
 from asyncrl.replay.controller import StalenessController
 from asyncrl.replay.departures import Departures
 from asyncrl.replay.evaluation import Evaluation
@@ -27,6 +29,7 @@ from asyncrl.replay.failures import Failures
 from asyncrl.replay.grant import train_grant
 from asyncrl.replay.learner_desk import LearnerDesk
 from asyncrl.replay.ledger import Ledger
+from asyncrl.replay.life import PromptLife
 from asyncrl.replay.roster import Roster
 from asyncrl.replay.signal import has_signal
 from asyncrl.replay.store import LedgerStore, StoredGroup
@@ -35,6 +38,7 @@ from asyncrl.transport.control import ControlLink
 from asyncrl.transport.messages import (
     Ack,
     AnyMessage,
+    BatchReply,
     BatchRequest,
     Checkpointed,
     EvalRequest,
@@ -86,19 +90,22 @@ class ReplayServer:
         self._ledger = ledger
         self._store = store
         self._link = link
-        self._committed = store.counters()
-        self._outbox: list[list[Frame]] = []
+        self._commits = Commits(store, self._take_changes)
         self._failures = Failures(config, draw, ledger, link)
         self._roster = Roster()
         for member, credit in store.generators():
             self._roster.restore(member, credit, ledger.leases_of(member.name))
         timeout_s = config.run.stop_timeout_s
-        self._departures = Departures(ledger, evaluation, self._roster, store, self._failures, link, timeout_s)
+        self._departures = Departures(
+            ledger, evaluation, self._roster, store, self._failures, link, timeout_s, self._commits.send_when_durable
+        )
         self._desk = LearnerDesk(
             ledger, store, self._roster, evaluation, self._departures, controller, link, self._send
         )
+        self._batch_held_total_s = 0.0
+        """Batches that were ready waited so long to be durable."""
         self._refills = config.algorithm.zero_variance == "refill"
-        self._tally = Tally(config.reward.max_failures, self._committed.get("num_unscored", 0))
+        self._tally = Tally(config.reward.max_failures, store.counters().get("num_unscored", 0))
 
     def run(self) -> None:
         """Serves until the launcher says stop.
@@ -108,12 +115,22 @@ class ReplayServer:
                 unscored than reward.max_failures allows, the learner asks for a batch that is not kept, or the ledger
                 cannot be written.
         """
-        next_sweep_s = 0.0
         self._link.ready()
         self._link.phase("serving")
+        try:
+            self._serve()
+            self._commits.finish()
+        finally:
+            self._commits.close()
+
+    def _serve(self) -> None:
+        next_sweep_s, wait_s = 0.0, 0.0
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._commits.ended, zmq.POLLIN)
         while not self._link.stopping.is_set():
-            if self._socket.poll(POLL_MS):
-                self._receive_all()
+            poller.poll(math.ceil(min(1e3 * wait_s, POLL_MS)))
+            self._receive_all()
             now_s = time.monotonic()
             self._departures.tend(now_s)
             if now_s >= next_sweep_s:
@@ -121,17 +138,10 @@ class ReplayServer:
                 next_sweep_s = now_s + SWEEP_INTERVAL_S
             self._grant(now_s)
             self._desk.answer()
-            self._commit_and_send()
+            wait_s = self._commits.go_on()
 
-    def _commit_and_send(self) -> None:
-        lives = self._ledger.take_changes()
-        counters = {**self._ledger.counters, "num_unscored": self._tally.num_unscored}
-        if lives or counters != self._committed:
-            self._store.commit(lives, counters)
-            self._committed = counters
-        for parts in self._outbox:
-            self._socket.send_multipart(parts, copy=False)
-        self._outbox.clear()
+    def _take_changes(self) -> tuple[list[PromptLife], dict[str, int]]:
+        return self._ledger.take_changes(), {**self._ledger.counters, "num_unscored": self._tally.num_unscored}
 
     def _receive_all(self) -> None:
         while self._socket.poll(0):
@@ -240,8 +250,20 @@ class ReplayServer:
         for lease, outcome in self._ledger.expire(now_s):
             self._failures.prompt_failed(lease.index, outcome, f"{lease.generator} did not answer in time")
         self._evaluation.expire(now_s)
-        self._link.metrics({**self._tally.metrics(self._ledger), "queue/commit_total_s": self._store.commit_total_s})
+        totals_s = {
+            "queue/commit_total_s": self._store.commit_total_s,
+            "queue/batch_held_total_s": self._batch_held_total_s,
+        }
+        metrics = {**self._tally.metrics(self._ledger), **totals_s}
+        self._commits.send_when_durable(lambda: self._link.metrics(metrics))
 
     def _send(self, receiver: str, message: AnyMessage, frames: Sequence[Frame] = ()) -> None:
         """Goes out once all that has changed is durable."""
-        self._outbox.append([receiver.encode(), *encode(message, frames)])
+        parts, begun_s = [receiver.encode(), *encode(message, frames)], time.perf_counter()
+
+        def send() -> None:
+            self._socket.send_multipart(parts, copy=False)
+            if isinstance(message, BatchReply):
+                self._batch_held_total_s += time.perf_counter() - begun_s
+
+        self._commits.send_when_durable(send, urgent=receiver not in self._roster)

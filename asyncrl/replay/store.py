@@ -7,8 +7,8 @@
       generators   who has said hello and has not gone
       sessions     each start of the replay process
 
-What `put` and `commit` are given is on disk when `commit` returns; replay sends nothing before that. Memory is the hot
-path: a group is read from disk only after a restart, or when its batch is asked for again.
+What a `Transaction` has is on disk when `write` returns; replay tells nobody of it before (`commits.py`). Memory is the
+hot path: a group is read from disk only after a restart, or when its batch is asked for again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Collection, Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -79,8 +78,19 @@ class StoredGroup:
     frames: list[Frame]
 
 
+@dataclass(frozen=True)
+class Transaction:
+    """What is written together."""
+
+    lives: Collection[PromptLife]
+    counters: Mapping[str, int]
+    groups: Mapping[int, StoredGroup]
+    generators: Collection[tuple[Member, int]] | None
+    """With their credit; None = as they were."""
+
+
 class LedgerStore:
-    """One file, one writer.
+    """One file, one writer. One thread uses it, but for `write`, which may be in another, once at a time.
 
     Args:
         path: made when it is not there.
@@ -96,11 +106,13 @@ class LedgerStore:
         self._memory: dict[int, StoredGroup] = {}
         """Groups whose batch has not been taken."""
         self._new: dict[int, StoredGroup] = {}
-        """Not committed yet."""
+        """In no transaction yet."""
+        self._new_generators: Collection[tuple[Member, int]] | None = None
         self.commit_total_s = 0.0
         try:
             # Made in one thread and used in another, as it may be; never by two at once.
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(f"PRAGMA synchronous={SYNCHRONOUS[durability]}")
             path.chmod(0o600)
@@ -117,45 +129,62 @@ class LedgerStore:
     # ── groups ──
 
     def put(self, index: int, group: StoredGroup) -> None:
-        """Durable after the next `commit`."""
+        """Part of the next transaction."""
         self._memory[index] = self._new[index] = group
 
     def get(self, index: int) -> StoredGroup:
         """A group that was put and whose prompt is not in a checkpoint yet."""
         if index in self._memory:
             return self._memory[index]
-        row = self._db.execute("SELECT * FROM groups WHERE idx = ?", (index,)).fetchone()
+        row = self._reader.execute("SELECT * FROM groups WHERE idx = ?", (index,)).fetchone()
         return StoredGroup(msgspec.msgpack.decode(row[1], type=GroupHeader), list(row[2:]))
 
-    # ── lives ──
+    # ── transactions ──
 
-    def commit(self, lives: Collection[PromptLife], counters: Mapping[str, int]) -> None:
-        """One transaction: the groups that were put, lives that have changed, counters.
+    def begin(self, lives: Collection[PromptLife], counters: Mapping[str, int]) -> Transaction:
+        """With the groups that were put, and the generators that were set, since the one before."""
+        transaction = Transaction(lives, counters, self._new, self._new_generators)
+        self._new, self._new_generators = {}, None
+        return transaction
+
+    def write(self, transaction: Transaction) -> None:
+        """All of it or nothing; durable when this returns.
 
         Raises:
-            RunError: it cannot be written, as on a full disk. What was committed before is whole.
+            RunError: it cannot be written, as on a full disk. What was written before is whole.
         """
         start_s = time.perf_counter()
+        lives, groups = transaction.lives, transaction.groups
         try:
             self._db.execute("BEGIN IMMEDIATE")
             now_s = time.time()
             self._db.executemany(_UPSERT, [{**asdict(life), "changed_s": now_s} for life in lives])
             self._db.executemany(
                 "INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?)",
-                [(index, msgspec.msgpack.encode(group.header), *group.frames) for index, group in self._new.items()],
+                [(index, msgspec.msgpack.encode(group.header), *group.frames) for index, group in groups.items()],
             )
-            self._db.executemany(_OUTCOME, [_outcome(index, group) for index, group in self._new.items()])
+            self._db.executemany(_OUTCOME, [_outcome(index, group) for index, group in groups.items()])
             done = [(life.index,) for life in lives if life.state not in ("queued", "batched")]
             self._db.executemany("DELETE FROM groups WHERE idx = ?", done)
-            self._db.executemany("INSERT OR REPLACE INTO counters VALUES (?, ?)", list(counters.items()))
+            self._db.executemany("INSERT OR REPLACE INTO counters VALUES (?, ?)", list(transaction.counters.items()))
+            if transaction.generators is not None:
+                self._write_generators(transaction.generators)
             self._db.execute("COMMIT")
         except sqlite3.OperationalError as error:
             raise self._cannot_write(error) from error
         self.commit_total_s += time.perf_counter() - start_s
-        self._new.clear()
-        for life in lives:
-            if life.state != "queued":
+
+    def written(self, transaction: Transaction) -> None:
+        """Groups that are on disk, and whose batch has been taken, go out of memory."""
+        for life in transaction.lives:
+            if life.state != "queued" and life.index not in self._new:  # a prompt may have come back anew meanwhile
                 self._memory.pop(life.index, None)
+
+    def commit(self, lives: Collection[PromptLife], counters: Mapping[str, int]) -> None:
+        """A transaction from its beginning to its end, here."""
+        transaction = self.begin(lives, counters)
+        self.write(transaction)
+        self.written(transaction)
 
     def standing(self) -> Standing:
         """Where the ledger stood at the last commit."""
@@ -198,18 +227,16 @@ class LedgerStore:
         return [(Member(name, endpoint, parts), credit) for name, endpoint, parts, credit in rows]
 
     def set_generators(self, generators: Collection[tuple[Member, int]]) -> None:
-        """Who is there now; durable when this returns."""
-        try:
-            with closing(self._db.cursor()) as cursor:
-                cursor.execute("BEGIN IMMEDIATE")
-                cursor.execute("DELETE FROM generators")
-                rows = [(m.name, m.control_endpoint, m.tensor_parallel, credit) for m, credit in generators]
-                cursor.executemany("INSERT INTO generators VALUES (?, ?, ?, ?)", rows)
-                cursor.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            raise self._cannot_write(error) from error
+        """Who is there now, with their credit; part of the next transaction."""
+        self._new_generators = generators
+
+    def _write_generators(self, generators: Collection[tuple[Member, int]]) -> None:
+        self._db.execute("DELETE FROM generators")
+        rows = [(m.name, m.control_endpoint, m.tensor_parallel, credit) for m, credit in generators]
+        self._db.executemany("INSERT INTO generators VALUES (?, ?, ?, ?)", rows)
 
     def close(self) -> None:
+        self._reader.close()
         self._db.close()
 
     def _cannot_write(self, error: sqlite3.Error) -> RunError:

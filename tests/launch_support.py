@@ -1,0 +1,71 @@
+"""A run of the real `asyncrl launch`, watched from outside."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+DEADLINE_S = 280.0
+
+
+@dataclass
+class Launched:
+    """A launcher process and its run directory."""
+
+    process: subprocess.Popen[str]
+    run_dir: Path
+    output_file: Path
+
+    def wait(self) -> int:
+        return self.process.wait(DEADLINE_S)
+
+    @property
+    def output(self) -> str:
+        return self.output_file.read_text()
+
+    def rows(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert self.process.poll() is None, f"ended before {what}:\n{self.output}"
+            assert time.monotonic() < deadline, f"no {what} in time:\n{self.output}"
+            time.sleep(0.2)
+
+    def wait_for_step(self, step: int) -> None:
+        self.wait_until(lambda: re.search(rf"^step +{step}/", self.output, re.MULTILINE) is not None, f"step {step}")
+
+    def pid_of(self, role: str) -> int:
+        """Of its latest life."""
+        found = re.findall(rf"{role} is process (\d+)", (self.run_dir / "logs" / f"{role}.log").read_text())
+        return int(found[-1])
+
+
+def quick(steps: int, *overrides: str) -> list[str]:
+    return [f"run.steps={steps}", "learner.batch_size=8", "algorithm.group_size=4", "run.eval_prompts=16", *overrides]
+
+
+def assert_exact(run: Launched, num_steps: int) -> None:
+    """Every step once, each of its prompts once, and the staleness bound kept."""
+    rows = run.rows()
+    assert [row["step"] for row in rows] == list(range(1, num_steps + 1))
+    assert all(row["staleness/violations"] == 0 for row in rows)
+    assert max(row["staleness/max"] for row in rows) <= 2  # type: ignore[type-var]
+    assert trained(run) == [8] * num_steps
+
+
+def trained(run: Launched) -> list[int]:
+    """How many prompts each step was given, by the ledger; all of them are in a checkpoint."""
+    ledger = sqlite3.connect(run.run_dir / "ledger.sqlite")
+    assert ledger.execute("SELECT count(*) FROM prompts WHERE state = 'batched'").fetchone() == (0,)
+    steps = Counter(step for (step,) in ledger.execute("SELECT step FROM prompts WHERE state = 'trained'"))
+    assert sorted(steps) == list(range(len(steps)))
+    return [steps[step] for step in range(len(steps))]
