@@ -179,7 +179,7 @@ def kill(process: RoleProcess) -> None:
 
 
 def _alive_nodes() -> list[ClusterNode]:
-    """Those that Ray counts and that answer: it takes about 17 s to see that a node has gone."""
+    """Those that Ray counts and that answer: it takes about 15 s to see that a node has gone."""
     return [_cluster_node(node) for node in ray.nodes() if node["Alive"] and _answers(node)]
 
 
