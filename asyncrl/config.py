@@ -305,6 +305,8 @@ def _read_override(entry: str) -> Any:
 def _merge(tree: Any, other: Any, source: str) -> Any:
     check_keys(Config, OmegaConf.to_container(other), source=source)
     try:
+        if OmegaConf.select(other, "replay.durability") is False:  # what YAML makes of a bare `off`
+            OmegaConf.update(other, "replay.durability", "off")
         return OmegaConf.merge(tree, other)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: key {error.full_key!r}: {str(error).splitlines()[0]}") from error

@@ -30,6 +30,16 @@ def test_the_resolved_config_reads_back_equal(tmp_path_factory, lr: float, seed:
     assert load(file) == config
 
 
+def test_durability_off_is_a_word_although_yaml_reads_it_as_false(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("replay:\n  durability: off\n")
+    assert load(file, REQUIRED).replay.durability == "off"
+    config = load(None, [*REQUIRED, "replay.durability=off"])
+    assert config.replay.durability == "off"
+    file.write_text(to_yaml(config))
+    assert load(file).replay.durability == "off"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
