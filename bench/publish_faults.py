@@ -11,6 +11,7 @@ be served by all that are left, and its logprobs have to be those of a transform
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import multiprocessing.connection
 import os
@@ -59,6 +60,7 @@ class Faults:
         self._folder = folder
         self._model_folder = random_qwen3(folder / "model", tied=True)
         self._model = AutoModelForCausalLM.from_pretrained(self._model_folder, dtype=torch.float32)
+        self._initial = copy.deepcopy(self._model.state_dict())
         self._config = PublishConfig(timeout_s=TIMEOUT_S, bucket_bytes=100_000)
         self._num_samples = 0
         self._survivor = self._start("survivor")
@@ -66,7 +68,7 @@ class Faults:
         members = [self._survivor.member, self._victim.member]
         self._session = PublishSession("learner-0", Network(), members, self._config, "gloo", metas_of(self._model))
         self._version = 0
-        self._session.send(0, perturbed(self._model))
+        self._session.send(0, self._new_weights())
 
     def close(self) -> None:
         self._session.close()
@@ -148,7 +150,7 @@ class Faults:
         versions = {v for one in self._sample(self._survivor) for v in one.versions}
         assert versions in ({self._version}, {self._version + 1}), f"it serves {versions}"
         self._version += 2
-        perturbed(self._model)
+        self._new_weights()
         members = [self._survivor.member, self._victim.member]
         self._session = PublishSession("learner-0", Network(), members, self._config, "gloo", metas_of(self._model))
         self._send()
@@ -165,9 +167,14 @@ class Faults:
         config = GeneratorConfig(kv_cache_bytes=32 << 20)
         return GeneratorProcess(name, self._model_folder, config, prepare=partial(install, name, self._folder))
 
+    def _new_weights(self) -> dict[str, torch.Tensor]:
+        """Always as near to the first ones: float32 logprobs of weights that wander off are no longer exact."""
+        self._model.load_state_dict(self._initial)
+        return perturbed(self._model)
+
     def _publish_later(self, rejoin: bool) -> Future[None]:
         self._version += 1
-        perturbed(self._model)
+        self._new_weights()
         executor = ThreadPoolExecutor(1)
         publish = executor.submit(self._rejoin_and_send if rejoin else self._send)
         executor.shutdown(wait=False)
