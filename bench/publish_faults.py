@@ -4,8 +4,9 @@
 
 One generator stays (`survivor`), and one is struck (`victim`): its vLLM worker, its engine core or its own process is
 killed or frozen while it is held in the rendezvous, in the transfer or in the switch; or the learner that sends is.
-Also: a bucket that arrives changed once, and always; a generator that never comes. After each fault the version has to
-be served by all that are left, and its logprobs have to be those of a transformers forward. See bench/README.md.
+Also: a bucket that arrives changed once, and always; a generator that never comes, and one that never answers. After
+each fault the version has to be served by all that are left, and its logprobs have to be those of a transformers
+forward. See bench/README.md.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import itertools
 import multiprocessing.connection
 import os
 import signal
+import socket
 import statistics
 import tempfile
 import time
@@ -104,11 +106,18 @@ class Faults:
 
     def never_comes(self) -> tuple[float | None, float]:
         """A third generator is announced, and does not exist."""
-        ghost = Member("ghost", "tcp://127.0.0.1:9", 1)
+        return self._join_a_third("tcp://127.0.0.1:9")
+
+    def never_answers(self) -> tuple[float | None, float]:
+        """A third generator is announced; its port takes connections, and nothing more happens there."""
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            return self._join_a_third(f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+
+    def _join_a_third(self, endpoint: str) -> tuple[float | None, float]:
+        members = [self._survivor.member, self._victim.member, Member("third", endpoint, 1)]
         start_s = time.monotonic()
         with ThreadPoolExecutor(1) as executor:
-            joined = executor.submit(self._session.regroup, [self._survivor.member, self._victim.member, ghost])
-            return self._noticed_and_mended(joined, start_s)
+            return self._noticed_and_mended(executor.submit(self._session.regroup, members), start_s)
 
     # ── how it is mended ──
 
@@ -242,6 +251,7 @@ def main() -> None:
         kinds["a bucket flipped once"] = faults.flip_once
         kinds["every bucket flipped"] = faults.flip_always
         kinds["a generator that never comes"] = faults.never_comes
+        kinds["a generator that never answers"] = faults.never_answers
         for number, (kind, fault) in itertools.product(range(arguments.repeats), kinds.items()):
             seconds[kind].append(fault())
             print(number + 1, kind, *seconds[kind][-1], flush=True)
