@@ -6,7 +6,7 @@ from collections import Counter
 
 FIRST_DELAY_S = 1.0
 """Doubled with each further failure of the same role that comes soon after its restart."""
-LONGEST_DELAY_S = 60.0
+LONGEST_DELAY_S = 30.0
 LONG_LIFE = 5.0
 """A role that lived this many times as long as it had waited did work: after its failure the first delay does again."""
 
