@@ -23,7 +23,7 @@ def pair(arguments: argparse.Namespace, number: int) -> dict[str, RunFigures]:
     """The figures of a run with and of one without."""
     figures: dict[str, RunFigures] = {}
     for durability in ("full", "off") if number % 2 == 0 else ("off", "full"):
-        overrides = [*arguments.overrides, f"replay.durability='{durability}'"]
+        overrides = [*arguments.overrides, f"replay.durability={durability}"]
         settings = Settings(arguments.config, overrides, arguments.steps, WARMUP_STEPS, pin=True, num_generators=1)
         with tempfile.TemporaryDirectory(prefix="asyncrl-bench-", dir=arguments.folder) as folder:
             result = run_once(settings, "async", Path(folder))

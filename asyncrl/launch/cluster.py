@@ -87,7 +87,8 @@ class Cluster:
 
     def has_left(self, node: int) -> bool:
         """This one of `nodes` is not there any more."""
-        return self.nodes[node].ray_id not in {alive.ray_id for alive in _alive_nodes()}
+        ray_id = self.nodes[node].ray_id
+        return not any(_is_alive(one) for one in ray.nodes() if one["NodeID"] == ray_id)
 
     def look(self) -> list[Node]:
         """The room of each node as it is now: none on one that has left. Nodes that have joined are added.
@@ -179,11 +180,13 @@ def kill(process: RoleProcess) -> None:
 
 
 def _alive_nodes() -> list[ClusterNode]:
-    """Those that Ray counts and that answer: it takes about 15 s to see that a node has gone."""
-    return [_cluster_node(node) for node in ray.nodes() if node["Alive"] and _answers(node)]
+    return [_cluster_node(node) for node in ray.nodes() if _is_alive(node)]
 
 
-def _answers(node: dict[str, Any]) -> bool:
+def _is_alive(node: dict[str, Any]) -> bool:
+    """Ray counts it, and it answers: Ray takes about 15 s to see that a node has gone."""
+    if not node["Alive"]:
+        return False
     try:
         socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), NODE_TIMEOUT_S).close()
     except OSError:

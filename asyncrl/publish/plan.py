@@ -100,14 +100,16 @@ def buckets(pieces: Iterable[Piece], bucket_bytes: int) -> list[list[Piece]]:
     """
     large_bytes = min(LARGE_BYTES, bucket_bytes)
     alone, cut, bucket = [], [], list[Piece]()
+    size_bytes = 0
     for piece in pieces:
         if piece.num_bytes >= large_bytes:
             alone.append([piece])
             continue
         bucket.append(piece)
-        if total_bytes(bucket) >= bucket_bytes:
+        size_bytes += piece.num_bytes
+        if size_bytes >= bucket_bytes:
             cut.append(bucket)
-            bucket = []
+            bucket, size_bytes = [], 0
     return [*cut, *([bucket] if bucket else []), *alone]
 
 

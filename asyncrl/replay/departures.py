@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from asyncrl.replay.commits import Send
 from asyncrl.replay.evaluation import Evaluation
 from asyncrl.replay.failures import Failures
 from asyncrl.replay.ledger import Ledger
@@ -41,7 +42,7 @@ class Departures:
         failures: Failures,
         link: ControlLink,
         timeout_s: float,
-        send_when_durable: Callable[[Callable[[], object]], None],
+        send_when_durable: Callable[[Send], None],
     ) -> None:
         self._ledger = ledger
         self._evaluation = evaluation
