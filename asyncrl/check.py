@@ -12,8 +12,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from asyncrl.config import Config, to_yaml
+from asyncrl.config import Config
 from asyncrl.config_checks import check
+from asyncrl.config_file import to_yaml
 from asyncrl.errors import DataError
 from asyncrl.launch.engine_build import check_own_engine
 from asyncrl.launch.machine import this_node

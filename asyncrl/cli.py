@@ -96,7 +96,7 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
-    from asyncrl.config import load
+    from asyncrl.config_file import load
 
     config_file = _config_file(arguments)
     overrides = _overrides(arguments)
@@ -136,7 +136,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from asyncrl.config import load
+    from asyncrl.config_file import load
 
     config = load(_config_file(arguments), _overrides(arguments))
 

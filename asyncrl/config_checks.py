@@ -1,7 +1,7 @@
 """What one key allows another to be: every impossible configuration is refused before anything starts.
 
-`check` collects all problems, so that a user mends a config once. Types and unknown keys are `config.load`'s part; what
-the cluster has room for is `launch.topology`'s.
+`check` collects all problems, so that a user mends a config once. Types and unknown keys are `config_file.load`'s part;
+what the cluster has room for is `launch.topology`'s.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
     """Refuse what cannot run; return warnings about what can but should not.
 
     Args:
-        config: as `config.load` gave it.
+        config: as `config_file.load` gave it.
         device: what the roles run on, resolved.
         shape: of the model, where it is known; without it the checks against the model are left out.
 

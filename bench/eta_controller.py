@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(models: Path, controlled: bool) -> list[Point]:
     from torch.distributed.device_mesh import init_device_mesh
 
-    from asyncrl.config import load
+    from asyncrl.config_file import load
     from bench.lagged import LaggedRun
 
     job = Job("token TIS", MAX_STALENESS, seed=0, num_steps=PHASE_STEPS * len(PHASES), lr=2e-4, models=models)

@@ -181,7 +181,7 @@ def tiny_model(job: Job) -> Path:
 def _run(job: Job) -> Run:
     from torch.distributed.device_mesh import init_device_mesh
 
-    from asyncrl.config import load
+    from asyncrl.config_file import load
     from bench.lagged import LaggedRun
 
     config = load("configs/quickstart.yaml", [f"model.path={tiny_model(job)}", *job.overrides])

@@ -24,7 +24,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from asyncrl.config import Config, load
+from asyncrl.config import Config
+from asyncrl.config_file import load
 from asyncrl.errors import ConfigError, RunError, UserError
 from asyncrl.launch.machine import this_node
 from asyncrl.launch.topology import resolve_device

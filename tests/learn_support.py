@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from asyncrl.config import Config, load
+from asyncrl.config import Config
+from asyncrl.config_file import load
 from asyncrl.learn.model import PolicyModel
 from asyncrl.learn.step import Learner
 from asyncrl.types import Batch, Group

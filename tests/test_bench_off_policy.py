@@ -10,7 +10,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM
 
-from asyncrl.config import load
+from asyncrl.config_file import load
 from asyncrl.data.arithmetic import arithmetic_rows
 from asyncrl.data.tiny import build_tiny_model
 from bench.lagged import LaggedRun, Sampler

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncrl.config import Config, load, to_yaml
+from asyncrl.config import Config
+from asyncrl.config_file import load, to_yaml
 from asyncrl.errors import ConfigError
 
 REQUIRED = ["model.path=tiny", "data.train=arithmetic"]

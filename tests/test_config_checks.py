@@ -6,9 +6,10 @@ from typing import Literal
 
 import pytest
 
-from asyncrl.config import Config, load
+from asyncrl.config import Config
 from asyncrl.config_algorithm_checks import READ_ONLY_WITH
 from asyncrl.config_checks import check
+from asyncrl.config_file import load
 from asyncrl.errors import ConfigError
 from asyncrl.model_shape import ModelShape, read_model_shape
 

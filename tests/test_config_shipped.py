@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from asyncrl.check import run_check
-from asyncrl.config import Config, load
+from asyncrl.config import Config
+from asyncrl.config_file import load
 from asyncrl.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ LAYERS = [
     {"types", "errors"},
     {"config_keys", "config_algorithm", "extension", "model_shape", "transport"},
     {"config", "metrics"},
-    {"config_algorithm_checks"},
+    {"config_algorithm_checks", "config_file"},
     {"config_checks"},
     {"data", "rewards", "algorithms", "replay", "publish"},
     {"generate", "learn"},

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from asyncrl.config import Config, load
+from asyncrl.config import Config
+from asyncrl.config_file import load
 from asyncrl.errors import ConfigError
 from asyncrl.launch import run_dir as run_dirs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asyncrl.config import load
+from asyncrl.config_file import load
 from asyncrl.errors import DataError
 from asyncrl.learn.trainer_state import latest
 

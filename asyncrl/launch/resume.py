@@ -11,7 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from asyncrl.config import Config, load
+from asyncrl.config import Config
+from asyncrl.config_file import load
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.launch.run_dir import ledger_file, lock_file
 from asyncrl.learn.trainer_state import TrainerState, latest, read_state

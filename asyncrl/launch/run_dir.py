@@ -17,7 +17,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from asyncrl.config import Config, to_yaml
+from asyncrl.config import Config
+from asyncrl.config_file import to_yaml
 from asyncrl.errors import ConfigError
 
 LOG_TAIL_LINES = 20
