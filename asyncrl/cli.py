@@ -96,7 +96,7 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
-    from asyncrl.config_file import load
+    from asyncrl.config.load import load
 
     config_file = _config_file(arguments)
     overrides = _overrides(arguments)
@@ -125,7 +125,7 @@ def _scale(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from asyncrl.launch.report import print_report, read_report, to_json
+    from asyncrl.watch.report import print_report, read_report, to_json
 
     report = read_report(arguments.run_dir)
     if arguments.json:
@@ -136,13 +136,13 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from asyncrl.config_file import load
+    from asyncrl.config.load import load
 
     config = load(_config_file(arguments), _overrides(arguments))
 
     from rich.console import Console
 
-    from asyncrl.check import run_check
+    from asyncrl.launch.check import run_check
 
     run_check(config, Console())
     return 0

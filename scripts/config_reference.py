@@ -1,4 +1,4 @@
-"""Writes the list of every key into docs/configuration.md, from config.py and config_algorithm.py.
+"""Writes the list of every key into docs/configuration.md, from config/schema.py and config/algorithm.py.
 
     .venv/bin/python scripts/config_reference.py
 
@@ -15,7 +15,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from asyncrl.config import Config, RewardTerm
+from asyncrl.config.schema import Config, RewardTerm
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 HEADING = "## Every key\n"

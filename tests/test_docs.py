@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from asyncrl.config import Config
-from asyncrl.config_keys import known_keys
+from asyncrl.config.keys import known_keys
+from asyncrl.config.schema import Config
 
 ROOT = Path(__file__).parent.parent
 ROOT_PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bench/README.md")
 PAGES = [*(ROOT / name for name in ROOT_PAGES), *sorted((ROOT / "docs").glob("*.md"))]
-SOURCES = [*(ROOT / "asyncrl").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
+SOURCES = [*(ROOT / "asyncrl").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
 
 
 def test_the_configuration_page_lists_every_key_with_its_default_and_meaning() -> None:

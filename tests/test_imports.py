@@ -15,14 +15,14 @@ PACKAGE = Path(__file__).parent.parent / "asyncrl"
 
 LAYERS = [
     {"types", "errors"},
-    {"config_keys", "config_algorithm", "extension", "model_shape", "transport"},
-    {"config", "metrics"},
-    {"config_algorithm_checks", "config_file"},
-    {"config_checks"},
-    {"data", "rewards", "algorithms", "replay", "publish"},
-    {"generate", "learn"},
-    {"simulate", "launch"},
-    {"check"},
+    {"transport"},
+    {"config"},
+    {"data", "rewards", "algorithms", "ledger", "publish", "run"},
+    {"replay", "generate"},
+    {"learn"},
+    {"cluster", "watch"},
+    {"supervise"},
+    {"launch"},
     {"cli"},
     {"__main__"},
 ]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from asyncrl.algorithms.ratio import MAX_LOG_RATIO
 from asyncrl.algorithms.segments import masked_segment_mean, masked_segment_sum, num_segments, segment_reduce
-from asyncrl.config_algorithm import AlgorithmConfig
+from asyncrl.config.algorithm import AlgorithmConfig
 
 
 @dataclass(frozen=True)

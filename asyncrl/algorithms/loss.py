@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from asyncrl.algorithms.segments import masked_segment_mean
-from asyncrl.config_algorithm import AlgorithmConfig
+from asyncrl.config.algorithm import AlgorithmConfig
 
 
 class PolicyLoss(NamedTuple):

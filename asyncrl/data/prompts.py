@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from asyncrl.config import DataConfig
+from asyncrl.config.schema import DataConfig
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.types import Prompt
 

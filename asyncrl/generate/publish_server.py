@@ -15,8 +15,8 @@ import zmq
 import zmq.asyncio
 
 from asyncrl.errors import WireError
-from asyncrl.generate.activity import Activity
-from asyncrl.generate.engine import Engine
+from asyncrl.generate.engines.base import Engine
+from asyncrl.generate.utilization import Activity
 from asyncrl.transport.messages import (
     AnyMessage,
     Done,

@@ -7,9 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
-from asyncrl.config import GeneratorConfig
+from asyncrl.config.schema import GeneratorConfig
 from asyncrl.errors import RunError
-from asyncrl.generate.engine import Engine, Sampling
+from asyncrl.generate.engines.base import Engine, Sampling
 from asyncrl.rewards.worker import RewardFailure, Score
 from asyncrl.transport.messages import LeaseGrant
 from asyncrl.types import Completion, Group

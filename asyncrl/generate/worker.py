@@ -16,12 +16,12 @@ import logging
 import zmq
 import zmq.asyncio
 
-from asyncrl.config import Config
+from asyncrl.config.schema import Config
 from asyncrl.errors import RunError, WireError
-from asyncrl.generate.engine import Engine
+from asyncrl.generate.engines.base import Engine
 from asyncrl.generate.publish_server import PublishServer
 from asyncrl.generate.rollout import Scorer, roll_out
-from asyncrl.transport.control import ControlLink
+from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages import Ack, AnyMessage, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
 from asyncrl.transport.sockets import Handshakes
 from asyncrl.transport.wire import Frame, decode, encode, group_to_wire

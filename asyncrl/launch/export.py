@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asyncrl.config_file import load
+from asyncrl.config.load import load
 from asyncrl.errors import DataError
-from asyncrl.learn.trainer_state import latest
+from asyncrl.run.trainer_state import latest
 
 
 def export(checkpoint: Path, out: Path) -> Path:

@@ -12,14 +12,14 @@ from typing import Any, Literal
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from asyncrl.config import Config
+from asyncrl.config.model_shape import read_model_config
+from asyncrl.config.schema import Config
 from asyncrl.data.arithmetic import arithmetic_rows, forget_carries
 from asyncrl.data.prompts import save_prompts, tokenize_prompts
 from asyncrl.data.read import read_rows, resolve_split
-from asyncrl.data.tiny import build_tiny_model
+from asyncrl.data.tiny_model import build_tiny_model
 from asyncrl.errors import ConfigError, DataError
-from asyncrl.launch.run_dir import eval_file, train_file
-from asyncrl.model_shape import read_model_config
+from asyncrl.run.directory import eval_file, train_file
 from asyncrl.types import Prompt
 
 Rows = list[tuple[str, str]]

@@ -13,27 +13,28 @@ from pathlib import Path
 
 from rich.console import Console
 
-from asyncrl.config import Config
-from asyncrl.config_checks import check
+from asyncrl.cluster.machine import require_free_port, this_node
+from asyncrl.cluster.ray_cluster import Cluster
+from asyncrl.cluster.roles import RunPlan
+from asyncrl.cluster.topology import Node, Topology, plan, resolve_device
+from asyncrl.config.checks.check import check
+from asyncrl.config.model_shape import read_model_shape
+from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError, RunError
-from asyncrl.launch import run_dir as run_dirs
-from asyncrl.launch.cluster import Cluster
-from asyncrl.launch.console import LiveView
-from asyncrl.launch.control_server import ControlServer
-from asyncrl.launch.engine_build import check_engine
+from asyncrl.generate.engines.installed import check_engine
 from asyncrl.launch.inputs import RunInputs, make_inputs, save_inputs
-from asyncrl.launch.interrupts import Interrupts
-from asyncrl.launch.machine import require_free_port, this_node
-from asyncrl.launch.record import Recorder
-from asyncrl.launch.resume import check_changes, find_checkpoint, lock
-from asyncrl.launch.roles import RunPlan
+from asyncrl.launch.resume import check_changes, find_checkpoint
 from asyncrl.launch.scale import write_address
-from asyncrl.launch.supervisor import Outcome, Supervisor
-from asyncrl.launch.topology import Node, Topology, plan, resolve_device
-from asyncrl.learn.trainer_state import TrainerState, latest, saved_rows
-from asyncrl.metrics import MetricsWriter
-from asyncrl.model_shape import read_model_shape
 from asyncrl.rewards.functions import resolve
+from asyncrl.run import directory as run_dirs
+from asyncrl.run.lock import lock
+from asyncrl.run.metrics import MetricsWriter
+from asyncrl.run.trainer_state import TrainerState, latest, saved_rows
+from asyncrl.supervise.interrupts import Interrupts
+from asyncrl.supervise.supervisor import Outcome, Supervisor
+from asyncrl.transport.control_server import ControlServer
+from asyncrl.watch.console import LiveView
+from asyncrl.watch.recorder import Recorder
 
 EXIT_CODES: dict[Outcome, int] = {"complete": 0, "interrupted": 130}
 

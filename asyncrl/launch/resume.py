@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from asyncrl.config import Config
-from asyncrl.config_file import load
+from asyncrl.config.load import load
+from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError, DataError
-from asyncrl.launch.run_dir import ledger_file, lock_file
-from asyncrl.learn.trainer_state import TrainerState, latest, read_state
-from asyncrl.replay.store import LedgerStore
-
-POLL_S = 0.2
+from asyncrl.ledger.store import LedgerStore
+from asyncrl.run.directory import ledger_file
+from asyncrl.run.trainer_state import TrainerState, latest, read_state
 
 FREE_SECTIONS = ("publish", "cluster")
 FREE_KEYS = {
@@ -98,40 +91,3 @@ def check_changes(run_dir: Path, config: Config) -> None:
 def _length(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """What the schedule of the learning rate depends on."""
     return [(key, before["run"][key], now["run"][key]) for key in ("steps", "epochs")]
-
-
-def lock(run_dir: Path, timeout_s: float, console: Console) -> int:
-    """Waits until no process of an earlier launch is left, and keeps others out while this process lives.
-
-    Returns:
-        The file's descriptor; closing it lets go.
-
-    Raises:
-        ConfigError: the run is live, or its roles have not ended in time.
-    """
-    descriptor = _open_lock(run_dir)
-    deadline_s = time.monotonic() + timeout_s
-    is_told = False
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError as error:
-            if time.monotonic() > deadline_s:
-                os.close(descriptor)
-                raise ConfigError(f"{run_dir}: the run is live; stop it first (waited {timeout_s:.0f} s)") from error
-        if not is_told:
-            console.print("waiting for the roles of the earlier launch to end", highlight=False)
-            is_told = True
-        time.sleep(POLL_S)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return descriptor
-
-
-def share_lock(run_dir: Path) -> None:
-    """A role's part: while its process or a child of it lives, nobody else goes on with the run."""
-    fcntl.flock(_open_lock(run_dir), fcntl.LOCK_SH)
-
-
-def _open_lock(run_dir: Path) -> int:
-    return os.open(lock_file(run_dir), os.O_RDWR | os.O_CREAT, 0o600)

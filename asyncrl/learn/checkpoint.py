@@ -32,10 +32,10 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asyncrl.errors import DataError
-from asyncrl.learn.model import load_causal_lm_config
-from asyncrl.learn.step import Learner
-from asyncrl.learn.trainer_state import FORMAT, ROWS_FILE, TrainerState, read_state
-from asyncrl.metrics import Row, to_json
+from asyncrl.learn.policy.model import load_causal_lm_config
+from asyncrl.learn.update.step import Learner
+from asyncrl.run.metrics import Row, to_json
+from asyncrl.run.trainer_state import FORMAT, ROWS_FILE, TrainerState, read_state
 
 
 def save(directory: Path, learner: Learner, state: TrainerState, rows: Sequence[Row] = ()) -> None:

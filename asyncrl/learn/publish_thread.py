@@ -22,7 +22,7 @@ import torch
 
 from asyncrl.errors import DeadlineError, RunStopping
 from asyncrl.learn.publisher import Publisher
-from asyncrl.transport.control import ControlLink
+from asyncrl.transport.control_link import ControlLink
 
 log = logging.getLogger(__name__)
 

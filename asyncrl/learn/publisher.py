@@ -14,11 +14,11 @@ from collections.abc import Mapping
 
 import torch
 
-from asyncrl.config import Config
+from asyncrl.config.schema import Config
 from asyncrl.errors import DeadlineError, PublishError, RunStopping
 from asyncrl.publish.session import PublishSession
 from asyncrl.replay.client import ReplayClient
-from asyncrl.transport.control import ControlLink
+from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages import Member
 from asyncrl.transport.sockets import Network
 

@@ -22,19 +22,19 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from asyncrl.config import Config
+from asyncrl.config.schema import Config
 from asyncrl.errors import RunStopping
+from asyncrl.learn.batch_broadcast import agreed_by_rank_0, share_batch
 from asyncrl.learn.checkpoint import load, save
-from asyncrl.learn.exchange import agreed_by_rank_0, share_batch
-from asyncrl.learn.model import compute_dtype
+from asyncrl.learn.policy.model import compute_dtype
 from asyncrl.learn.publish_thread import PublishThread
 from asyncrl.learn.publisher import Publisher
-from asyncrl.learn.step import Learner
-from asyncrl.learn.trainer_state import TrainerState, checkpoint_dir
-from asyncrl.metrics import Row
+from asyncrl.learn.update.step import Learner
 from asyncrl.publish.gather import gather, metas
 from asyncrl.replay.client import ReplayClient
-from asyncrl.transport.control import ControlLink
+from asyncrl.run.metrics import Row
+from asyncrl.run.trainer_state import TrainerState, checkpoint_dir
+from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages import MetricValue, StepRow
 from asyncrl.transport.sockets import Network
 from asyncrl.types import Batch, prompts_checksum

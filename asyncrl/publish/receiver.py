@@ -23,7 +23,7 @@ from torch.distributed.distributed_c10d import Work
 from asyncrl.errors import PublishError
 from asyncrl.publish.checksum import checksum
 from asyncrl.publish.delta import decode
-from asyncrl.publish.group import GlooGroup, Rendezvous
+from asyncrl.publish.groups.gloo import GlooGroup, Rendezvous
 from asyncrl.publish.plan import (
     Piece,
     Slice,

@@ -24,10 +24,10 @@ from typing import Protocol
 
 import torch
 
-from asyncrl.config import PublishConfig
+from asyncrl.config.schema import PublishConfig
 from asyncrl.errors import NotWholeError, PublishError
-from asyncrl.publish.client import GeneratorsClient
-from asyncrl.publish.gloo_sender import GlooSender
+from asyncrl.publish.generator_commands import GeneratorsClient
+from asyncrl.publish.sender import GlooSender
 from asyncrl.transport.messages import Member
 from asyncrl.transport.sockets import Network
 
@@ -117,7 +117,9 @@ class PublishSession:
 
     def _new_sender(self, host: str) -> Sender:
         if self._engine == "nccl":
-            from asyncrl.publish.vllm_sender import VllmSender  # loads vLLM: 5 s in which a learner is not back yet
+            from asyncrl.publish.vllm.nccl_sender import (
+                VllmSender,  # loads vLLM: 5 s in which a learner is not back yet
+            )
 
             return VllmSender(self._client, host, self._config, self._metas)
         return GlooSender(self._client, host, self._config, self._metas, self._engine)

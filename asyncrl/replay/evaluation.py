@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from asyncrl.config import Config
+from asyncrl.config.schema import Config
 from asyncrl.transport.messages import GroupHeader, LeaseGrant
 from asyncrl.types import Prompt
 

@@ -19,22 +19,22 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import zmq
 
-from asyncrl.config import Config
+from asyncrl.config.schema import Config
 from asyncrl.errors import WireError
-from asyncrl.replay.commits import Commits
-from asyncrl.replay.controller import StalenessController
-from asyncrl.replay.departures import Departures
+from asyncrl.ledger.commits import Commits
+from asyncrl.ledger.ledger import Ledger
+from asyncrl.ledger.records import PromptLife
+from asyncrl.ledger.staleness_controller import StalenessController
+from asyncrl.ledger.store import LedgerStore, StoredGroup
+from asyncrl.ledger.zero_variance import has_signal
+from asyncrl.replay.counters import Tally
 from asyncrl.replay.evaluation import Evaluation
-from asyncrl.replay.failures import Failures
-from asyncrl.replay.grant import train_grant
-from asyncrl.replay.learner_desk import LearnerDesk
-from asyncrl.replay.ledger import Ledger
-from asyncrl.replay.life import PromptLife
-from asyncrl.replay.roster import Roster
-from asyncrl.replay.signal import has_signal
-from asyncrl.replay.store import LedgerStore, StoredGroup
-from asyncrl.replay.tally import Tally
-from asyncrl.transport.control import ControlLink
+from asyncrl.replay.failed_prompts import Failures
+from asyncrl.replay.generator_exits import Departures
+from asyncrl.replay.learner_requests import LearnerDesk
+from asyncrl.replay.lease_grant import train_grant
+from asyncrl.replay.membership import Roster
+from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages import (
     Ack,
     AnyMessage,

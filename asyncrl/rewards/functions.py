@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from asyncrl.extension import import_attribute, import_module
+from asyncrl.config.user_code import import_attribute, import_module
 from asyncrl.rewards.final_answer import ends_in_final_answer, final_number
 
 RewardFunction = Callable[[str, str, str], float]

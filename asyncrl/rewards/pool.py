@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from pebble import ProcessExpired, ProcessPool
 
-from asyncrl.config import RewardTerm
+from asyncrl.config.schema import RewardTerm
 from asyncrl.rewards.functions import resolve
 from asyncrl.rewards.worker import RewardFailure, Score, score_some, start
 

@@ -1,0 +1,29 @@
+"""The machine this process runs on, as a node that can be planned for."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import zmq
+
+from asyncrl.cluster.topology import Node
+from asyncrl.transport.sockets import Network, bind
+
+
+def this_node() -> Node:
+    """The CPUs this process may use and the GPUs torch sees."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    num_cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return Node(num_cpus=num_cpus, num_gpus=torch.cuda.device_count())
+
+
+def require_free_port(port: int) -> None:
+    """Refuses a port of this machine that is in use, before anything is started that would then find it so.
+
+    Raises:
+        ConfigError: names replay.port, the only one that is configured.
+    """
+    with zmq.Context() as context:
+        socket, _ = bind(context, Network(), port)
+        socket.close(0)

@@ -1,0 +1,102 @@
+"""One Ray actor a role: Ray places and starts the process, then it runs one method until the role ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket as stdlib_socket
+import sys
+import time
+
+import zmq
+
+from asyncrl.cluster.guardian import watch_over_this_process
+from asyncrl.cluster.roles import RunPlan, run_generator, run_learner, run_replay
+from asyncrl.cluster.topology import Placement
+from asyncrl.errors import ConfigError
+from asyncrl.run.directory import log_file
+from asyncrl.run.lock import share_lock
+from asyncrl.transport.sockets import Network, bind
+
+REBIND_TIMEOUT_S = 20.0
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class RoleActor:
+    """A role's process.
+
+    Args:
+        network: with the address of the node that Ray chose.
+    """
+
+    def __init__(self, plan: RunPlan, placement: Placement, network: Network) -> None:
+        self._plan = plan
+        self._placement = placement
+        self._network = network
+        self._socket: zmq.Socket | None = None
+        watch_over_this_process()
+        share_lock(plan.run_dir)
+        _write_output_to(plan, placement.name)
+        logging.info("%s is process %d", placement.name, os.getpid())
+
+    def bind_replay(self) -> str:
+        """Binds the replay server and returns its endpoint.
+
+        Raises:
+            ConfigError: replay.port is in use.
+        """
+        context: zmq.Context = zmq.Context.instance()
+        self._socket, endpoint = bind(context, self._network, self._plan.config.replay.port)
+        return endpoint
+
+    def _bind_again(self, replay_endpoint: str) -> zmq.Socket:
+        """At the address of the replay process before this one, which may take a moment to let go of it."""
+        context: zmq.Context = zmq.Context.instance()
+        deadline_s = time.monotonic() + REBIND_TIMEOUT_S
+        while True:
+            try:
+                return bind(context, self._network, int(replay_endpoint.rpartition(":")[2]))[0]
+            except ConfigError:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(0.1)
+
+    def rendezvous(self) -> str:
+        """Where the learner ranks meet: an address on rank 0's node with a port that is free now."""
+        with stdlib_socket.socket() as probe:
+            probe.bind((self._network.host, 0))
+            return f"tcp://{self._network.host}:{probe.getsockname()[1]}"
+
+    def run(self, replay_endpoint: str, rendezvous: str, life: int) -> None:
+        """Until the role ends; an error is logged here and raised to the launcher.
+
+        Args:
+            life: 0 with the run; above, in place of a process that died.
+        """
+        try:
+            self._run(replay_endpoint, rendezvous, life)
+        except BaseException:
+            logging.exception("%s failed", self._placement.name)
+            raise
+
+    def _run(self, replay_endpoint: str, rendezvous: str, life: int) -> None:
+        plan, network, name = self._plan, self._network, self._placement.name
+        match self._placement.role:
+            case "replay":
+                socket = self._socket or self._bind_again(replay_endpoint)
+                run_replay(plan, network, name, socket, life)
+            case "generator":
+                run_generator(plan, network, name, replay_endpoint)
+            case "learner":
+                run_learner(plan, network, name, self._placement.rank, rendezvous, replay_endpoint, life)
+
+
+def _write_output_to(plan: RunPlan, name: str) -> None:
+    """Sends everything this process and its children print to the role's log file."""
+    path = log_file(plan.run_dir, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.dup2(descriptor, sys.stderr.fileno())
+    os.close(descriptor)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr, force=True)

@@ -1,0 +1,191 @@
+"""What each role's process does from its first line to its last: builds its parts, runs them, closes them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import zmq
+import zmq.asyncio
+
+from asyncrl.cluster.topology import Topology
+from asyncrl.config.schema import VLLM, Config, ReplayConfig
+from asyncrl.generate.engines.base import EngineSpec
+from asyncrl.generate.engines.registry import engine_class
+from asyncrl.run.trainer_state import TrainerState
+from asyncrl.transport.control_link import ControlLink
+from asyncrl.transport.sockets import Network, bind, connect_watched
+
+if TYPE_CHECKING:
+    from asyncrl.ledger.ledger import Ledger
+    from asyncrl.ledger.records import Standing
+    from asyncrl.ledger.staleness_controller import StalenessController
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What every role knows of the run."""
+
+    config: Config
+    """With model.path and model.dtype resolved."""
+    topology: Topology
+    num_steps: int
+    run_dir: Path
+    resume_from: Path | None
+    """A checkpoint folder."""
+    state: TrainerState
+    """Where the run stands; all zero without a checkpoint."""
+    control_endpoint: str
+    """Where the launcher listens."""
+
+    def link(self, name: str, network: Network) -> ControlLink:
+        run = self.config.run
+        return ControlLink(name, network, self.control_endpoint, run.heartbeat_timeout_s, run.stop_timeout_s)
+
+
+def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, life: int) -> None:
+    """Serves prompts, groups and batches on a bound socket until the launcher says stop.
+
+    Args:
+        life: 0 with the run; above, another process has gone before in this run and the generators are still there.
+    """
+    from asyncrl.data.prompt_order import PromptOrder
+    from asyncrl.data.prompts import load_prompts
+    from asyncrl.ledger.store import LedgerStore
+    from asyncrl.replay.evaluation import Evaluation, first_lease_id
+    from asyncrl.replay.server import ReplayServer
+    from asyncrl.run.directory import eval_file, ledger_file, train_file
+
+    config = plan.config
+    link = plan.link(name, network)
+    prompts = load_prompts(train_file(plan.run_dir))
+    order = PromptOrder(len(prompts), shuffle=config.data.shuffle, seed=config.run.seed)
+    held_out = load_prompts(eval_file(plan.run_dir)) if eval_file(plan.run_dir).is_file() else []
+    store = LedgerStore(ledger_file(plan.run_dir), config.replay.durability)
+    session = store.begin_session(began_anew=life == 0)
+    standing = store.standing()
+    ledger = _ledger(plan, standing)
+    if life == 0:
+        ledger.begin_session()
+    ledger.checkpointed(plan.state.step)
+    server = ReplayServer(
+        socket,
+        config,
+        lambda index: prompts[order.position(index)],
+        Evaluation(held_out, config, first_lease_id(session)),
+        ledger,
+        store,
+        link,
+        _controller(config.replay, standing.eta),
+    )
+    server.run()
+    store.close()
+    link.close()
+
+
+def _ledger(plan: RunPlan, standing: Standing) -> Ledger:
+    from asyncrl.ledger.ledger import Ledger
+    from asyncrl.ledger.records import Stragglers
+
+    config = plan.config
+    refills = config.algorithm.zero_variance == "refill"
+    return Ledger(
+        batch_size=config.learner.batch_size,
+        max_staleness=config.replay.max_staleness,
+        num_steps=plan.num_steps,
+        stragglers=cast(Stragglers, config.replay.stragglers),
+        lease_timeout_s=config.replay.lease_timeout_s,
+        max_attempts=config.replay.max_lease_attempts,
+        max_refill_prompts=config.algorithm.max_refill_batches * config.learner.batch_size if refills else 0,
+        standing=standing,
+        now_s=time.monotonic(),
+    )
+
+
+def _controller(replay: ReplayConfig, eta: int | None) -> StalenessController | None:
+    from asyncrl.ledger.staleness_controller import StalenessController
+
+    if replay.ess_target is None:
+        return None
+    return StalenessController(
+        ess_target=replay.ess_target, min_staleness=replay.min_staleness, max_staleness=replay.max_staleness, eta=eta
+    )
+
+
+def run_generator(plan: RunPlan, network: Network, name: str, replay_endpoint: str) -> None:
+    """Samples until the launcher says stop."""
+    asyncio.run(_generate(plan, network, name, replay_endpoint))
+
+
+async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint: str) -> None:
+    from asyncrl.generate.publish_server import PublishServer
+    from asyncrl.generate.worker import GeneratorWorker
+    from asyncrl.rewards.pool import RewardPool
+
+    config = plan.config
+    link = plan.link(name, network)
+    name_of_engine = "vLLM" if config.generator.engine == VLLM else config.generator.engine
+    link.phase(f"starting {name_of_engine}")
+    engine = engine_class(config.generator.engine)(_engine_spec(plan), config.generator)
+    pool = RewardPool(config.reward.terms, config.reward.num_workers, config.reward.time_limit_s)
+    try:
+        link.phase(f"warming up {name_of_engine}")
+        await engine.warm_up()
+        context = zmq.asyncio.Context.instance()
+        socket, endpoint = bind(context, network)
+        replay, handshakes = connect_watched(context, network, replay_endpoint, name)
+        publish_server = PublishServer(socket, engine)
+        await GeneratorWorker(config, engine, pool, replay, handshakes, publish_server, link).run(endpoint)
+        socket.close()
+        handshakes.close()
+        replay.close()
+    finally:
+        engine.shutdown()
+        pool.close()
+        link.close()
+
+
+def _engine_spec(plan: RunPlan) -> EngineSpec:
+    config = plan.config
+    samples = max(config.algorithm.group_size, config.run.eval_samples)
+    return EngineSpec(
+        model_path=config.model.path,
+        dtype=config.model.dtype,
+        max_model_len=config.data.max_prompt_tokens + config.generator.max_tokens,
+        max_num_sequences=config.generator.max_groups_in_flight * samples,
+        seed=config.run.seed,
+        on_cpu=plan.topology.device == "cpu",
+        transfer_backend="nccl" if plan.topology.publish_engine == "nccl" else "gloo",
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+def run_learner(
+    plan: RunPlan, network: Network, name: str, rank: int, rendezvous: str, replay_endpoint: str, life: int
+) -> None:
+    """Trains until the run has its steps or the launcher says stop.
+
+    Args:
+        life: 0 with the run; above, the ranks have been started again in a live run.
+    """
+    link = plan.link(name, network)
+    link.phase("importing torch")
+    from asyncrl.learn.worker import LearnerWorker, init_ranks
+
+    on_gpu = plan.topology.device == "gpu"
+    init_ranks(rank, len(plan.topology.learners), rendezvous, on_gpu, plan.config.run.step_timeout_s)
+    worker = LearnerWorker(
+        plan.config,
+        plan.num_steps,
+        "cuda" if on_gpu else "cpu",
+        plan.topology.publish_engine,
+        plan.run_dir,
+        network,
+        replay_endpoint,
+        link,
+    )
+    worker.run(plan.resume_from, restarted=life > 0)
+    link.close()

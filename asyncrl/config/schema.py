@@ -1,0 +1,242 @@
+"""The configuration: every key, its default, its unit and what it means.
+
+The section `algorithm` is in `config/algorithm.py`. Files and overrides are read in `config/load.py`; what one key
+allows another to be is checked in `config/checks/check.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from asyncrl.config.algorithm import AlgorithmConfig
+
+CPU_KV_CACHE_BYTES = 256 * 2**20
+"""On CPU vLLM would take a share of the whole machine's memory."""
+
+VLLM = "vllm"
+
+
+@dataclass
+class ModelConfig:
+    """The policy that is trained."""
+
+    path: str = "???"
+    """A local Hugging Face folder or a hub name. `tiny` makes a small Qwen3 and its tokenizer on the spot."""
+    dtype: str = "auto"
+    """Compute type: float32 | bfloat16 | auto (bfloat16 on GPU, float32 on CPU). Master weights are always float32."""
+    attention: str = "auto"
+    """transformers' attn_implementation; auto = flash_attention_2 where it is installed on GPU, else sdpa."""
+    trust_remote_code: bool = False
+    warmup_steps: int = 300
+    """Only with path=tiny: supervised steps that stand in for pretraining."""
+
+
+@dataclass
+class DataConfig:
+    """The prompts. Files are .parquet or .jsonl; a folder means its train.parquet / test.parquet."""
+
+    train: str = "???"
+    """Training prompts. `arithmetic` generates the addition task on the spot."""
+    eval: str | None = None
+    """Held-out prompts; null turns evaluation off."""
+    prompt_column: str = "prompt"
+    answer_column: str = "answer"
+    chat_template: str = "auto"
+    """auto (apply it when the tokenizer has one) | always | never."""
+    system_prompt: str | None = None
+    max_prompt_tokens: int = 512
+    overlong_prompts: str = "drop"
+    """drop (and say how many) | error."""
+    shuffle: bool = True
+
+
+@dataclass
+class RewardTerm:
+    """One reward function and its weight."""
+
+    function: str = "numeric"
+    """numeric | math | format | shaped_numeric | module:function (imported from the config alone)."""
+    weight: float = 1.0
+
+
+@dataclass
+class RewardConfig:
+    """reward = Σ weight · score. Accuracy is the share of completions whose *first* term scores ≥ 1."""
+
+    terms: list[RewardTerm] = field(default_factory=lambda: [RewardTerm()])
+    num_workers: int = 1
+    """Processes that score, per generator."""
+    time_limit_s: float = 5.0
+    """For one completion; a function that takes longer is stopped and its completion quarantined."""
+    max_failures: int = 20
+    """Quarantined completions in a run before it is stopped."""
+
+
+@dataclass
+class GeneratorConfig:
+    """The generators: inference engines that sample completions."""
+
+    engine: str = VLLM
+    """vllm | module:Class that follows `Engine` in `generate/engines/base.py` (imported from the config alone)."""
+    count: int = 1
+    tensor_parallel: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    max_tokens: int = 1024
+    """Longest completion, in tokens."""
+    max_groups_in_flight: int = 16
+    """Leases one generator holds at once; its concurrency is this × group_size."""
+    seeded_sampling: bool = True
+    """Give each completion its own seed (reproducible; on GPU it costs some speed)."""
+    gpu_memory_utilization: float = 0.85
+    kv_cache_bytes: int | None = None
+    """KV cache size; null = by gpu_memory_utilization on GPU, 256 MiB on CPU."""
+    enforce_eager: bool = False
+    """No CUDA graphs. Always on on CPU."""
+    max_restarts: int = 3
+    """How often a generator that died is started again while the run goes on; 0 = its death ends the run."""
+
+
+@dataclass
+class LearnerConfig:
+    """The learners: FSDP2 ranks."""
+
+    count: int = 1
+    batch_size: int = 32
+    """B: prompts per step. One step makes one version."""
+    mini_batch_size: int | None = None
+    """Prompts per optimizer update; null = batch_size. Must divide batch_size."""
+    micro_batch_tokens: int = 8192
+    """Padded (CPU) or packed (GPU) tokens of one forward-backward on one rank."""
+    lr: float = 1e-6
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly to lr."""
+    schedule: str = "constant"
+    """After the warm-up: constant | linear | cosine (these two fall so that they would be 0 after the last update)."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    offload: bool = False
+    """Keep parameters, gradients and optimizer state in CPU memory (FSDP2 CPUOffloadPolicy)."""
+    offload_reference: bool = False
+    """Keep the reference in CPU memory between its uses."""
+    num_threads: int = 1
+    """Torch threads of one rank on CPU."""
+    max_restarts: int = 3
+    """How often the learner ranks are started again, all together, after one died: from the latest checkpoint, over the
+    same batches; 0 = a rank's death ends the run."""
+
+
+@dataclass
+class ReplayConfig:
+    """Leases, the queue and the staleness bound."""
+
+    max_staleness: int = 2
+    """η: no token that is older than this many versions is trained on. 0 = the synchronous algorithm."""
+    ess_target: float | None = None
+    """Effective sample size (Σρ)²/(N·Σρ²) of a step's tokens that a controller holds by moving the η of admission
+    between min_staleness and max_staleness; null = η stays at max_staleness."""
+    min_staleness: int = 0
+    """Smallest η of the controller, and the one it starts from. Only with ess_target."""
+    stragglers: str = "wait"
+    """wait (batches in admission order, the bound is exact) | mask (batches in order of completion; tokens over the
+    bound are masked and counted) | requeue (as mask, but a prompt with a token over the bound is sampled again)."""
+    lease_timeout_s: float = 600.0
+    """A lease not answered by then goes to another generator."""
+    max_lease_attempts: int = 3
+    """A prompt whose lease failed or expired this often is quarantined."""
+    max_quarantined: int = 20
+    """Quarantined prompts in a run before it is stopped."""
+    port: int = 0
+    """TCP port of the replay server; 0 = any free one."""
+    durability: str = "full"
+    """full | normal | off: what the ledger waits for before replay acknowledges a group. All survive a killed process;
+    full (fsync at each commit) a loss of power too, normal all but the last commits."""
+    max_restarts: int = 3
+    """How often a replay process that died is started again, from the ledger; 0 = its death ends the run."""
+
+
+@dataclass
+class PublishConfig:
+    """How new weights reach the generators."""
+
+    engine: str = "auto"
+    """gloo (each worker receives everything) | gloo_sliced (each tensor-parallel worker its own slices) |
+    gloo_delta (only what changed of them, when that is less than half; pays in bfloat16) | nccl |
+    auto: nccl on GPU; else gloo_sliced with generator.tensor_parallel > 1, gloo without."""
+    every: int = 1
+    """Steps between versions that are published; the last one always is. Above 1 every lag grows by up to every − 1."""
+    kv_cache: str = "keep"
+    """What in-flight requests do with the KV of the old weights: keep | recompute."""
+    staged: bool = True
+    """Weights travel while generation goes on, into a second copy in the worker's host memory. false, when there is no
+    room for it: generation stands still meanwhile. vLLM's nccl is never staged."""
+    timeout_s: float = 120.0
+    """Deadline of each phase of a publish."""
+    bucket_bytes: int = 33554432
+    """Weights travel in buckets of about this size: while one is put in its place, the next one travels."""
+
+
+@dataclass
+class RunConfig:
+    """How long, how often, where."""
+
+    name: str | None = None
+    """null = the config's name and the time."""
+    dir: str = "runs"
+    """Parent of the run directories."""
+    steps: int | None = None
+    """Number of steps (versions); null = from epochs."""
+    epochs: int = 1
+    """Passes over the training prompts; used when steps is null."""
+    seed: int = 0
+    save_every: int = 0
+    """Steps between checkpoints; 0 = only at the end."""
+    eval_every: int = 0
+    """Steps between evaluations; 0 = never. When on, also before the first step and after the last."""
+    eval_prompts: int | None = None
+    """Prompts of one evaluation, the first of the file; null = all."""
+    eval_samples: int = 1
+    """Completions per evaluation prompt."""
+    eval_temperature: float = 0.0
+    startup_timeout_s: float = 600.0
+    step_timeout_s: float = 1800.0
+    """Longest wait of a learner for one batch."""
+    heartbeat_timeout_s: float = 30.0
+    """A role that has come up and was not heard from for this long is dead."""
+    no_progress_timeout_s: float = 1800.0
+    """When no group, step, publish or evaluation was finished for this long, the run ends with every role's stacks."""
+    stop_timeout_s: float = 60.0
+    """Longest clean stop."""
+
+
+@dataclass
+class ClusterConfig:
+    """Where the roles run."""
+
+    device: str = "auto"
+    """cpu | gpu | auto (gpu when this machine or the Ray cluster has one)."""
+    ray_address: str | None = None
+    """null = a Ray of its own on this machine; `auto` or host:port = join a running cluster."""
+    share_gpu: bool = False
+    """Put the one generator and the one learner on the same GPU (published over gloo)."""
+
+
+@dataclass
+class Config:
+    """Everything a run needs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)

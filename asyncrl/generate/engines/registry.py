@@ -1,0 +1,29 @@
+"""Which engine the generators run: vLLM, or one of the user's own (see `engine.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from asyncrl.config.schema import VLLM, GeneratorConfig
+from asyncrl.config.user_code import import_attribute
+from asyncrl.errors import ConfigError
+from asyncrl.generate.engines.base import Engine, EngineSpec
+
+EngineClass = Callable[[EngineSpec, GeneratorConfig], Engine]
+
+
+def engine_class(name: str) -> EngineClass:
+    """What `generator.engine` names.
+
+    Raises:
+        ConfigError: it cannot be imported, or lacks a part of `Engine`.
+    """
+    if name == VLLM:
+        from asyncrl.generate.engines.vllm import VllmEngine  # takes seconds
+
+        return VllmEngine
+    found: EngineClass = import_attribute("generator.engine", name, "Class", VLLM)
+    missing = [part for part in vars(Engine) if not part.startswith("_") and not hasattr(found, part)]
+    if missing:
+        raise ConfigError(f"generator.engine: {name!r} lacks {', '.join(missing)} of the Protocol Engine")
+    return found

@@ -1,0 +1,179 @@
+"""What `asyncrl check` says: the resolved config, where everything would run, the staleness bound, memory, warnings.
+
+Starts nothing and needs no GPU: a configuration for GPUs that this machine lacks is planned for the smallest cluster
+that it fits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from asyncrl.cluster.machine import this_node
+from asyncrl.cluster.memory import ASSUMED_GPU_BYTES, Estimate, bytes_per_value, estimate, published_bytes
+from asyncrl.cluster.topology import Node, Topology, gpus_needed, nodes_that_fit, plan, resolve_device
+from asyncrl.config.checks.check import check
+from asyncrl.config.load import to_yaml
+from asyncrl.config.model_shape import ModelShape, read_model_shape
+from asyncrl.config.schema import Config
+from asyncrl.errors import DataError
+from asyncrl.generate.engines.installed import check_own_engine
+from asyncrl.ledger.staleness import admission_limit
+from asyncrl.rewards.functions import resolve
+
+
+def run_check(config: Config, console: Console) -> None:
+    """Print everything that can be known before a run.
+
+    Raises:
+        ConfigError: the configuration is impossible; nothing but the resolved config was printed.
+    """
+    console.print(to_yaml(config), highlight=False, markup=False, soft_wrap=True)
+    here = this_node()
+    device = resolve_device(config, [here])
+    shape, missing = _shape(config)
+    warnings = check(config, device, shape)
+    for term in config.reward.terms:
+        resolve(term.function)
+    check_own_engine(config.generator.engine)
+    nodes, notes = _cluster(config, here, device)
+    topology = plan(config, nodes, device)
+    console.print(_topology_table(topology, nodes))
+    console.print(_staleness_text(config), highlight=False, soft_wrap=True)
+    if shape is not None:
+        console.print(_publish_text(config, shape, topology), highlight=False)
+        notes += _print_memory(config, shape, topology, console)
+    notes += missing + topology.notes + warnings + _missing_data(config)
+    for note in notes:
+        console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_memory(config: Config, shape: ModelShape, topology: Topology, console: Console) -> list[str]:
+    """Print the estimates; return what to say about them."""
+    gpu_bytes, notes = ASSUMED_GPU_BYTES, []
+    if torch.cuda.is_available():
+        gpu_bytes = torch.cuda.get_device_properties(0).total_memory
+    elif topology.device == "gpu":
+        notes.append(f"memory is for GPUs of {gpu_bytes / 1e9:.0f} GB, as this machine has none to ask")
+    for item in estimate(config, shape, topology, gpu_bytes):
+        console.print(_memory_table(item))
+        if item.note:
+            console.print(item.note, highlight=False, soft_wrap=True)
+        if item.on_gpu and item.num_bytes > gpu_bytes:
+            notes.append(
+                f"{item.holder} needs about {item.num_bytes / 1e9:.0f} GB and a GPU has {gpu_bytes / 1e9:.0f}: more "
+                "learners, learner.offload, gradient_checkpointing or fewer micro_batch_tokens help"
+            )
+    return notes
+
+
+def _cluster(config: Config, here: Node, device: str) -> tuple[list[Node], list[str]]:
+    """The nodes to plan for, and what to say about them."""
+    if device == "gpu" and (here.num_gpus == 0 or config.cluster.ray_address is not None):
+        nodes = nodes_that_fit(config)
+        return nodes, [
+            f"this needs {_count(gpus_needed(config), 'GPU')} and this machine has {here.num_gpus}; "
+            f"planned for {_count(len(nodes), 'node')} with {_count(nodes[0].num_gpus, 'GPU')} each"
+        ]
+    return [here], []
+
+
+def _count(number: float, noun: str) -> str:
+    return f"{number:g} {noun}" + ("" if number == 1 else "s")
+
+
+def _shape(config: Config) -> tuple[ModelShape | None, list[str]]:
+    if config.model.path == "tiny":
+        return None, ["model.path=tiny is made at launch; it takes a few MB, so memory is not estimated"]
+    try:
+        return read_model_shape(config.model.path, config.model.trust_remote_code), []
+    except DataError as error:
+        return None, [f"no memory estimate and no check against the model's length and heads: {error}"]
+
+
+def _missing_data(config: Config) -> list[str]:
+    sources = {path for path in (config.data.train, config.data.eval) if path not in (None, "arithmetic")}
+    return [
+        f"data: {path} does not exist yet; `asyncrl prepare` makes data sets"
+        for path in sorted(sources)
+        if not Path(path).exists()
+    ]
+
+
+def _topology_table(topology: Topology, nodes: list[Node]) -> Table:
+    parts, num_gpus = topology.tensor_parallel, topology.num_gpus
+    room = _count(num_gpus, "GPU") if topology.device == "gpu" else _count(sum(node.num_cpus for node in nodes), "CPU")
+    generators, learners = _count(len(topology.generators), "generator"), _count(len(topology.learners), "learner")
+    title = f"Topology: {generators} × TP {parts}, {learners} on {room}"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for heading in ("role", "node", "CPUs", "GPUs", "learner ranks", "publish ranks"):
+        table.add_column(heading, justify="left" if heading == "role" else "right")
+    for placement in topology.placements:
+        learner_rank, publish_ranks = "–", "–"
+        if placement.role == "generator":
+            first = topology.publish_rank_offset(placement.rank)
+            publish_ranks = f"{first}" if parts == 1 else f"{first}–{first + parts - 1}"
+        elif placement.role == "learner":
+            learner_rank = f"{placement.rank} of {len(topology.learners)}"
+            publish_ranks = "0" if placement.rank == 0 else "–"
+        resources = (f"{placement.num_cpus:g}", f"{placement.num_gpus:g}")
+        table.add_row(placement.name, f"{placement.node}", *resources, learner_rank, publish_ranks)
+    table.caption = f"publish over {topology.publish_engine}, {topology.publish_world_size} ranks"
+    table.caption_justify = "left"
+    return table
+
+
+def _staleness_text(config: Config) -> str:
+    eta, batch_size = config.replay.max_staleness, config.learner.batch_size
+    num_groups = admission_limit(0, eta, batch_size)
+    rule = {
+        "wait": "batches come in admission order, so it holds by itself",
+        "mask": "batches come in order of completion; tokens over it are masked and counted",
+        "requeue": "batches come in order of completion; prompts with a token over it are sampled again",
+    }[config.replay.stragglers]
+    replay = config.replay
+    moved = "" if replay.ess_target is None else f", moved from {replay.min_staleness} up by replay.ess_target"
+    return (
+        f"[bold]Staleness[/bold]: at most η = {eta} versions{moved} ({rule})\n"
+        f"  prompts admitted ≤ (v + η + 1)·B = (v + {eta} + 1)·{batch_size}: at most {num_groups:,} groups, "
+        f"{num_groups * config.algorithm.group_size:,} completions, in flight or queued\n"
+    )
+
+
+def _publish_text(config: Config, shape: ModelShape, topology: Topology) -> str:
+    """What a version costs the network: for the engine of this run, and for the whole of it to each worker."""
+    compute_bytes = bytes_per_value(config, topology)
+    of_parts = published_bytes(shape, topology, compute_bytes)
+    num_generators, parts = len(topology.generators), topology.tensor_parallel
+    whole = compute_bytes * shape.num_parameters
+    each = " and ".join(_gigabytes(num_bytes) for num_bytes in of_parts) if min(of_parts) < whole else _gigabytes(whole)
+    less = ", or less: only what changed" if topology.publish_engine == "gloo_delta" else ""
+    steps = "each step" if config.publish.every == 1 else f"every {config.publish.every} steps"
+    return (
+        f"[bold]Publish[/bold]: {topology.publish_engine}, {steps}{less}\n"
+        f"  each version brings {each} GB to each generator's {_count(parts, 'worker')}, "
+        f"{_gigabytes(num_generators * sum(of_parts))} GB together (everything to all: "
+        f"{_gigabytes(num_generators * parts * whole)} GB)\n"
+    )
+
+
+def _memory_table(item: Estimate) -> Table:
+    table = Table(
+        title=f"Memory of {item.holder} ({'GPU' if item.on_gpu else 'host'})",
+        title_justify="left",
+        title_style="bold",
+        show_footer=True,
+    )
+    table.add_column("what", footer="together")
+    table.add_column("GB", justify="right", footer=_gigabytes(item.num_bytes))
+    table.add_column("from")
+    for line in item.items:
+        table.add_row(line.name, _gigabytes(line.num_bytes), line.formula)
+    return table
+
+
+def _gigabytes(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.2f}" if num_bytes >= 1e7 else f"{num_bytes / 1e9:.2g}"

@@ -1,0 +1,206 @@
+"""The policy: a transformers causal LM that answers with per-token log-probabilities, sharded with FSDP2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import is_flash_attn_2_available
+
+from asyncrl.config.schema import ModelConfig
+from asyncrl.errors import ConfigError, DataError
+from asyncrl.learn.policy.logprob import token_logprobs
+
+LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Config keys of models that change their logits after the output embedding, which `PolicyModel` does not do."""
+
+
+class PolicyModel(nn.Module):
+    """A causal LM whose forward pass gives log π_θ and entropy of chosen tokens instead of logits."""
+
+    def __init__(self, hf: PreTrainedModel) -> None:
+        super().__init__()
+        self.hf = hf
+        self.packs_sequences = str(hf.config._attn_implementation).startswith("flash_attention")
+        """Whether the attention kernel keeps sequences that share a row apart at no cost."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None,
+        indices: Tensor,
+        targets: Tensor,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies of T target tokens.
+
+        Args:
+            input_ids: [N, S] int64.
+            position_ids: [N, S] int64; without a mask, each restart at 0 begins a sequence that sees only itself.
+            attention_mask: [N, S] int64, or None for packed sequences (then N = 1).
+            indices: [T] int64 into the flattened [N · S]: the position whose output predicts the target.
+            targets: [T] int64.
+            temperature: divides the logits.
+
+        Returns:
+            logprobs [T] and entropy [T] (nats), float32.
+        """
+        # transformers finds packed sequences by their position ids, but only when there is no KV cache.
+        output = self.hf.get_decoder()(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+        )
+        hidden = output.last_hidden_state.flatten(0, 1)[indices]
+        return token_logprobs(hidden, self.hf.get_output_embeddings(), targets, temperature)
+
+    def hf_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(Hugging Face name, sharded float32 DTensor) of each parameter; a tied one comes once, as the embedding."""
+        self.reshard()  # type: ignore[operator]  # FSDPModule's; a forward without backward leaves the root gathered
+        yield from self.hf.named_parameters()
+
+
+def load_policy(
+    model: ModelConfig, mesh: DeviceMesh, *, gradient_checkpointing: bool = False, offload: bool = False
+) -> PolicyModel:
+    """The trainable policy: float32 master weights sharded over the mesh. Collective: every rank calls it.
+
+    Args:
+        model: what to load and how to compute.
+        mesh: one dimension, all learner ranks; its device type says where.
+        gradient_checkpointing: recompute each decoder layer in the backward pass.
+        offload: keep the shards in CPU memory between uses (GPU only).
+
+    Raises:
+        DataError: the model cannot be loaded.
+        ConfigError: the model is of a kind that cannot be trained here.
+    """
+    policy = PolicyModel(_load_causal_lm(model, mesh.device_type)).train()
+    if gradient_checkpointing:
+        policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    _shard(policy, model, mesh, offload=offload, keep_root_gathered=True)
+    return policy
+
+
+def load_reference(model: ModelConfig, mesh: DeviceMesh, *, offload: bool = False) -> PolicyModel:
+    """The reference: the starting model, sharded as the policy is, without gradients.
+
+    Arguments and errors as in `load_policy`.
+    """
+    reference = PolicyModel(_load_causal_lm(model, mesh.device_type)).eval().requires_grad_(False)
+    _shard(reference, model, mesh, offload=offload, keep_root_gathered=False)
+    return reference
+
+
+@torch.no_grad()
+def move_towards(reference: PolicyModel, policy: PolicyModel, decay: float) -> None:
+    """reference ← decay · reference + (1 − decay) · policy, in place: each rank its own shards, float32.
+
+    As WARP's anchor (arXiv 2406.16768). The two are sharded alike; the reference's shards may be offloaded.
+    """
+    pairs = zip(reference.hf_parameters(), policy.hf_parameters(), strict=True)
+    for (_, anchor), (_, current) in pairs:
+        assert isinstance(anchor, DTensor)
+        assert isinstance(current, DTensor)
+        shard = anchor.to_local()
+        shard.lerp_(current.to_local().to(shard.device), 1 - decay)
+
+
+def compute_dtype(model: ModelConfig, device_type: str) -> torch.dtype:
+    """`model.dtype` with auto resolved: bfloat16 on GPU, float32 on CPU."""
+    if model.dtype == "auto":
+        return torch.float32 if device_type == "cpu" else torch.bfloat16
+    return torch.float32 if model.dtype == "float32" else torch.bfloat16
+
+
+def load_causal_lm_config(path: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The model's configuration from a local folder or the hub.
+
+    Raises:
+        DataError: there is no such folder or hub model, or its config cannot be read.
+    """
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        known = "has no usable config.json" if Path(path).is_dir() else "is no local folder and no reachable hub model"
+        raise DataError(f"model.path={path!r} {known}: {str(error).splitlines()[0]}") from error
+
+
+def _load_causal_lm(model: ModelConfig, device_type: str) -> PreTrainedModel:
+    config = load_causal_lm_config(model.path, trust_remote_code=model.trust_remote_code)
+    _refuse_logit_transforms(config, model.path)
+    _disable_dropout(config)
+    try:
+        hf, loading = AutoModelForCausalLM.from_pretrained(
+            model.path,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=_attention(model, device_type),
+            trust_remote_code=model.trust_remote_code,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"model.path={model.path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if loading["missing_keys"]:
+        names = sorted(loading["missing_keys"])
+        raise DataError(f"model.path={model.path!r} lacks the weights of {len(names)} parameters, such as {names[0]}")
+    return hf
+
+
+def _attention(model: ModelConfig, device_type: str) -> str:
+    if model.attention != "auto":
+        return model.attention
+    half = compute_dtype(model, device_type) != torch.float32  # flash attention has no float32 kernels
+    return "flash_attention_2" if device_type == "cuda" and half and is_flash_attn_2_available() else "sdpa"
+
+
+def _refuse_logit_transforms(config: PretrainedConfig, path: str) -> None:
+    for key in LOGIT_TRANSFORMS:
+        if getattr(config, key, None) not in (None, 1.0):
+            raise ConfigError(
+                f"model.path={path!r} changes its logits ({key}={getattr(config, key)}), which the learner does not "
+                "compute; train a model without it"
+            )
+
+
+def _disable_dropout(config: PretrainedConfig) -> None:
+    """The engine samples without dropout, so with it even an on-policy ratio would not be 1."""
+    for key, value in vars(config).items():
+        if isinstance(value, float) and key.endswith(("dropout", "pdrop", "dropout_prob")):
+            setattr(config, key, 0.0)
+
+
+def _shard(
+    policy: PolicyModel, model: ModelConfig, mesh: DeviceMesh, *, offload: bool, keep_root_gathered: bool
+) -> None:
+    """FSDP2: each decoder layer is one unit, the rest (embeddings, last norm, output head) the root's.
+
+    Args:
+        policy: sharded in place; on one rank too, so that there is one code path.
+        model: gives the compute type.
+        mesh: one dimension.
+        offload: keep shards in CPU memory; meaningless on CPU.
+        keep_root_gathered: leave the root's parameters gathered between forward and backward, which begins with them.
+    """
+    dtype = compute_dtype(model, mesh.device_type)
+    mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    precision = MixedPrecisionPolicy() if dtype == torch.float32 else mixed
+    offload_policy = CPUOffloadPolicy() if offload and mesh.device_type != "cpu" else OffloadPolicy()
+    layer_classes = policy.hf._no_split_modules
+    layers = [module for module in policy.hf.modules() if type(module).__name__ in layer_classes]
+    if not layers:
+        raise ConfigError(f"model.path={model.path!r}: {type(policy.hf).__name__} does not name its decoder layers")
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=offload_policy)
+    fully_shard(
+        policy,
+        mesh=mesh,
+        mp_policy=precision,
+        offload_policy=offload_policy,
+        reshard_after_forward=not keep_root_gathered,
+    )

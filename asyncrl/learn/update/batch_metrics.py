@@ -1,0 +1,56 @@
+"""What a step logs of its batch, the same on every rank. What it logs of the trained tokens: `token_metrics.py`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asyncrl.learn.update.mini_batches import token_lags
+from asyncrl.ledger.zero_variance import has_signal
+from asyncrl.types import Batch
+
+Metrics = dict[str, float | list[float]]
+"""A list is a histogram: counts for 0, 1, 2, …"""
+
+
+def batch_metrics(batch: Batch, max_staleness: int) -> Metrics:
+    """Rewards, lengths and staleness of a batch.
+
+    `staleness/*` cover every token that arrived. `staleness/violations` are the tokens over the bound, which the guard
+    masks; `staleness/violation_length_mean` is the mean length of the completions they sit in, to be held against
+    `length/mean`: masking favours short answers when it is larger.
+    """
+    lengths = np.concatenate([group.lengths for group in batch.groups])
+    rewards = np.concatenate([group.rewards for group in batch.groups]).astype(np.float64)
+    correct = np.concatenate([group.correct for group in batch.groups])
+    scored = ~np.isnan(rewards)
+    metrics: Metrics = {
+        "reward/mean": _mean(rewards[scored]),
+        "reward/std": float(rewards[scored].std()) if scored.any() else 0.0,
+        "reward/accuracy": _mean(correct[scored]),
+        "reward/quarantined": float((~scored).sum()),
+        "reward/zero_variance_fraction": _mean(np.array([not has_signal(group.rewards) for group in batch.groups])),
+        "length/mean": _mean(lengths),
+        "length/max": float(lengths.max()),
+        "length/truncated_fraction": _mean(np.concatenate([group.truncated for group in batch.groups])),
+    }
+    return metrics | _staleness_metrics(token_lags(batch), lengths, max_staleness)
+
+
+def _staleness_metrics(lags: NDArray[np.int64], lengths: NDArray[np.int32], max_staleness: int) -> Metrics:
+    too_old = lags > max_staleness
+    completions = np.repeat(np.arange(len(lengths)), lengths)
+    hit = np.unique(completions[too_old])
+    return {
+        "staleness/mean": _mean(lags),
+        "staleness/max": float(lags.max()),
+        "staleness/violations": float(too_old.sum()),
+        "staleness/violation_completions": float(len(hit)),
+        "staleness/violation_length_mean": _mean(lengths[hit]),
+        "staleness/histogram": np.bincount(lags).astype(float).tolist(),
+    }
+
+
+def _mean(values: NDArray[np.generic]) -> float:
+    """The mean; 0 of nothing."""
+    return float(values.mean()) if len(values) else 0.0

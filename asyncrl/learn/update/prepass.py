@@ -1,0 +1,66 @@
+"""What has to be known of a whole batch or mini-batch before its first backward pass: forward passes without gradient.
+
+Every function is collective. Each mini-batch is laid out as it will be for the backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from asyncrl.algorithms.kl import KL_ESTIMATORS
+from asyncrl.algorithms.segments import segment_sum
+from asyncrl.config.algorithm import AlgorithmConfig
+from asyncrl.learn.policy.model import PolicyModel
+from asyncrl.learn.update.forward import Forward
+from asyncrl.learn.update.mini_batches import MiniBatch
+from asyncrl.learn.update.objective import correction_of
+
+Proximal = list[Tensor]
+"""log π_prox, [T] for each micro-batch of this rank."""
+
+
+def proximal_logprobs(forward: Forward, policy: PolicyModel, mini_batch: MiniBatch) -> Proximal:
+    """log π of the policy as it is now."""
+    micro_batches = forward.micro_batches(mini_batch, mini_batch.trained_sequences)
+    return [forward.logprobs(policy, micro_batch) for micro_batch in micro_batches]
+
+
+def mean_correction(
+    forward: Forward, policy: PolicyModel, mini_batch: MiniBatch, proximal: Proximal | None, algorithm: AlgorithmConfig
+) -> float:
+    """Mean corrected importance weight over the trained tokens of all ranks; 1 when every weight is 0.
+
+    It does not change while gradients add up, since the policy changes only after the last micro-batch.
+    """
+    sums = torch.zeros(2, dtype=torch.float64, device=forward.mesh.device_type)
+    for position, micro_batch in enumerate(forward.micro_batches(mini_batch, mini_batch.trained_sequences)):
+        logprobs, actions = forward.logprobs(policy, micro_batch), micro_batch.actions
+        correction = correction_of(logprobs, None if proximal is None else proximal[position], actions, algorithm)
+        sums[0] += correction.weights.where(actions.mask, 0.0).sum(dtype=torch.float64)
+        sums[1] += actions.mask.sum()
+    dist.all_reduce(sums, group=forward.mesh.get_group())
+    total, num_tokens = sums.tolist()
+    return total / num_tokens if total > 0 else 1.0
+
+
+def completion_kl(forward: Forward, reference: PolicyModel, parts: list[MiniBatch], estimator: str) -> Tensor:
+    """[N] estimate of KL(μ ‖ reference) of each completion of the batch, summed over its tokens, on the CPU.
+
+    It is μ's divergence, not π_θ's, because the tokens and their log-probabilities are μ's: no weight is needed.
+    """
+    device = torch.device(forward.mesh.device_type)
+    sums = []
+    for part in parts:
+        num_sequences = len(part.prompts)
+        total = torch.zeros(num_sequences, dtype=torch.float64, device=device)
+        for micro_batch in forward.micro_batches(part, range(num_sequences)):
+            actions = micro_batch.actions
+            estimates = KL_ESTIMATORS[estimator](actions.behaviour_logprobs, forward.logprobs(reference, micro_batch))
+            if not micro_batch.is_idle:
+                total += segment_sum(estimates.double(), actions.segment_ids, num_sequences)
+        sums.append(total)
+    result = torch.cat(sums)
+    dist.all_reduce(result, group=forward.mesh.get_group())
+    return result.float().cpu()

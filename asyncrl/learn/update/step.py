@@ -1,0 +1,151 @@
+"""One training step: a batch → forward and backward over micro-batches → optimizer updates → metrics.
+
+Every rank calls `Learner.train` with the same whole batch and takes its own share of the sequences. The result does not
+depend on the number of ranks, on the micro-batch size or on the layout, up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from asyncrl.config.schema import Config
+from asyncrl.learn.policy.model import load_policy, load_reference, move_towards
+from asyncrl.learn.policy.optimizer import build_optimizer, learning_rate
+from asyncrl.learn.update.batch_metrics import Metrics, batch_metrics
+from asyncrl.learn.update.forward import Forward
+from asyncrl.learn.update.mini_batches import MiniBatch, mini_batches
+from asyncrl.learn.update.objective import objective
+from asyncrl.learn.update.packing import MicroBatch
+from asyncrl.learn.update.prepass import Proximal, completion_kl, mean_correction, proximal_logprobs
+from asyncrl.learn.update.quarantine import quarantine_broken_logprobs
+from asyncrl.learn.update.token_metrics import TokenMetrics
+from asyncrl.types import Batch
+
+
+class Learner:
+    """Policy, reference and optimizer of one rank.
+
+    Args:
+        config: the whole configuration.
+        mesh: one dimension, all learner ranks; the caller has initialised the process group (with learner.offload on
+            GPU it needs the backend "cpu:gloo,cuda:nccl", since gradient norms are then reduced on the CPU).
+        num_steps: steps of the run, for the learning-rate schedule.
+
+    Raises:
+        DataError, ConfigError: the model cannot be loaded or trained.
+    """
+
+    def __init__(self, config: Config, mesh: DeviceMesh, num_steps: int) -> None:
+        self.config = config
+        self.mesh = mesh
+        self.device = torch.device(mesh.device_type)
+        learner = config.learner
+        self.policy = load_policy(
+            config.model, mesh, gradient_checkpointing=learner.gradient_checkpointing, offload=learner.offload
+        )
+        self.reference = (
+            load_reference(config.model, mesh, offload=learner.offload_reference)
+            if config.algorithm.kl_coef > 0
+            else None
+        )
+        self.optimizer = build_optimizer(self.policy.parameters(), learner)
+        self.forward = Forward(
+            mesh,
+            layout="packed" if self.policy.packs_sequences else "padded",
+            micro_batch_tokens=learner.micro_batch_tokens,
+            temperature=config.generator.temperature,
+        )
+        self.mini_batch_size = learner.mini_batch_size or learner.batch_size
+        updates_per_step = learner.batch_size // self.mini_batch_size
+        self.num_warmup = learner.warmup_steps * updates_per_step
+        self.num_updates = num_steps * updates_per_step
+        self.update = 0
+        """Updates made so far, skipped ones included."""
+
+    def train(self, batch: Batch) -> Metrics:
+        """Train on one batch: batch_size / mini_batch_size updates. Collective.
+
+        An update whose gradient is not finite is skipped and counted, and so is one without a trained token.
+
+        Raises:
+            StalenessError: a token is from a version later than the batch's step.
+        """
+        batch = quarantine_broken_logprobs(batch)
+        parts, penalty = self._mini_batches(batch)
+        proximals = self._proximals(parts)
+        tokens = TokenMetrics(self.device)
+        grad_norms = [self._update(part, proximal, tokens) for part, proximal in zip(parts, proximals, strict=True)]
+        if self.reference is not None and self.config.algorithm.reference == "ema":
+            move_towards(self.reference, self.policy, self.config.algorithm.reference_ema_decay)
+        made = [norm for norm in grad_norms if math.isfinite(norm)]
+        metrics = batch_metrics(batch, self.config.replay.max_staleness) | penalty
+        metrics |= tokens.reduce(self.mesh.get_group())
+        return metrics | {
+            "optim/grad_norm": sum(made) / len(made) if made else math.nan,
+            "optim/lr": self.optimizer.param_groups[0]["lr"],
+            "optim/skipped_updates": float(len(grad_norms) - len(made)),
+        }
+
+    def _mini_batches(self, batch: Batch) -> tuple[list[MiniBatch], Metrics]:
+        """The step's updates, and what the KL took from the rewards, where it does."""
+        algorithm = self.config.algorithm
+        cut = (algorithm, self.config.replay.max_staleness, self.mini_batch_size, self.config.generator.max_tokens)
+        parts = mini_batches(batch, *cut)
+        if self.reference is None or algorithm.kl_in != "reward":
+            return parts, {}
+        penalties = algorithm.kl_coef * completion_kl(self.forward, self.reference, parts, algorithm.kl_estimator)
+        scored = ~torch.cat([torch.from_numpy(group.rewards) for group in batch.groups]).isnan()
+        return mini_batches(batch, *cut, penalties), {"reward/kl_penalty": penalties[scored].mean().item()}
+
+    def _proximals(self, parts: list[MiniBatch]) -> list[Proximal | None]:
+        """π_prox for each update, the policy as it is now; the first update needs no forward pass, since it is π_θ."""
+        if self.config.algorithm.loss != "decoupled_ppo" or self.config.algorithm.proximal != "recompute":
+            return [None] * len(parts)
+        return [None, *(proximal_logprobs(self.forward, self.policy, part) for part in parts[1:])]
+
+    def _update(self, mini_batch: MiniBatch, proximal: Proximal | None, tokens: TokenMetrics) -> float:
+        """One optimizer update. Returns the gradient norm before clipping; not finite = the update was skipped."""
+        sequences = mini_batch.trained_sequences
+        algorithm, learner = self.config.algorithm, self.config.learner
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.update, learner, self.num_warmup, self.num_updates)
+        self.update += 1
+        tokens.begin_update()
+        divisor = 1.0
+        if algorithm.correction_normalise:
+            divisor = mean_correction(self.forward, self.policy, mini_batch, proximal, algorithm)
+        for position, micro_batch in enumerate(self.forward.micro_batches(mini_batch, sequences)):
+            self._backward(micro_batch, None if proximal is None else proximal[position], divisor, tokens)
+        if not sequences:
+            return math.nan
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), learner.max_grad_norm)
+        grad_norm = norm.full_tensor().item()  # type: ignore[attr-defined]  # a DTensor
+        if math.isfinite(grad_norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return grad_norm
+
+    def _backward(
+        self, micro_batch: MicroBatch, proximal: Tensor | None, mean_correction: float, tokens: TokenMetrics
+    ) -> None:
+        """Forward and backward; the gradients add up, reduced and sharded after each micro-batch to save memory."""
+        reference_logprobs = None
+        if self.reference is not None and self.config.algorithm.kl_in == "loss":
+            reference_logprobs = self.forward.logprobs(self.reference, micro_batch)
+        logprobs, entropy = self.forward.run(self.policy, micro_batch)
+        losses, stats = objective(
+            logprobs,
+            entropy,
+            micro_batch.actions,
+            self.config.algorithm,
+            reference_logprobs=reference_logprobs,
+            proximal_logprobs=proximal,
+            mean_correction=mean_correction,
+        )
+        # FSDP averages gradients over the ranks, and the weights already hold the global counts: the sum is wanted.
+        (losses["loss/total"] * self.mesh.size()).backward()
+        tokens.add(losses, stats, micro_batch.actions)

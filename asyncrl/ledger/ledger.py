@@ -1,0 +1,323 @@
+"""The ledger: every prompt's life, and who may draw the next one. Pure: no clock, no sockets, no threads of its own.
+
+    drawn ──▶ leased ──▶ queued ──▶ batched ──▶ trained     (each prompt ends exactly once: trained, filtered or
+      ▲          │  │                                                                                   quarantined)
+      │          │  └──▶ filtered: its group came back without a signal, and another prompt takes its place
+      └─ waiting ┤ failed, expired or released
+                 └──▶ quarantined, after `max_attempts` failures; deaths of its generator among them
+
+A prompt's name is its admission index: 0, 1, 2, … in the order in which prompts were drawn.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection
+from typing import Literal
+
+from asyncrl.errors import RunError
+from asyncrl.ledger.batch_assembly import Batches
+from asyncrl.ledger.records import LeaseRecord, PromptLife, Standing, Stragglers
+from asyncrl.ledger.staleness import admission_limit
+
+Failure = Literal["retried", "quarantined"]
+Completion = Literal["queued", "filtered"]
+
+
+class Ledger:
+    """Draws, leases, queues and batches prompts under the staleness bound.
+
+    Args:
+        batch_size: B.
+        max_staleness: η; `eta` may be set lower later.
+        num_steps: the run's length; num_steps·B prompts are drawn, and replacements of those filtered and quarantined.
+        stragglers: what becomes of prompts that come back late, see `life.Stragglers`.
+        lease_timeout_s: a lease not answered by then is taken back.
+        max_attempts: failures (or expired leases) after which a prompt is quarantined.
+        max_refill_prompts: of the prompts drawn after one batch was taken, the first so many are filtered when they
+            come back without a signal. Counted by admission index, not by time, so that at η = 0 it does not depend
+            on who answers first. 0 = none is filtered.
+        standing: where another ledger stood, to go on from there.
+        now_s: the leases of `standing` begin anew at this time.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        max_staleness: int,
+        num_steps: int,
+        stragglers: Stragglers,
+        lease_timeout_s: float,
+        max_attempts: int,
+        max_refill_prompts: int = 0,
+        standing: Standing | None = None,
+        now_s: float = 0.0,
+    ) -> None:
+        standing = standing or Standing()
+        self._batch_size = batch_size
+        self._max_staleness = max_staleness
+        self._requeues = stragglers == "requeue"
+        self.eta = max_staleness if standing.eta is None else min(standing.eta, max_staleness)
+        """η of the prompts drawn from now on. Lowered, it closes admission until the version has caught up."""
+        self._num_steps = num_steps
+        self._lease_timeout_s = lease_timeout_s
+        self._max_attempts = max_attempts
+        self._max_refill_prompts = max_refill_prompts
+        self._refill_end = max_refill_prompts if standing.refill_end is None else standing.refill_end
+        self.served_version = standing.served_version
+        """None: admission is closed until the first publish."""
+        self._next_lease_id = standing.next_lease_id
+        self._drawn_to = standing.drawn_to  # every index below has been drawn
+        self._leases: dict[int, LeaseRecord] = {}
+        self._lease_of: dict[int, int] = {}  # index → lease id
+        self._retries: list[int] = []  # heap of indices to be leased again
+        self._attempts: dict[int, int] = {}
+        self._batches = Batches(batch_size, stragglers, standing)
+        self.quarantined: dict[int, str] = {}
+        self.num_filtered = standing.num_filtered
+        self.num_requeued = standing.num_requeued
+        self._changes: dict[int, PromptLife] = {}
+        self._restore(standing.lives, now_s)
+
+    # ── what another process needs ──
+
+    def _restore(self, lives: list[PromptLife], now_s: float) -> None:
+        for life in lives:
+            if life.state in ("leased", "waiting") and life.num_failures:
+                self._attempts[life.index] = life.num_failures
+            if life.state == "leased":
+                assert life.lease_id is not None
+                assert life.generator is not None
+                self._hold(LeaseRecord(life.lease_id, life.index, life.generator, now_s + self._lease_timeout_s))
+            elif life.state == "waiting":
+                heapq.heappush(self._retries, life.index)
+            elif life.state == "quarantined":
+                self.quarantined[life.index] = life.reason or ""
+
+    def take_changes(self) -> list[PromptLife]:
+        """Each prompt whose life has changed since the last call, as it stands now."""
+        changes, self._changes = list(self._changes.values()), {}
+        return changes
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """The rest of the ledger's standing, by the names of `Standing`'s fields."""
+        counters = {
+            "next_step": self.next_step,
+            "next_index": self._batches.low,
+            "drawn_to": self._drawn_to,
+            "num_filtered": self.num_filtered,
+            "num_requeued": self.num_requeued,
+            "next_lease_id": self._next_lease_id,
+            "eta": self.eta,
+            "refill_end": self._refill_end,
+        }
+        return counters if self.served_version is None else {**counters, "served_version": self.served_version}
+
+    def _note(self, life: PromptLife) -> None:
+        self._changes[life.index] = life
+
+    def begin_session(self) -> None:
+        """No generator of before is there any more: every lease is taken back, and no version is served."""
+        for lease in self._leases.values():
+            if self._holds(lease):
+                self._take_back(lease)
+        self._leases.clear()
+        self.served_version = None
+
+    # ── drawing and leasing ──
+
+    def lease(self, generator: str, now_s: float) -> LeaseRecord | None:
+        """The next prompt for this generator, or None while none may be drawn."""
+        index = self._next_index()
+        if index is None:
+            return None
+        lease = LeaseRecord(self._next_lease_id, index, generator, now_s + self._lease_timeout_s)
+        self._next_lease_id += 1
+        self._hold(lease)
+        self._note(PromptLife(index, "leased", self._attempts.get(index, 0), generator, lease.lease_id))
+        return lease
+
+    def _hold(self, lease: LeaseRecord) -> None:
+        self._leases[lease.lease_id] = lease
+        self._lease_of[lease.index] = lease.lease_id
+
+    def _next_index(self) -> int | None:
+        if self._retries:
+            return heapq.heappop(self._retries)
+        if not self._may_draw():
+            return None
+        self._drawn_to += 1
+        return self._drawn_to - 1
+
+    def _may_draw(self) -> bool:
+        if self.served_version is None:
+            return False
+        limit = admission_limit(self.served_version, self.eta, self._batch_size)
+        num_open = len(self._lease_of) + len(self._batches.queued) + len(self._retries)
+        return self._batches.num_taken + num_open < min(limit, self._num_steps * self._batch_size)
+
+    # ── how a lease ends ──
+
+    def complete(self, lease_id: int, first_version: int, has_signal: bool = True) -> Completion | None:
+        """A group came back. None: its prompt has ended or was answered under another lease.
+
+        A late answer to an expired lease counts while its prompt is still open.
+
+        Args:
+            first_version: that sampled its oldest token.
+        """
+        lease = self._leases.pop(lease_id, None)
+        if lease is None or not self._is_open(lease.index):
+            return None
+        self._close(lease.index)
+        if not has_signal and self._max_refill_prompts and lease.index < self._refill_end:
+            self.num_filtered += 1
+            self._note(PromptLife(lease.index, "filtered"))
+            self._end(lease.index)
+            return "filtered"
+        self._attempts.pop(lease.index, None)
+        self._note(self._batches.put(lease.index, first_version))
+        return "queued"
+
+    def fail(self, lease_id: int, reason: str) -> Failure | None:
+        """A lease came back without a usable group. None: it had expired, which counted as its failure."""
+        lease = self._leases.pop(lease_id, None)
+        return self._failed(lease, reason) if lease is not None and self._holds(lease) else None
+
+    def expire(self, now_s: float) -> list[tuple[LeaseRecord, Failure]]:
+        """Takes back the leases whose deadline has passed; the prompts go to the next generator that asks."""
+        late = [lease for lease in self._leases.values() if lease.deadline_s <= now_s and self._holds(lease)]
+        return [(lease, self._failed(lease, f"{lease.generator} did not answer in time")) for lease in late]
+
+    def release(self, generator: str, kept: Collection[int] = ()) -> list[LeaseRecord]:
+        """Takes back the leases of a generator that it will not answer: all, but for those whose ids it says it has."""
+        gone = [lease for lease in self._leases.values() if lease.generator == generator and lease.lease_id not in kept]
+        held = [lease for lease in gone if self._holds(lease)]
+        for lease in held:
+            self._take_back(lease)
+        for lease in gone:
+            del self._leases[lease.lease_id]
+        return held
+
+    def lose(self, generator: str, reason: str) -> list[tuple[LeaseRecord, Failure]]:
+        """As `release`, for a generator that died: each prompt that it held may be what killed it, so it counts."""
+        gone = [lease for lease in self._leases.values() if lease.generator == generator]
+        lost = [(lease, self._failed(lease, reason)) for lease in gone if self._holds(lease)]
+        for lease in gone:
+            del self._leases[lease.lease_id]
+        return lost
+
+    def index_of(self, lease_id: int) -> int | None:
+        """The admission index of an unanswered lease."""
+        lease = self._leases.get(lease_id)
+        return None if lease is None else lease.index
+
+    def leases_of(self, generator: str) -> set[int]:
+        """The ids of the leases that it has not answered."""
+        return {lease.lease_id for lease in self._leases.values() if lease.generator == generator}
+
+    def _holds(self, lease: LeaseRecord) -> bool:
+        return self._lease_of.get(lease.index) == lease.lease_id
+
+    def _failed(self, lease: LeaseRecord, reason: str) -> Failure:
+        num_attempts = self._attempts.get(lease.index, 0) + 1
+        if num_attempts < self._max_attempts:
+            self._attempts[lease.index] = num_attempts
+            self._take_back(lease)
+            return "retried"
+        del self._lease_of[lease.index]
+        self.quarantined[lease.index] = reason
+        self._note(PromptLife(lease.index, "quarantined", num_attempts, reason=reason))
+        self._end(lease.index)
+        return "quarantined"
+
+    def _take_back(self, lease: LeaseRecord) -> None:
+        del self._lease_of[lease.index]
+        self._line_up(lease.index)
+
+    def _line_up(self, index: int) -> None:
+        """To be leased again."""
+        heapq.heappush(self._retries, index)
+        self._note(PromptLife(index, "waiting", self._attempts.get(index, 0)))
+
+    def _is_open(self, index: int) -> bool:
+        return index in self._lease_of or index in self._retries
+
+    def _close(self, index: int) -> None:
+        if index in self._retries:
+            self._retries.remove(index)
+            heapq.heapify(self._retries)
+        else:
+            del self._lease_of[index]
+
+    # ── batches and versions ──
+
+    def take_batch(self, step: int) -> list[int] | None:
+        """The admission indices of the step's B finished groups, in order, or None until they are there.
+
+        They count as trained from here on. A step whose batch was taken before has the same again.
+
+        Raises:
+            RunError: a checkpoint contains the step, or steps before it have not been taken.
+        """
+        kept = self._batches.kept(step)
+        if kept is not None:
+            return kept
+        if self._requeues:
+            for index in self._batches.drop_stale(self._max_staleness):
+                self.num_requeued += 1
+                self._line_up(index)
+        taken = self._batches.take()
+        if taken is None:
+            return None
+        for life in taken:
+            self._note(life)
+        self._refill_end = self._drawn_to + self._max_refill_prompts
+        return [life.index for life in taken]
+
+    def checkpointed(self, step: int) -> None:
+        """A checkpoint of the policy after `step` steps is whole: their batches need not be kept any more."""
+        for life in self._batches.checkpointed(step):
+            self._note(life)
+
+    def published(self, version: int) -> None:
+        """Every generator serves `version` whole.
+
+        Raises:
+            RunError: versions went backwards.
+        """
+        if self.served_version is not None and version < self.served_version:
+            raise RunError(f"published version {version} after version {self.served_version}")
+        self.served_version = version
+
+    def _end(self, index: int) -> None:
+        self._attempts.pop(index, None)
+        self._batches.end(index)
+
+    # ── figures ──
+
+    @property
+    def next_step(self) -> int:
+        """The first step whose batch has not been taken."""
+        return self._batches.next_step
+
+    @property
+    def num_queued(self) -> int:
+        return len(self._batches.queued)
+
+    @property
+    def num_leased(self) -> int:
+        return len(self._lease_of)
+
+    def missing_for_batch(self) -> list[int]:
+        """Those of the B oldest prompts in play that have not come back: for messages."""
+        queued = self._batches.queued
+        oldest = heapq.nsmallest(self._batch_size, [*self._lease_of, *self._retries, *queued])
+        return [index for index in oldest if index not in queued]
+
+    def holder_of(self, index: int) -> str | None:
+        """The generator that holds this prompt's lease."""
+        lease_id = self._lease_of.get(index)
+        return None if lease_id is None else self._leases[lease_id].generator

@@ -1,0 +1,197 @@
+"""The gloo engine's learner side, on rank 0: what each group of workers receives, and what they say of it.
+
+gloo           one group:              rank 0 ═▶ every worker of every generator
+gloo_sliced    a group a TP rank r:    rank 0 ═▶ worker r of every generator, its own slices alone
+gloo_delta     as gloo_sliced, but as changes of the version before, when that is shorter by half
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
+
+import torch
+from torch.distributed.distributed_c10d import Work
+
+from asyncrl.config.schema import PublishConfig
+from asyncrl.errors import NotWholeError, PublishError
+from asyncrl.publish.checksum import checksum
+from asyncrl.publish.delta import encode
+from asyncrl.publish.generator_commands import GeneratorsClient
+from asyncrl.publish.groups.gloo import GlooGroup, Rendezvous
+from asyncrl.publish.plan import (
+    Piece,
+    buckets,
+    dtype_name,
+    own_pieces,
+    pack,
+    place_alone,
+    total_bytes,
+    two_buffers,
+    whole_pieces,
+)
+from asyncrl.publish.receiver import ALL_ARRIVED, WHOLE, JoinInfo, group_name
+
+Tensors = Mapping[str, torch.Tensor]
+Parcel = tuple[torch.Tensor, int]
+"""What travels for one bucket, and the checksum of the bucket."""
+
+
+@dataclass
+class _Stream:
+    """The workers that receive the same buckets."""
+
+    workers: list[str]
+    group: GlooGroup
+    buckets: list[list[Piece]]
+    num_sent_bytes: int = 0
+    """To each worker, in the last transfer."""
+    checksums: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._memory = two_buffers(self.buckets)
+
+    def changes(self, old: Tensors, new: Tensors) -> list[Parcel] | None:
+        """None when they would not be shorter than half of all."""
+        parcels: list[Parcel] = []
+        room_bytes = sum(map(total_bytes, self.buckets)) // 2
+        for bucket in self.buckets:
+            whole = self._bytes(bucket, new)
+            parcels.append((encode(self._bytes(bucket, old), whole), checksum(whole)))
+            room_bytes -= parcels[-1][0].numel()
+            if room_bytes < 0:
+                return None
+        return parcels
+
+    def whole(self, tensors: Tensors) -> Iterator[Parcel]:
+        for bucket in self.buckets:
+            buffer = self._bytes(bucket, tensors)
+            yield buffer, checksum(buffer)
+
+    def _bytes(self, bucket: list[Piece], tensors: Tensors) -> torch.Tensor:
+        parts = [piece.region.view(tensors[piece.name]) for piece in bucket]
+        alone = place_alone(bucket, parts[0])
+        return pack(bucket, parts, next(self._memory)) if alone is None else alone
+
+    def begin(self, lengths: list[int]) -> Work:
+        """Says how long each parcel will be."""
+        self.num_sent_bytes, self.checksums = 0, []
+        return self.group.broadcast(torch.tensor(lengths, dtype=torch.int64))
+
+    def send(self, parcel: Parcel) -> Work:
+        buffer, check = parcel
+        self.num_sent_bytes += buffer.numel()
+        self.checksums.append(check)
+        return self.group.broadcast(buffer)
+
+    def end(self) -> Work:
+        return self.group.broadcast(torch.tensor(self.checksums, dtype=torch.int64))
+
+
+class GlooSender:
+    """Rank 0 of the groups.
+
+    Args:
+        metas: Hugging Face name → meta tensor of the dtype that is sent.
+        engine: `gloo`, `gloo_sliced` or `gloo_delta`.
+
+    Raises:
+        PublishError: a generator did not join.
+    """
+
+    def __init__(self, client: GeneratorsClient, host: str, config: PublishConfig, metas: Tensors, engine: str) -> None:
+        self._client = client
+        self._config = config
+        self._delta = engine == "gloo_delta"
+        self._served: Tensors | None = None
+        """What every worker has, once a transfer has succeeded."""
+        rendezvous = Rendezvous(host, 0, config.timeout_s)
+        info = JoinInfo(
+            master_address=host,
+            master_port=rendezvous.port,
+            rank_offset=1,
+            num_workers=len(client.workers),
+            sliced=engine != "gloo",
+            delta=self._delta,
+            bucket_bytes=config.bucket_bytes,
+            timeout_s=config.timeout_s,
+            names=list(metas),
+            dtype_names=[dtype_name(tensor.dtype) for tensor in metas.values()],
+            shapes=[list(tensor.shape) for tensor in metas.values()],
+        )
+        client.join(asdict(info))
+        plans = [rendezvous.plan(rank, who) for rank, who in enumerate(client.workers, start=1)]
+        self._streams = []
+        num_streams = client.tensor_parallel if info.sliced else 1
+        for part in range(num_streams):
+            workers = client.workers[part::num_streams]
+            pieces = own_pieces(plans[part], metas) if info.sliced else whole_pieces(metas)
+            group = rendezvous.group(group_name(part), 0, 1 + len(workers))
+            self._streams.append(_Stream(workers, group, buckets(pieces, config.bucket_bytes)))
+
+    def send(self, version: int, tensors: Tensors) -> dict[str, float]:
+        """Returns `time/publish_stall_s` and `publish/bytes`, those that workers received together.
+
+        Raises:
+            NotWholeError: something arrived changed, or a model does not hold it.
+            PublishError: a generator was late or is gone.
+        """
+        recompute_kv = self._config.kv_cache == "recompute"
+        served, self._served = self._served, None
+        if self._config.staged:
+            self._client.stage()
+            self._transfer(served, tensors)
+            stall_s = self._client.switch(version, {"staged": True}, recompute_kv)
+        else:
+            with self._client.switching(version, {"staged": False}, recompute_kv) as switched:
+                self._transfer(served, tensors)
+            stall_s = switched.result()
+        self._served = tensors if self._delta else None
+        num_bytes = sum(len(stream.workers) * stream.num_sent_bytes for stream in self._streams)
+        return {"time/publish_stall_s": stall_s, "publish/bytes": float(num_bytes)}
+
+    def shutdown(self) -> None:
+        self._streams = []
+
+    def _transfer(self, served: Tensors | None, tensors: Tensors) -> None:
+        """Every bucket to its group, then the checksums; then each worker's report."""
+        try:
+            self._broadcast(served, tensors)
+        except RuntimeError as error:
+            raise PublishError(f"transfer: a broadcast failed ({str(error).splitlines()[0]})") from error
+        for stream in self._streams:
+            for rank, who in enumerate(stream.workers, start=1):
+                bucket = self._reported(stream.group, rank, who)
+                if bucket != ALL_ARRIVED:
+                    raise NotWholeError(
+                        f"transfer: bucket {bucket} of {len(stream.buckets)} came to {who} with another checksum"
+                    )
+
+    def _broadcast(self, served: Tensors | None, tensors: Tensors) -> None:
+        """While a bucket travels, the next one is packed, or at least summed."""
+        changes = None if served is None else [stream.changes(served, tensors) for stream in self._streams]
+        parcels: list[Iterator[Parcel]] = []
+        travelling: list[Work] = []
+        for k, stream in enumerate(self._streams):
+            changed = None if changes is None else changes[k]
+            if changed is None:
+                travelling.append(stream.begin([WHOLE] * len(stream.buckets)))
+                parcels.append(stream.whole(tensors))
+            else:
+                travelling.append(stream.begin([buffer.numel() for buffer, _ in changed]))
+                parcels.append(iter(changed))
+        for row in zip_longest(*parcels):
+            leaving = [stream.send(parcel) for stream, parcel in zip(self._streams, row, strict=True) if parcel]
+            for work in travelling:
+                work.wait()
+            travelling = leaving
+        for work in [*travelling, *(stream.end() for stream in self._streams)]:
+            work.wait()
+
+    def _reported(self, group: GlooGroup, rank: int, who: str) -> int:
+        try:
+            return group.reported(rank)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise PublishError(f"transfer: {who} did not say that all has come ({reason})") from error

@@ -1,0 +1,49 @@
+"""What replay counts of the messages it gets, and the figures it reports of the queue."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from asyncrl.errors import RunError
+from asyncrl.ledger.ledger import Ledger
+from asyncrl.transport.messages import GroupHeader
+
+
+class Tally:
+    """Counts of one run.
+
+    Args:
+        max_failures: completions without a reward before the run is stopped.
+        num_unscored: so many there have been already.
+    """
+
+    def __init__(self, max_failures: int, num_unscored: int = 0) -> None:
+        self._max_failures = max_failures
+        self.num_unscored = num_unscored
+        self.num_refused = 0
+
+    def count_unscored(self, header: GroupHeader) -> None:
+        """Completions without a reward carry no gradient.
+
+        Raises:
+            RunError: there have been more of them than reward.max_failures allows.
+        """
+        self.num_unscored += int(np.isnan(header.rewards).sum())
+        if self.num_unscored > self._max_failures:
+            raise RunError(
+                f"the reward function failed on {self.num_unscored} completions, "
+                f"reward.max_failures={self._max_failures}; the last for row {header.row}; the generators' logs give "
+                "each reason"
+            )
+
+    def metrics(self, ledger: Ledger) -> dict[str, float]:
+        """`queue/*` of this moment."""
+        return {
+            "queue/depth": float(ledger.num_queued),
+            "queue/leased": float(ledger.num_leased),
+            "queue/filtered": float(ledger.num_filtered),
+            "queue/requeued": float(ledger.num_requeued),
+            "queue/quarantined": float(len(ledger.quarantined)),
+            "queue/unscored_completions": float(self.num_unscored),
+            "queue/messages_refused": float(self.num_refused),
+        }

@@ -1,0 +1,65 @@
+"""What replay tells people of prompts that came to nothing, and the limit at which they end the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from asyncrl.config.schema import Config
+from asyncrl.errors import RunError
+from asyncrl.ledger.ledger import Failure, Ledger
+from asyncrl.ledger.records import LeaseRecord
+from asyncrl.transport.control_link import ControlLink
+from asyncrl.types import Prompt
+
+
+class Failures:
+    """Notes each failure; raises at the quarantined prompt that is one too many.
+
+    Args:
+        draw: admission index → training prompt.
+    """
+
+    def __init__(self, config: Config, draw: Callable[[int], Prompt], ledger: Ledger, link: ControlLink) -> None:
+        self._config = config
+        self._draw = draw
+        self._ledger = ledger
+        self._link = link
+        self._refill_ran_out = False
+
+    def prompt_failed(self, index: int, outcome: Failure, reason: str) -> None:
+        """
+        Raises:
+            RunError: more prompts are quarantined than replay.max_quarantined.
+        """
+        row = self._draw(index).row
+        self._link.note(f"prompt {index} (row {row}) {outcome}: {reason}")
+        num_quarantined, limit = len(self._ledger.quarantined), self._config.replay.max_quarantined
+        if num_quarantined > limit:
+            raise RunError(
+                f"{num_quarantined} prompts are quarantined, replay.max_quarantined={limit}; "
+                f"the last, row {row}: {reason}"
+            )
+
+    def generator_gone(self, name: str, reason: str, lost: list[tuple[LeaseRecord, Failure]]) -> None:
+        """What becomes of the prompts that it held.
+
+        Raises:
+            RunError: as `prompt_failed`.
+        """
+        if lost:
+            self._link.note(f"{len(lost)} prompts of {name} go to the next free generator")
+        for lease, outcome in lost:
+            if outcome == "quarantined":
+                self.prompt_failed(lease.index, outcome, reason)
+
+    def refill_ran_out(self, index: int) -> None:
+        """A group of equal rewards takes a place in a batch; said once."""
+        if self._refill_ran_out:
+            return
+        self._refill_ran_out = True
+        self._link.note(
+            f"prompt {index} (row {self._draw(index).row}) has equal rewards and yet a place in a batch: its step has "
+            f"looked through {self._config.algorithm.max_refill_batches} batches of prompts "
+            "(algorithm.max_refill_batches); how many groups of each batch are like that is in "
+            "reward/zero_variance_fraction"
+        )

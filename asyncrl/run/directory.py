@@ -1,0 +1,81 @@
+"""The folder of a run: what lies where, made private to the user.
+
+runs/NAME/
+  config.yaml               resolved
+  prompts_*.parquet         tokenized prompts
+  ledger.sqlite             every prompt's life, and the groups that no checkpoint has yet (`ledger/store.py`)
+  metrics.jsonl, tensorboard/
+  checkpoints/step_*/
+  logs/ROLE.log
+  lock                      held while any process of the run lives
+  control.json              while the run is live: where its launcher listens
+  diagnosis/TIME/           of a run that could not go on
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from asyncrl.config.load import to_yaml
+from asyncrl.config.schema import Config
+from asyncrl.errors import ConfigError
+
+LOG_TAIL_LINES = 20
+
+
+def create(config: Config, config_name: str) -> Path:
+    """A new run directory with the resolved configuration.
+
+    Args:
+        config_name: names the run when run.name is null.
+
+    Raises:
+        ConfigError: the directory exists or cannot be made.
+    """
+    name = config.run.name or f"{config_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = Path(config.run.dir) / name
+    try:
+        path.mkdir(parents=True, mode=0o700)
+    except FileExistsError as error:
+        raise ConfigError(
+            f"run directory {path} exists; choose another --run-dir or run.name, or go on with it: --resume {path}"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"run.dir={config.run.dir}: cannot make {path}: {error.strerror}") from error
+    (path / "logs").mkdir()
+    save_config(path, config)
+    return path.resolve()
+
+
+def save_config(run_dir: Path, config: Config) -> None:
+    (run_dir / "config.yaml").write_text(to_yaml(config))
+
+
+def train_file(run_dir: Path) -> Path:
+    return run_dir / "prompts_train.parquet"
+
+
+def eval_file(run_dir: Path) -> Path:
+    return run_dir / "prompts_eval.parquet"
+
+
+def ledger_file(run_dir: Path) -> Path:
+    return run_dir / "ledger.sqlite"
+
+
+def lock_file(run_dir: Path) -> Path:
+    return run_dir / "lock"
+
+
+def log_file(run_dir: Path, role: str) -> Path:
+    return run_dir / "logs" / f"{role}.log"
+
+
+def log_tail(run_dir: Path, role: str) -> str:
+    """The last lines a role wrote; says so when its log is not on this machine."""
+    path = log_file(run_dir, role)
+    if not path.is_file():
+        return f"(no {path} on this machine)"
+    lines = path.read_text(errors="replace").splitlines()
+    return "\n".join(lines[-LOG_TAIL_LINES:])

@@ -1,0 +1,55 @@
+"""RUN/lock: one launch works on a run at a time.
+
+The launcher holds it, and so does each role, as long as the role's process or a child of it lives.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from asyncrl.errors import ConfigError
+from asyncrl.run.directory import lock_file
+
+POLL_S = 0.2
+
+
+def lock(run_dir: Path, timeout_s: float, console: Console) -> int:
+    """Waits until no process of an earlier launch is left, and keeps others out while this process lives.
+
+    Returns:
+        The file's descriptor; closing it lets go.
+
+    Raises:
+        ConfigError: the run is live, or its roles have not ended in time.
+    """
+    descriptor = _open_lock(run_dir)
+    deadline_s = time.monotonic() + timeout_s
+    is_told = False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() > deadline_s:
+                os.close(descriptor)
+                raise ConfigError(f"{run_dir}: the run is live; stop it first (waited {timeout_s:.0f} s)") from error
+        if not is_told:
+            console.print("waiting for the roles of the earlier launch to end", highlight=False)
+            is_told = True
+        time.sleep(POLL_S)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+def share_lock(run_dir: Path) -> None:
+    """A role's part: while its process or a child of it lives, nobody else goes on with the run."""
+    fcntl.flock(_open_lock(run_dir), fcntl.LOCK_SH)
+
+
+def _open_lock(run_dir: Path) -> int:
+    return os.open(lock_file(run_dir), os.O_RDWR | os.O_CREAT, 0o600)

@@ -1,0 +1,93 @@
+"""The ledger's store by itself: groups a second, by size of a group and durability, and how long a commit takes.
+
+    python bench/pipeline/ledger.py [--groups 2000] [--a-commit 20] [--folder DIR]
+
+Each group goes through its whole life: leased, queued with its arrays, batched, trained (which removes them). The file
+lies in a temporary folder of DIR (default: here), since what a disk does with fsync differs from disk to disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from asyncrl.ledger.records import PromptLife, State
+from asyncrl.ledger.store import SYNCHRONOUS, LedgerStore, StoredGroup
+from asyncrl.transport.wire import group_to_wire
+from asyncrl.types import Group
+
+BYTES_A_TOKEN = 12  # token, log-probability, version
+GROUP_SIZE = 8
+
+
+def stored_group(index: int, num_tokens: int) -> StoredGroup:
+    lengths = np.full(GROUP_SIZE, num_tokens // GROUP_SIZE, np.int32)
+    num_tokens = int(lengths.sum())
+    group = Group(
+        index=index,
+        row=index,
+        prompt_token_ids=np.zeros(100, np.int32),
+        lengths=lengths,
+        tokens=np.zeros(num_tokens, np.int32),
+        logprobs=np.zeros(num_tokens, np.float32),
+        versions=np.zeros(num_tokens, np.int32),
+        rewards=np.zeros(GROUP_SIZE, np.float32),
+        correct=np.zeros(GROUP_SIZE, np.bool_),
+        truncated=np.zeros(GROUP_SIZE, np.bool_),
+    )
+    header, frames = group_to_wire(group)
+    return StoredGroup(header, [bytes(frame) for frame in frames])
+
+
+def lives(state: State, indices: range) -> list[PromptLife]:
+    return [PromptLife(index, state) for index in indices]
+
+
+def run(
+    path: Path, durability: str, num_groups: int, groups_a_commit: int, num_tokens: int
+) -> tuple[float, list[float]]:
+    """Groups a second, and the seconds of each commit that had groups in it."""
+    store = LedgerStore(path, durability)
+    groups = [stored_group(index, num_tokens) for index in range(groups_a_commit)]
+    commits_s = []
+    start_s = time.perf_counter()
+    for first in range(0, num_groups, groups_a_commit):
+        indices = range(first, first + groups_a_commit)
+        store.commit(lives("leased", indices), {"next_lease_id": indices.stop})
+        for index, group in zip(indices, groups, strict=True):
+            store.put(index, group)
+        begun_s = time.perf_counter()
+        store.commit(lives("queued", indices), {})
+        commits_s.append(time.perf_counter() - begun_s)
+        store.commit(lives("batched", indices), {"next_step": first})
+        store.commit(lives("trained", indices), {})
+    seconds = time.perf_counter() - start_s
+    store.close()
+    return num_groups / seconds, commits_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--groups", type=int, default=2000)
+    parser.add_argument("--a-commit", type=int, default=20, help="groups that come together")
+    parser.add_argument("--folder", type=Path, default=Path())
+    arguments = parser.parse_args()
+    print("| group, KB | durability | groups/s, whole life | commit of groups, ms (median, p99) |\n|---|---|---|---|")
+    for kilobytes in (16, 200):
+        for durability in SYNCHRONOUS:
+            with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+                num_tokens = kilobytes * 1000 // BYTES_A_TOKEN
+                settings = (durability, arguments.groups, arguments.a_commit, num_tokens)
+                rate, commits_s = run(Path(folder) / "ledger.sqlite", *settings)
+            p99 = statistics.quantiles(commits_s, n=100)[98]
+            times = f"{1e3 * statistics.median(commits_s):.1f}, {1e3 * p99:.1f}"
+            print(f"| {kilobytes} | {durability} | {rate:,.0f} | {times} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

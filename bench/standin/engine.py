@@ -1,0 +1,155 @@
+"""An engine that starts in seconds, in place of vLLM: `generator.engine=bench.standin.engine:StandInEngine`.
+
+For runs in which engines start often (`bench/chaos/chaos.py --stand-in`). It is slow with any but a tiny model, but
+nothing in it is feigned: tokens are sampled from a transformers model that holds the weights it was last sent, their
+logprobs and versions are those of the forward that sampled them, and versions come over the project's own gloo groups,
+staged, with checksums, and verified.
+
+    event loop       sample → a request ──▶ queue          pause → no step begins, the present one has ended
+    sampler thread   all requests that wait ─▶ step, step, … ─▶ each request's future
+    publish thread   `publish/receiver.py`: buckets → the next parameters, beside those that serve
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from asyncrl.config.schema import GeneratorConfig
+from asyncrl.errors import PublishError
+from asyncrl.generate.engines.base import EngineSpec, Sampling
+from asyncrl.publish.checksum import word_sum
+from asyncrl.publish.plan import Piece, dtype_named, pack
+from asyncrl.publish.receiver import JoinInfo, Receiver, whole_slices
+from asyncrl.types import Completion
+from bench.standin.batch import Request, SamplingBatch
+
+
+class StandInEngine:
+    """One transformers model on the CPU; follows asyncrl.generate.engines.base.Engine."""
+
+    def __init__(self, spec: EngineSpec, config: GeneratorConfig) -> None:
+        assert spec.on_cpu, "the stand-in has one worker, on the CPU"
+        assert config.tensor_parallel == 1, "the stand-in has one worker"
+        assert spec.transfer_backend == "gloo", "the stand-in joins gloo groups alone"
+        self._tokenizer = AutoTokenizer.from_pretrained(spec.model_path)
+        self._model = AutoModelForCausalLM.from_pretrained(spec.model_path, dtype=dtype_named(spec.dtype)).eval()
+        self._receiver = ModelReceiver(self._model)
+        self._max_num_sequences = spec.max_num_sequences
+        self._version = -1
+        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._batch: SamplingBatch | None = None
+        self._may_step = threading.Event()
+        self._may_step.set()
+        self._stepping = threading.Lock()
+        """Held for each step of the sampler, and while weights or version change."""
+        self._thread = threading.Thread(target=self._serve, name="sampler", daemon=True)
+        self._thread.start()
+
+    @property
+    def dead(self) -> bool:
+        return not self._thread.is_alive()
+
+    async def warm_up(self) -> None:
+        await self.sample("warm-up", [0], Sampling(1, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=2, seed=0))
+
+    async def sample(self, request_id: str, prompt_token_ids: list[int], sampling: Sampling) -> list[Completion]:
+        """`num_samples` completions of one prompt. Truncated sampling is not there."""
+        assert (sampling.top_p, sampling.top_k) == (1.0, -1), "the stand-in samples from the whole vocabulary"
+        loop = asyncio.get_running_loop()
+        request = Request(prompt_token_ids, sampling, loop, loop.create_future())
+        self._requests.put(request)
+        return await request.completions
+
+    async def join_group(self, init_info: dict[str, Any]) -> None:
+        await self.leave_group()
+        info = JoinInfo(**init_info)
+        self._receiver.begin(info, whole_slices(info.metas()), part=0, num_parts=1)
+
+    async def leave_group(self) -> None:
+        self._receiver.leave()
+
+    async def stage(self) -> None:
+        self._receiver.stage()
+
+    async def pause(self, recompute_kv: bool) -> None:
+        self._may_step.clear()
+        await asyncio.to_thread(self._after_the_step, recompute_kv)
+
+    def _after_the_step(self, recompute_kv: bool) -> None:
+        with self._stepping:
+            if recompute_kv and self._batch is not None:
+                self._batch.forget_kv()
+
+    async def update(self, update_info: dict[str, Any]) -> None:
+        await asyncio.to_thread(self._receiver.take_over, update_info["staged"])
+
+    async def resume(self, version: int) -> None:
+        self._version = version
+        self._may_step.set()
+
+    def shutdown(self) -> None:
+        self._receiver.leave()
+
+    def _serve(self) -> None:
+        """The sampler thread, for as long as the process lives."""
+        while True:
+            self._batch = batch = SamplingBatch(self._model, self._waiting())
+            while not batch.done:
+                self._may_step.wait()
+                with self._stepping:
+                    if self._may_step.is_set():
+                        batch.step(self._version)
+            batch.answer(self._tokenizer)
+
+    def _waiting(self) -> list[Request]:
+        """The requests that have come, one at least, as many as may decode together."""
+        requests = [self._requests.get()]
+        num_sequences = requests[0].sampling.num_samples
+        while num_sequences < self._max_num_sequences and not self._requests.empty():
+            requests.append(self._requests.get())
+            num_sequences += requests[-1].sampling.num_samples
+        return requests
+
+
+class ModelReceiver(Receiver):
+    """Keeps every parameter of a transformers model whole."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._parameters = dict(model.named_parameters())
+
+    def _new_assembly(self, at_once: bool) -> NextParameters:
+        return NextParameters(self._parameters)
+
+
+class NextParameters:
+    """One version of a model's parameters on its way in."""
+
+    def __init__(self, serving: dict[str, torch.nn.Parameter]) -> None:
+        self._serving = serving
+        self._new: dict[str, torch.Tensor] = {}
+
+    def place(self, bucket: list[Piece]) -> None:
+        """Nowhere."""
+
+    def put(self, piece: Piece, part: torch.Tensor) -> None:
+        self._new[piece.name] = part.clone()
+
+    def pack(self, bucket: list[Piece]) -> torch.Tensor:
+        return pack(bucket, [self._new[piece.name] for piece in bucket])
+
+    def switch(self) -> None:
+        if self._new.keys() != self._serving.keys():
+            raise PublishError(f"not the model's parameters: {sorted(self._new.keys() ^ self._serving.keys())}")
+        for name, parameter in self._serving.items():
+            parameter.data = self._new[name]
+
+    def verify(self) -> None:
+        for name, parameter in self._serving.items():
+            if word_sum(parameter.data) != word_sum(self._new[name]):
+                raise PublishError(f"{name} does not hold what came for it")

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
+
+from asyncrl.cluster.memory import Estimate, activation_values, estimate, kv_bytes_per_token, published_bytes
+from asyncrl.cluster.topology import nodes_that_fit, plan
+from asyncrl.config.model_shape import ModelShape, read_model_shape
+from asyncrl.config.schema import Config
+from asyncrl.errors import DataError
+
+QWEN3_8B = Path(__file__).parents[1] / "models" / "qwen3_8b"
+
+
+@pytest.fixture(scope="module")
+def qwen3_8b() -> ModelShape:
+    return read_model_shape(str(QWEN3_8B))
+
+
+def estimates(config: Config, shape: ModelShape) -> dict[str, Estimate]:
+    topology = plan(config, nodes_that_fit(config), "gpu")
+    items = estimate(config, shape, topology, gpu_bytes=80 * 10**9)
+    return {f"{item.holder}, {'GPU' if item.on_gpu else 'host'}": item for item in items}
+
+
+def test_sliced_engines_bring_each_worker_its_share_with_what_several_need_to_each(qwen3_8b: ModelShape) -> None:
+    def per_worker(engine: str, parts: int, shape: ModelShape = qwen3_8b) -> list[float]:
+        config = Config()
+        config.publish.engine, config.generator.tensor_parallel = engine, parts
+        return published_bytes(shape, plan(config, nodes_that_fit(config), "gpu"), compute_bytes=2)
+
+    whole = 2 * qwen3_8b.num_parameters
+    norms = 2 * (36 * (2 * 4096 + 2 * 128) + 4096)
+    assert per_worker("gloo", 4) == [whole] * 4
+    assert per_worker("gloo_sliced", 4) == [norms + (whole - norms) / 4] * 4
+    assert per_worker("gloo_delta", 2) == [norms + (whole - norms) / 2] * 2
+    one_kv_head = 2 * 36 * 2 * 4096 * 128
+    assert per_worker("gloo_sliced", 16) == pytest.approx([norms + (whole - norms + 8 * one_kv_head) / 16] * 16)
+    short = dataclasses.replace(qwen3_8b, vocab_size=100, num_parameters=qwen3_8b.num_parameters - 151836 * 2 * 4096)
+    first, second = per_worker("gloo_sliced", 2, short)  # of 128 rows
+    assert first - second == 2 * 2 * 4096 * (64 - 36)
+
+
+def test_the_shape_of_qwen3_8b_is_exact(qwen3_8b: ModelShape) -> None:
+    hidden, inner, kv, vocab, head = 4096, 12288, 1024, 151936, 128
+    layer = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * inner + 2 * hidden + 2 * head
+    assert qwen3_8b.num_layer_parameters == layer
+    assert qwen3_8b.num_root_parameters == 2 * vocab * hidden + hidden
+    assert qwen3_8b.num_parameters == 8_190_735_360  # as its model card says: 8.2B
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_embedding_counts_once(tmp_path: Path, tied: bool) -> None:
+    Qwen3Config(
+        vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, tie_word_embeddings=tied,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    assert read_model_shape(str(tmp_path)).num_root_parameters == 32 * (100 if tied else 200) + 32
+
+
+def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the folder has no config\.json"):
+        read_model_shape(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be used"):
+        read_model_shape(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "no_such_type"}')
+    with pytest.raises(DataError, match="cannot be used"):
+        read_model_shape(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(DataError, match="not a causal language model"):
+        read_model_shape(str(tmp_path))
+
+
+def saved_values_per_token(config: PretrainedConfig, num_tokens: int) -> float:
+    """What autograd really keeps for one layer's backward pass: a model of 3 layers less one of 1, halved."""
+
+    def saved(num_layers: int) -> int:
+        config.num_hidden_layers = num_layers
+        config.layer_types = ["full_attention"] * num_layers
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        kept: dict[int, torch.Tensor] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = model.model(input_ids=torch.zeros(1, num_tokens, dtype=torch.long), use_cache=False)
+        assert output.last_hidden_state.requires_grad
+        return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)
+
+    return (saved(3) - saved(1)) / 2 / num_tokens / 4
+
+
+@pytest.mark.parametrize("family", [Qwen3Config, LlamaConfig])
+@pytest.mark.parametrize(("hidden", "heads", "kv_heads", "inner"), [(256, 4, 2, 768), (512, 4, 1, 1024)])
+def test_activations_are_estimated_to_20_percent_of_what_autograd_keeps(
+    family: type[PretrainedConfig], hidden: int, heads: int, kv_heads: int, inner: int, tmp_path: Path
+) -> None:
+    config = family(
+        vocab_size=64, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=2,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=64, max_position_embeddings=512,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    guess = activation_values(read_model_shape(str(tmp_path)))
+    assert guess == pytest.approx(saved_values_per_token(config, num_tokens=128), rel=0.2)
+
+
+def test_state_is_sixteen_bytes_a_parameter_shared_by_the_ranks(qwen3_8b: ModelShape) -> None:
+    for num_ranks in (1, 2, 8):
+        config = Config()
+        config.learner.count = num_ranks
+        items = estimates(config, qwen3_8b)["a learner rank, GPU"].items
+        state = sum(item.num_bytes for item in items if item.name.endswith("float32") and "logits" not in item.name)
+        assert state == 16 * qwen3_8b.num_parameters / num_ranks
+
+
+def test_offloading_moves_state_and_reference_to_the_host(qwen3_8b: ModelShape) -> None:
+    config = Config()
+    config.algorithm.kl_coef = 0.001
+    before = estimates(config, qwen3_8b)
+    config.learner.offload = config.learner.offload_reference = True
+    after = estimates(config, qwen3_8b)
+    moved = 20 * qwen3_8b.num_parameters
+    assert before["a learner rank, GPU"].num_bytes - after["a learner rank, GPU"].num_bytes == pytest.approx(moved)
+    assert after["a learner rank, host"].num_bytes - before["a learner rank, host"].num_bytes == pytest.approx(moved)
+
+
+def test_checkpointing_keeps_one_layer_and_the_inputs_of_the_others(qwen3_8b: ModelShape) -> None:
+    config = Config()
+    whole = estimates(config, qwen3_8b)["a learner rank, GPU"].num_bytes
+    config.learner.gradient_checkpointing = True
+    less = whole - estimates(config, qwen3_8b)["a learner rank, GPU"].num_bytes
+    per_token = 35 * activation_values(qwen3_8b) - 36 * 4096
+    assert less == pytest.approx(2 * config.learner.micro_batch_tokens * per_token)
+
+
+@pytest.mark.parametrize(("parts", "kv_heads_of_a_worker"), [(1, 8), (2, 4), (8, 1), (16, 1)])
+def test_kv_cache_is_split_by_heads_and_never_below_one_head(
+    parts: int, kv_heads_of_a_worker: int, qwen3_8b: ModelShape
+) -> None:
+    per_token = kv_bytes_per_token(qwen3_8b, parts, compute_bytes=2)
+    assert per_token == 36 * 2 * kv_heads_of_a_worker * 128 * 2  # layers × (key, value) × heads × size × bfloat16
+
+
+def test_replay_holds_the_groups_that_the_bound_admits(qwen3_8b: ModelShape) -> None:
+    config = Config()
+    config.replay.max_staleness, config.learner.batch_size, config.algorithm.group_size = 3, 10, 4
+    config.generator.max_tokens, config.data.max_prompt_tokens = 100, 50
+    assert estimates(config, qwen3_8b)["replay, host"].num_bytes == 40 * (4 * 100 * 12 + 50 * 4)

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from asyncrl.config.checks.algorithm import READ_ONLY_WITH
+from asyncrl.config.checks.check import check
+from asyncrl.config.load import load
+from asyncrl.config.model_shape import ModelShape, read_model_shape
+from asyncrl.config.schema import Config
+from asyncrl.errors import ConfigError
+
+QWEN3_8B = Path(__file__).parents[1] / "models" / "qwen3_8b"
+
+
+@pytest.fixture(scope="module")
+def shape() -> ModelShape:
+    return read_model_shape(str(QWEN3_8B))
+
+
+def config_of(*overrides: str) -> Config:
+    return load(None, ["model.path=tiny", "data.train=arithmetic", *overrides])
+
+
+def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> None:
+    assert check(config_of(), "cpu", shape) == []
+    assert check(config_of(), "gpu", shape) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algorithm.advantage=gpro"], "reinforce_pp_baseline; did you mean 'grpo'?"),
+        (["algorithm.loss=ppo_clips"], "algorithm.loss='ppo_clips' is none of ppo_clip, decoupled_ppo, gspo, cispo"),
+        (["model.dtype=float16"], "model.dtype='float16' is none of auto, float32, bfloat16"),
+        (["data.chat_template=sometimes"], "data.chat_template='sometimes' is none of"),
+        (["learner.lr=0"], "learner.lr=0.0 must be above 0"),
+        (["learner.lr=.nan"], "learner.lr=nan must be above 0"),
+        (["generator.count=0"], "generator.count=0 must be above 0"),
+        (["generator.temperature=0"], "generator.temperature=0.0 must be above 0"),
+        (["replay.max_staleness=-1"], "replay.max_staleness=-1 must be 0 or above"),
+        (["run.save_every=-5"], "run.save_every=-5 must be 0 or above"),
+        (["replay.ess_target=1"], "replay.ess_target=1.0 must be in (0, 1)"),
+        (["replay.min_staleness=1"], "is the smallest η of the controller, which is off"),
+        (["replay.ess_target=0.9", "replay.min_staleness=3"], "=3 is above replay.max_staleness=2"),
+        (["replay.port=70000"], "replay.port=70000 must be in 0 … 65535"),
+        (["generator.gpu_memory_utilization=1.5"], "must be in (0, 1]"),
+        (["learner.batch_size=32", "learner.mini_batch_size=12"], "=32 is not divisible by learner.mini_batch_size=12"),
+        (["algorithm.group_size=1"], "algorithm.group_size=1 with algorithm.advantage=grpo"),
+        (
+            ["algorithm.group_size=1", "algorithm.advantage=reinforce_pp", "algorithm.zero_variance=refill"],
+            "so that nothing would be trained",
+        ),
+        (["algorithm.advantage=pass_at_k", "algorithm.pass_k=8"], "=8 is not below algorithm.group_size=8"),
+        (["algorithm.max_refill_batches=0"], "algorithm.max_refill_batches=0 must be above 0"),
+        (["algorithm.group_size=1", "algorithm.advantage=dr_grpo"], "with algorithm.advantage=dr_grpo"),
+        (["algorithm.loss=gspo", "algorithm.correction=none"], "bounds for a token's ratio on a sequence's"),
+        (
+            ["algorithm.loss=ppo_clip", "algorithm.clip_lower=3e-4", "algorithm.clip_upper=4e-4"],
+            "bounds for a sequence's ratio on a token's",
+        ),
+        (
+            ["algorithm.loss=gspo", "algorithm.correction=token_truncate"],
+            "bounds for single tokens on a loss of whole sequences",
+        ),
+        (["algorithm.loss=cispo", "algorithm.correction=token_truncate"], "which cuts the importance weight itself"),
+        (
+            ["algorithm.loss=cispo", "algorithm.dual_clip=3"],
+            "dual_clip=3.0 is read only with algorithm.loss=ppo_clip or",
+        ),
+        (["algorithm.dual_clip=1"], "algorithm.dual_clip=1.0 must be above 1"),
+        (["algorithm.correction_lower=1.5"], "correction_lower=1.5 must be in [0, 1]"),
+        (["algorithm.correction_upper=0.5"], "correction_upper=0.5 must be 1 or above"),
+        (["algorithm.correction_lag_decay=0"], "correction_lag_decay=0.0 must be in (0, 1]"),
+        (
+            ["algorithm.correction=none", "algorithm.correction_lag_decay=0.9"],
+            "correction_lag_decay=0.9 is read only with algorithm.correction other",
+        ),
+        (
+            ["algorithm.correction=none", "algorithm.correction_normalise=true"],
+            "correction_normalise=True is read only",
+        ),
+        (["algorithm.reference=ema"], "algorithm.reference=ema is read only with algorithm.kl_coef above 0"),
+        (["algorithm.reference_ema_decay=1"], "algorithm.reference_ema_decay=1.0 must be in (0, 1)"),
+        (
+            ["algorithm.correction=token_mask+token_truncate"],
+            "algorithm.correction='token_mask+token_truncate' is none of",
+        ),
+        (["algorithm.kl_in=both"], "algorithm.kl_in='both' is none of loss, reward"),
+        (
+            ["algorithm.kl_coef=0.1", "algorithm.kl_in=reward", "algorithm.kl_unbiased=true"],
+            "it is a form of the KL in the loss",
+        ),
+        (["algorithm.correction_veto=1e-9"], "algorithm.correction_veto=1e-09 must be 0, or in [1e-8, 1)"),
+        (["algorithm.aggregation_constant=8"], "=8 is read only with algorithm.aggregation=sequence_sum"),
+        (["algorithm.overlong=penalty"], "needs algorithm.overlong_buffer_tokens in 1 … 1024"),
+        (["algorithm.overlong_buffer_tokens=8"], "=8 is read only with algorithm.overlong=penalty"),
+        (["generator.top_p=0.9"], "generator.top_p=0.9: the learner's logprobs are over the whole vocabulary"),
+        (["generator.top_k=50"], "set generator.top_k=-1"),
+        (["learner.batch_size=1", "algorithm.group_size=2", "learner.count=4"], "learner.count=4 ranks share the 2"),
+        (["run.eval_every=5"], "run.eval_every=5 needs data.eval"),
+        (["reward.terms=[]"], "reward.terms is empty"),
+        (["publish.engine=nccl"], "publish.engine=nccl needs GPUs"),
+        (["publish.every=4"], "with replay.max_staleness=2: the batches of 3 steps are admitted from one publish to"),
+        (
+            ["publish.every=2", "replay.ess_target=0.9"],
+            "set publish.every to 1 or less, or replay.min_staleness to 1 or more",
+        ),
+        (["publish.every=3", "data.eval=arithmetic", "run.eval_every=10"], "=10 is not divisible by publish.every=3"),
+        (["cluster.share_gpu=true"], "cluster.share_gpu=true needs a GPU"),
+        (["data.max_prompt_tokens=40000"], "= 41024 tokens, but the model takes 40960"),
+        (["generator.tensor_parallel=3"], "generator.tensor_parallel=3 does not divide the model's 32 attention heads"),
+    ],
+)
+def test_an_impossible_config_is_refused_with_keys_numbers_and_the_fix(
+    overrides: list[str], message: str, shape: ModelShape
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(config_of(*overrides), "cpu", shape)
+    assert message in str(caught.value)
+
+
+OTHER_VALUES = {
+    "pass_k": 2,
+    "max_refill_batches": 5,
+    "overlong_buffer_tokens": 8,
+    "clip_lower": 0.1,
+    "clip_upper": 0.3,
+    "dual_clip": 3,
+    "proximal": "interpolate",
+    "aggregation_constant": 8,
+    "correction_lower": 0.5,
+    "correction_upper": 5,
+    "correction_lag_decay": 0.9,
+    "correction_normalise": "true",
+    "reference": "ema",
+    "kl_estimator": "k2",
+    "kl_in": "reward",
+    "kl_unbiased": "true",
+    "reference_ema_decay": 0.9,
+}
+READ = ["advantage=pass_at_k", "zero_variance=refill", "overlong=penalty", "loss=decoupled_ppo"]
+READ += ["aggregation=sequence_sum", "correction=token_mask", "kl_coef=0.1", "reference=ema"]
+
+
+@pytest.mark.parametrize("key", READ_ONLY_WITH)
+def test_a_value_that_nothing_reads_is_refused_and_one_that_is_read_is_not(key: str) -> None:
+    assert OTHER_VALUES.keys() == READ_ONLY_WITH.keys()
+    value = f"algorithm.{key}={OTHER_VALUES[key]}"
+    with pytest.raises(ConfigError, match=rf"algorithm\.{key}=.* is read only with algorithm\."):
+        check(config_of("algorithm.loss=reinforce", value), "cpu")
+    buffer = "algorithm.overlong_buffer_tokens=8"
+    check(config_of(*(f"algorithm.{setting}" for setting in READ), buffer, value), "cpu")
+
+
+def test_all_problems_come_in_one_message() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(config_of("algorithm.loss=ppo", "learner.lr=-1", "generator.top_p=0.5"), "cpu")
+    lines = str(caught.value).splitlines()
+    assert [line.split("=")[0] for line in lines] == ["algorithm.loss", "learner.lr", "generator.top_p"]
+
+
+@pytest.mark.parametrize(("parts", "possible"), [(1, True), (2, True), (4, True), (6, False), (12, True), (5, False)])
+def test_kv_heads_are_cut_or_copied_evenly(parts: int, possible: bool, shape: ModelShape) -> None:
+    shape = dataclasses.replace(shape, num_heads=60, num_kv_heads=4, intermediate_size=60)
+    config = config_of(f"generator.tensor_parallel={parts}")
+    if possible:
+        check(config, "gpu", shape)
+    else:
+        with pytest.raises(ConfigError, match=f"tensor_parallel={parts} neither divides nor is a multiple"):
+            check(config, "gpu", shape)
+
+
+def test_deltas_need_the_room_that_staging_takes() -> None:
+    assert check(config_of("publish.engine=gloo_delta"), "cpu") == []
+    with pytest.raises(ConfigError, match=r"for which publish\.staged=false leaves no room"):
+        check(config_of("publish.engine=gloo_delta", "publish.staged=false"), "cpu")
+
+
+@pytest.mark.parametrize("overrides", [["generator.count=2"], ["publish.engine=nccl"]])
+def test_a_shared_gpu_takes_one_generator_and_one_learner_over_gloo(overrides: list[str]) -> None:
+    base = ["cluster.share_gpu=true", "generator.gpu_memory_utilization=0.4"]
+    assert check(config_of(*base), "gpu") == []
+    with pytest.raises(ConfigError, match="share_gpu"):
+        check(config_of(*base, *overrides), "gpu")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "warning"),
+    [
+        (["model.dtype=bfloat16"], "cpu", "5 to 9 times slower"),
+        (["run.eval_samples=4"], "cpu", "greedy completions are all alike"),
+        (["data.eval=arithmetic"], "cpu", "it is never used"),
+        (["cluster.share_gpu=true"], "gpu", "leaves the learner little memory"),
+        (["algorithm.loss=reinforce", "algorithm.correction=none"], "cpu", "as if they were this one's"),
+        (["algorithm.loss=decoupled_ppo", "algorithm.correction=none"], "cpu", "as if they were this one's"),
+        (["algorithm.kl_coef=0.1", "algorithm.kl_estimator=k1"], "cpu", "its gradient has mean 0"),
+    ],
+)
+def test_what_can_run_but_should_not_is_a_warning(
+    overrides: list[str], device: Literal["cpu", "gpu"], warning: str
+) -> None:
+    (text,) = check(config_of(*overrides), device)
+    assert warning in text
+
+
+def test_one_completion_a_prompt_is_enough_where_the_advantage_compares_over_the_batch() -> None:
+    assert check(config_of("algorithm.group_size=1", "algorithm.advantage=reinforce_pp"), "cpu") == []

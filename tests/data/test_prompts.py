@@ -1,0 +1,100 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asyncrl.config.schema import DataConfig
+from asyncrl.data.prompts import load_prompts, save_prompts, tokenize_prompts
+from asyncrl.data.tiny_tokenizer import build_tokenizer
+from asyncrl.errors import ConfigError, DataError
+from asyncrl.types import Prompt
+
+ROWS = [("one plus two", "3"), ("two", "2"), ("one plus one plus one", "3")]
+TEMPLATE = """
+{%- for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor -%}
+{%- if add_generation_prompt %}[assistant]{% endif -%}
+"""
+PIECES = [("[system][user][assistant] be brief", "")]
+
+
+@pytest.fixture(name="tokenizer")
+def plain_tokenizer():
+    return build_tokenizer(ROWS + PIECES, max_length=64)
+
+
+@pytest.fixture(name="chat_tokenizer")
+def templated_tokenizer(tokenizer):
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def decoded(prompts, tokenizer):
+    return [tokenizer.decode(prompt.token_ids) for prompt in prompts]
+
+
+def test_without_a_template_the_tokens_are_those_of_the_text(tokenizer):
+    prompts, num_dropped = tokenize_prompts(ROWS, tokenizer, DataConfig(), "rows.jsonl")
+    assert num_dropped == 0
+    assert decoded(prompts, tokenizer) == [text for text, _ in ROWS]
+    assert [(prompt.row, prompt.text, prompt.answer) for prompt in prompts] == [
+        (row, *texts) for row, texts in enumerate(ROWS)
+    ]
+
+
+def test_auto_applies_the_template_of_a_tokenizer_that_has_one(chat_tokenizer):
+    prompts, _ = tokenize_prompts(ROWS, chat_tokenizer, DataConfig(system_prompt="be brief"), "rows.jsonl")
+    assert decoded(prompts, chat_tokenizer) == [f"[system]be brief[user]{text}[assistant]" for text, _ in ROWS]
+    assert prompts[0].text == "one plus two"
+
+
+def test_never_leaves_the_template_off(chat_tokenizer):
+    prompts, _ = tokenize_prompts(ROWS, chat_tokenizer, DataConfig(chat_template="never"), "rows.jsonl")
+    assert decoded(prompts, chat_tokenizer) == [text for text, _ in ROWS]
+
+
+def test_always_without_a_template_and_a_system_prompt_without_one_are_refused(tokenizer):
+    with pytest.raises(ConfigError, match=r"data\.chat_template=always"):
+        tokenize_prompts(ROWS, tokenizer, DataConfig(chat_template="always"), "rows.jsonl")
+    with pytest.raises(ConfigError, match=r"data\.system_prompt"):
+        tokenize_prompts(ROWS, tokenizer, DataConfig(system_prompt="be brief"), "rows.jsonl")
+
+
+def test_a_template_that_refuses_the_messages_is_a_config_error(chat_tokenizer):
+    chat_tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(ConfigError, match="System role not supported"):
+        tokenize_prompts(ROWS, chat_tokenizer, DataConfig(), "rows.jsonl")
+
+
+def test_overlong_prompts_are_dropped_and_counted_and_the_rest_keep_their_rows(tokenizer):
+    prompts, num_dropped = tokenize_prompts(ROWS, tokenizer, DataConfig(max_prompt_tokens=3), "rows.jsonl")
+    assert ([prompt.row for prompt in prompts], num_dropped) == ([1], 2)
+
+
+def test_overlong_prompts_are_named_where_they_are_an_error(tokenizer):
+    config = DataConfig(max_prompt_tokens=12, overlong_prompts="error")
+    with pytest.raises(DataError, match=r"rows\.jsonl: row\(s\) 2 longer than data\.max_prompt_tokens = 12"):
+        tokenize_prompts(ROWS, tokenizer, config, "rows.jsonl")
+    with pytest.raises(DataError, match=r"row\(s\) 0, 1, 2, 3, 4 and 3 more longer"):
+        tokenize_prompts([ROWS[2]] * 8, tokenizer, config, "rows.jsonl")
+
+
+def test_no_prompt_left_is_an_error(tokenizer):
+    with pytest.raises(DataError, match=r"no prompt fits data\.max_prompt_tokens = 1"):
+        tokenize_prompts(ROWS, tokenizer, DataConfig(max_prompt_tokens=1), "rows.jsonl")
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]))
+prompts_strategy = st.builds(
+    Prompt,
+    row=st.integers(0, 2**40),
+    token_ids=st.lists(st.integers(0, 2**31 - 1), min_size=1),
+    text=text,
+    answer=text,
+)
+
+
+@settings(deadline=None)
+@given(prompts=st.lists(prompts_strategy, min_size=1, max_size=5))
+def test_saved_prompts_load_as_they_were(tmp_path_factory, prompts):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.parquet"
+    save_prompts(path, prompts)
+    assert load_prompts(path) == prompts

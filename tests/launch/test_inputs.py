@@ -1,0 +1,96 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from asyncrl.config.schema import Config
+from asyncrl.data.prompts import load_prompts
+from asyncrl.errors import ConfigError, DataError
+from asyncrl.launch.inputs import eval_file, make_inputs, save_inputs, train_file
+from tests.support.models import random_qwen3
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """Ten training rows of which one is too long, three held-out rows, a tiny model that was not warmed up."""
+    data = tmp_path / "data"
+    data.mkdir()
+    prompts = [f"{number}+1=" for number in range(9)] + ["1+" * 40 + "1="]
+    for name, chosen in (("train", prompts), ("test", prompts[:3])):
+        lines = [json.dumps({"prompt": prompt, "answer": "1"}) for prompt in chosen]
+        (data / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    config = Config()
+    config.model.path, config.model.warmup_steps = "tiny", 0
+    config.data.train, config.data.eval = str(data / "train.jsonl"), str(data / "test.jsonl")
+    config.data.max_prompt_tokens = 8
+    config.learner.batch_size = 4
+    config.run.dir = str(tmp_path / "runs")
+    return config
+
+
+def test_inputs_say_what_was_read_and_dropped_and_how_many_steps_it_makes(config):
+    config.run.epochs = 3
+    inputs = make_inputs(config)
+    assert [prompt.text for prompt in inputs.train] == [f"{number}+1=" for number in range(9)]
+    assert inputs.num_steps == 3 * 9 // 4
+    assert inputs.notes == [
+        "training prompts: 9 of 10 rows; 1 dropped as longer than data.max_prompt_tokens=8",
+        "held-out prompts: 3 of 3 rows",
+    ]
+    assert (Path(inputs.model_path) / "config.json").is_file()
+
+
+def test_saved_inputs_are_read_back_by_the_replay_role(config, tmp_path):
+    inputs = make_inputs(config)
+    save_inputs(inputs, tmp_path)
+    assert load_prompts(train_file(tmp_path)) == inputs.train
+    assert load_prompts(eval_file(tmp_path)) == inputs.eval
+
+
+def test_without_held_out_data_there_is_no_file_of_it(config, tmp_path):
+    config.data.eval = None
+    save_inputs(make_inputs(config), tmp_path)
+    assert not eval_file(tmp_path).exists()
+
+
+def test_steps_count_before_epochs(config):
+    config.run.steps = 7
+    assert make_inputs(config).num_steps == 7
+
+
+def test_fewer_prompts_than_one_step_needs_are_refused_with_the_numbers(config):
+    config.learner.batch_size = 10
+    with pytest.raises(ConfigError, match=r"run.epochs=1 of 9 prompts .* learner.batch_size=10"):
+        make_inputs(config)
+
+
+def test_a_model_that_is_not_there_is_named_before_the_data_is_read(config):
+    config.model.path, config.data.train = "/no/such/folder", "/no/such/data"
+    with pytest.raises(DataError, match=r"model.path=/no/such/folder: no such folder; give model.path as"):
+        make_inputs(config)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("config.json", "the folder has no config.json"),
+        ("model.safetensors", "the folder has no weights"),
+        ("tokenizer.json", "it has no tokenizer"),
+    ],
+)
+def test_a_model_folder_is_named_with_what_it_lacks(config, tmp_path, file, message):
+    folder = random_qwen3(tmp_path / "model", tied=True)
+    (folder / file).unlink()
+    (folder / "tokenizer_config.json").unlink()
+    config.model.path = str(folder)
+    with pytest.raises(DataError, match=f"model.path=.*: {message}"):
+        make_inputs(config)
+
+
+@pytest.mark.parametrize(("key", "attribute"), [("data.train", "train"), ("data.eval", "eval")])
+def test_bad_data_is_named_by_its_key_its_file_and_its_line(config, tmp_path, key, attribute):
+    file = tmp_path / "broken.jsonl"
+    file.write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt":\n')
+    setattr(config.data, attribute, str(file))
+    with pytest.raises(DataError, match=f"{key}: .*broken.jsonl:2: not valid JSON"):
+        make_inputs(config)

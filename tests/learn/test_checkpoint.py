@@ -1,0 +1,148 @@
+"""Checkpoints: the next step is the same bit for bit, whole or not there, on any number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from asyncrl.errors import DataError
+from asyncrl.learn.checkpoint import export_hf, load, save
+from asyncrl.learn.update.step import Learner
+from asyncrl.run.trainer_state import TrainerState, checkpoint_dir, latest, read_state
+from tests.support.learn import full_parameters, full_reference, random_batch, run_ranks, save_tiny_model, tiny_config
+
+pytestmark = pytest.mark.system
+
+STATE = TrainerState(step=2, update=4)
+DECAY = 0.75
+EMA = ["algorithm.kl_coef=0.1", "algorithm.reference=ema", f"algorithm.reference_ema_decay={DECAY}"]
+OVERRIDES = ["learner.mini_batch_size=2", "learner.schedule=cosine", "learner.warmup_steps=1", *EMA]
+
+
+def train_save_and_train_on(mesh: DeviceMesh, model: str, run_dir: Path) -> dict[str, Any]:
+    learner = Learner(tiny_config(model, *OVERRIDES), mesh, 5)
+    anchor = full_parameters(learner)
+    for seed in range(2):
+        learner.train(random_batch(seed))
+        anchor = {name: DECAY * anchor[name] + (1 - DECAY) * value for name, value in full_parameters(learner).items()}
+    assert learner.update == STATE.update
+    directory = checkpoint_dir(run_dir, STATE.step)
+    for _ in range(2):  # the second replaces the first
+        save(directory, learner, STATE)
+    saved, reference, draws = full_parameters(learner), full_reference(learner), torch.rand(3)
+    metrics = learner.train(random_batch(2))
+    found = {"saved": saved, "draws": draws, "metrics": metrics, "after": full_parameters(learner)}
+    return found | {"anchor": anchor, "reference": reference}
+
+
+def load_and_train_on(mesh: DeviceMesh, model: str, directory: Path) -> dict[str, Any]:
+    learner = Learner(tiny_config(model, *OVERRIDES), mesh, 5)
+    state = load(directory, learner)
+    saved, draws = full_parameters(learner), torch.rand(3)
+    metrics = learner.train(random_batch(2))
+    return {"state": state, "saved": saved, "draws": draws, "metrics": metrics, "after": full_parameters(learner)}
+
+
+def try_to_load(mesh: DeviceMesh, model: str, directory: Path, overrides: list[str]) -> str:
+    try:
+        load(directory, Learner(tiny_config(model, *overrides), mesh, 5))
+    except DataError as error:
+        return str(error)
+    return "loaded"
+
+
+def save_untrained(mesh: DeviceMesh, model: str, directory: Path) -> None:
+    save(directory, Learner(tiny_config(model), mesh, 5), STATE)
+
+
+def save_tokenizer(path: str) -> None:
+    from tokenizers import Tokenizer, models
+
+    vocabulary = {str(number): number for number in range(10)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(path)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("run")
+    model = save_tiny_model(folder / "model", tied=request.param)
+    save_tokenizer(model)
+    results = run_ranks(2, train_save_and_train_on, model, folder)
+    return {"model": model, "dir": folder, "results": results, "tied": request.param}
+
+
+def test_a_resumed_run_goes_on_bit_for_bit_and_other_numbers_of_ranks_agree(run: dict[str, Any]) -> None:
+    directory = latest(run["dir"])
+    assert directory == run["dir"] / "checkpoints" / "step_000002"
+    for original, resumed in zip(run["results"], run_ranks(2, load_and_train_on, run["model"], directory), strict=True):
+        assert resumed["state"] == STATE
+        assert resumed["metrics"] == original["metrics"]
+        assert torch.equal(resumed["draws"], original["draws"])
+        for key in ("saved", "after"):
+            assert all(torch.equal(resumed[key][name], value) for name, value in original[key].items())
+    for num_ranks in (1, 4):
+        resumed = run_ranks(num_ranks, load_and_train_on, run["model"], directory)[0]
+        for key, atol in (("saved", 0.0), ("after", 1e-6)):
+            for name, value in run["results"][0][key].items():
+                torch.testing.assert_close(resumed[key][name], value, rtol=0, atol=atol)
+
+
+def test_an_ema_reference_follows_the_policy_on_every_rank(run: dict[str, Any]) -> None:
+    for result in run["results"]:
+        for name, value in result["anchor"].items():
+            torch.testing.assert_close(result["reference"][name], value, rtol=1e-6, atol=1e-7)
+            assert not torch.equal(result["reference"][name], result["saved"][name])
+
+
+def test_a_checkpoint_without_an_ema_reference_is_refused_where_one_is_due(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", tied=True)
+    run_ranks(1, save_untrained, model, tmp_path / "step_000000")
+    message = run_ranks(1, try_to_load, model, tmp_path / "step_000000", EMA)[0]
+    assert "was written without an EMA reference; resume it with algorithm.reference=frozen" in message
+
+
+def test_an_exported_checkpoint_is_a_hugging_face_folder_with_the_same_weights(
+    run: dict[str, Any], tmp_path: Path
+) -> None:
+    directory = latest(run["dir"])
+    assert directory is not None
+    export_hf(directory, run["model"], tmp_path)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path)
+    parameters = dict(exported.named_parameters())
+    assert parameters.keys() == run["results"][0]["saved"].keys()
+    for name, value in run["results"][0]["saved"].items():
+        assert torch.equal(parameters[name], value)
+    tied = exported.get_output_embeddings().weight is exported.get_input_embeddings().weight
+    assert tied == run["tied"]
+    assert AutoTokenizer.from_pretrained(tmp_path).vocab_size == 10
+
+
+def test_a_checkpoint_of_another_model_is_refused(run: dict[str, Any], tmp_path: Path) -> None:
+    other = save_tiny_model(tmp_path / "other", tied=True, num_hidden_layers=3)
+    message = run_ranks(1, try_to_load, other, latest(run["dir"]), EMA)[0]
+    assert "is a checkpoint of another model: it has none where model.layers.2." in message
+
+
+def test_a_half_written_checkpoint_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / ".step_000009.partial").mkdir(parents=True)
+    assert latest(tmp_path) is None
+    with pytest.raises(DataError, match="step_000009 is no checkpoint"):
+        read_state(checkpoint_dir(tmp_path, 9))
+
+
+def test_the_latest_checkpoint_is_that_of_the_most_steps(tmp_path: Path) -> None:
+    for step in (9, 1000000, 200):
+        checkpoint_dir(tmp_path, step).mkdir(parents=True)
+    assert latest(tmp_path) == checkpoint_dir(tmp_path, 1000000)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "trainer.json").write_text('{"format": 0, "step": 1, "update": 1}')
+    with pytest.raises(DataError, match="another version of asyncrl"):
+        read_state(tmp_path)

@@ -1,0 +1,124 @@
+"""Batch → mini-batches → micro-batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncrl.config.algorithm import AlgorithmConfig
+from asyncrl.errors import StalenessError
+from asyncrl.learn.update.batch_metrics import batch_metrics
+from asyncrl.learn.update.mini_batches import mini_batches
+from asyncrl.learn.update.packing import Layout, build_micro_batch, plan_micro_batches
+from asyncrl.types import Batch
+from tests.support.learn import random_batch
+
+ALGORITHM = AlgorithmConfig()
+layouts = st.sampled_from(["padded", "packed"])
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 5), st.integers(1, 120), layouts)
+def test_each_sequence_is_planned_once_within_the_budget_and_ranks_stay_in_step(
+    lengths: list[int], num_ranks: int, budget: int, layout: Layout
+) -> None:
+    plan = plan_micro_batches(dict(enumerate(lengths)), num_ranks, budget, layout)
+    assert len(plan) == num_ranks
+    assert len({len(micro_batches) for micro_batches in plan}) == 1
+    planned = [sequence for micro_batches in plan for chosen in micro_batches for sequence in chosen]
+    assert sorted(planned) == list(range(len(lengths)))
+    for micro_batches in plan:
+        for chosen in micro_batches:
+            sizes = [lengths[sequence] for sequence in chosen]
+            num_tokens = max(sizes, default=0) * len(sizes) if layout == "padded" else sum(sizes)
+            assert num_tokens <= budget or len(chosen) == 1
+    loads = [sum(lengths[sequence] for chosen in micro_batches for sequence in chosen) for micro_batches in plan]
+    assert max(loads) - min(loads) <= max(lengths, default=0)
+
+
+@given(st.integers(0, 20), st.integers(1, 3), st.integers(5, 60), layouts)
+def test_a_micro_batch_predicts_each_sampled_token_from_the_position_before_it(
+    seed: int, num_ranks: int, budget: int, layout: Layout
+) -> None:
+    (mini_batch,) = mini_batches(random_batch(seed, step=3), ALGORITHM, 2, 4, 8)
+    lengths = {sequence: mini_batch.num_tokens(sequence) for sequence in mini_batch.trained_sequences}
+    seen = torch.zeros(len(mini_batch.actions.targets), dtype=torch.int64)
+    for micro_batches in plan_micro_batches(lengths, num_ranks, budget, layout):
+        for chosen in micro_batches:
+            micro_batch = build_micro_batch(mini_batch, chosen, layout)
+            actions = micro_batch.actions
+            if not chosen:
+                assert actions.weights.tolist() == [0.0]
+                continue
+            following = micro_batch.input_ids.flatten()[micro_batch.indices + 1]
+            assert torch.equal(following, actions.targets)
+            prompt_lengths = torch.tensor([len(mini_batch.prompts[i]) for i in actions.segment_ids.tolist()])
+            offsets = torch.from_numpy(mini_batch.offsets)[actions.segment_ids]
+            places = torch.cat([torch.arange(mini_batch.offsets[i], mini_batch.offsets[i + 1]) for i in chosen])
+            positions = micro_batch.position_ids.flatten()[micro_batch.indices]
+            assert torch.equal(positions, prompt_lengths - 1 + places - offsets)
+            seen[places] += 1
+            if layout == "padded":
+                assert micro_batch.attention_mask is not None
+                assert micro_batch.attention_mask.sum() == sum(lengths[i] for i in chosen)
+            else:
+                assert micro_batch.attention_mask is None
+                assert micro_batch.input_ids.shape == (1, sum(lengths[i] for i in chosen))
+    assert torch.equal(seen, torch.ones_like(seen))
+
+
+def test_mini_batches_keep_the_order_of_the_groups_and_weigh_each_on_its_own() -> None:
+    batch = random_batch(3, step=2)
+    parts = mini_batches(batch, ALGORITHM, 2, 2, 8)
+    targets = torch.cat([part.actions.targets for part in parts]).numpy()
+    np.testing.assert_array_equal(targets, np.concatenate([group.tokens for group in batch.groups]))
+    assert [part.actions.weights.sum().item() for part in parts] == pytest.approx([1.0, 1.0])
+
+
+def test_a_token_over_the_bound_has_weight_zero_and_a_quarantined_completion_too() -> None:
+    batch = random_batch(5, step=8)
+    group = batch.groups[0]
+    group.rewards[1] = np.nan
+    (mini_batch,) = mini_batches(batch, ALGORITHM, 1, 4, 8)
+    actions = mini_batch.actions
+    lags = 8 - np.concatenate([item.versions for item in batch.groups])
+    quarantined = actions.segment_ids == 1
+    assert torch.equal(actions.mask, torch.from_numpy(lags <= 1) & ~quarantined)
+    assert 1 not in mini_batch.trained_sequences
+
+
+def test_a_token_of_a_later_version_is_refused_with_the_numbers() -> None:
+    batch = random_batch(5, step=8)
+    with pytest.raises(StalenessError, match=r"step 3 was given .* up to 8"):
+        mini_batches(Batch(step=3, groups=batch.groups), ALGORITHM, 1, 4, 8)
+
+
+def test_what_the_guard_masked_is_counted_with_the_lengths_of_its_completions() -> None:
+    batch = random_batch(5, step=8)
+    for group in batch.groups:
+        group.versions[:] = 8
+    stale = batch.groups[2]
+    stale.versions[: stale.lengths[0] + 1] = 4  # all of the first completion, one token of the second
+    metrics = batch_metrics(batch, max_staleness=2)
+    num_tokens = sum(group.num_tokens for group in batch.groups)
+    num_stale = int(stale.lengths[0]) + 1
+    assert metrics["staleness/violations"] == num_stale
+    assert metrics["staleness/violation_completions"] == 2
+    assert metrics["staleness/violation_length_mean"] == stale.lengths[:2].mean()
+    assert metrics["staleness/histogram"] == [num_tokens - num_stale, 0, 0, 0, num_stale]
+    assert metrics["staleness/max"] == 4
+
+
+def test_quarantined_completions_are_left_out_of_the_rewards() -> None:
+    batch = random_batch(6)
+    for group in batch.groups:
+        group.rewards[:] = [1.0, 1.0, np.nan, 1.0]
+        group.correct[:] = [True, False, False, True]
+    metrics = batch_metrics(batch, max_staleness=2)
+    assert metrics["reward/mean"] == 1.0
+    assert metrics["reward/std"] == 0.0
+    assert metrics["reward/quarantined"] == 4
+    assert metrics["reward/accuracy"] == pytest.approx(2 / 3)
+    assert metrics["reward/zero_variance_fraction"] == 1.0

@@ -1,0 +1,323 @@
+"""Ledger and its store against a naive model of them: sets and lists, everything recomputed from the whole history.
+
+Between any two transitions the process may be another one, which knows what SQLite has, and the learner may come back
+from a checkpoint and ask for batches again."""
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from asyncrl.errors import RunError
+from asyncrl.ledger.ledger import Ledger
+from asyncrl.ledger.records import PromptLife
+from asyncrl.ledger.store import LedgerStore
+
+GENERATORS = ("generator-0", "generator-1")
+TIMEOUT_S = 10.0
+IN_PLAY = ("leased", "waiting", "queued")
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    @initialize(
+        batch_size=st.integers(1, 3),
+        max_staleness=st.integers(0, 2),
+        num_steps=st.integers(1, 4),
+        stragglers=st.sampled_from(["wait", "mask", "requeue"]),
+        max_attempts=st.integers(1, 3),
+        max_refill_prompts=st.integers(0, 6),
+    )
+    def begin(
+        self,
+        batch_size,
+        max_staleness,
+        num_steps,
+        stragglers,
+        max_attempts,
+        max_refill_prompts,
+    ):
+        self.batch_size, self.max_staleness = batch_size, max_staleness
+        self.in_order, self.requeues = stragglers == "wait", stragglers == "requeue"
+        self.num_steps, self.max_attempts = num_steps, max_attempts
+        self.rules = {
+            "batch_size": batch_size,
+            "max_staleness": max_staleness,
+            "num_steps": num_steps,
+            "stragglers": stragglers,
+            "lease_timeout_s": TIMEOUT_S,
+            "max_attempts": max_attempts,
+            "max_refill_prompts": max_refill_prompts,
+        }
+        self.folder = tempfile.TemporaryDirectory()
+        self.store = LedgerStore(Path(self.folder.name) / "ledger.sqlite", "off")
+        self.ledger = Ledger(**self.rules)
+        self.checkpoint = 0
+        self.max_refill_prompts = max_refill_prompts
+        self.drawn_at_take = 0
+        self.now_s = 0.0
+        self.served: int | None = None
+        self.state: dict[int, str] = {}
+        self.finished: list[int] = []  # in order of completion
+        self.batches: list[list[int]] = []
+        self.leases: dict[int, tuple[int, str, float, int]] = {}  # id → index, generator, deadline, version then
+        self.unanswered: set[int] = set()
+        self.valid: dict[int, int] = {}  # index → its lease that has not expired
+        self.failures: Counter[int] = Counter()
+        self.sampled_at: dict[int, int] = {}  # index → version served when the answered lease was granted
+        self.eta = max_staleness
+        self.drawn_under: dict[int, int] = {}  # index → η when it was first leased
+
+    # ── the model's view ──
+
+    @property
+    def step(self) -> int:
+        return len(self.batches)
+
+    @property
+    def frontier(self) -> int:
+        """The oldest version that a generator with a lease can serve."""
+        return self.step if self.served is None else self.served
+
+    def indices(self, *states: str) -> list[int]:
+        return sorted(index for index, state in self.state.items() if state in states)
+
+    def num_drawn_and_kept(self) -> int:
+        return len(self.indices(*IN_PLAY, "trained"))
+
+    def expected_index(self) -> int | None:
+        waiting = self.indices("waiting")
+        if waiting:
+            return waiting[0]
+        if self.served is None:
+            return None
+        if self.num_drawn_and_kept() >= self.batch_size * min(self.served + self.eta + 1, self.num_steps):
+            return None
+        return len(self.state)
+
+    def first_drawn_of_step(self) -> list[int]:
+        """What was drawn before the last batch was taken, and the max_refill_prompts indices after that."""
+        if self.max_refill_prompts == 0:
+            return []
+        return list(range(self.drawn_at_take + self.max_refill_prompts))
+
+    def expected_batch(self) -> list[int] | None:
+        oldest = self.indices(*IN_PLAY) if self.in_order else self.finished
+        batch = sorted(oldest[: self.batch_size])
+        whole = len(batch) == self.batch_size and all(self.state[index] == "queued" for index in batch)
+        return batch if whole else None
+
+    def fail_in_model(self, lease_id: int) -> str:
+        index = self.leases[lease_id][0]
+        del self.valid[index]
+        self.failures[index] += 1
+        outcome = "quarantined" if self.failures[index] == self.max_attempts else "retried"
+        self.state[index] = "quarantined" if outcome == "quarantined" else "waiting"
+        return outcome
+
+    # ── what can happen ──
+
+    @rule(generator=st.sampled_from(GENERATORS))
+    def lease(self, generator):
+        expected = self.expected_index()
+        lease = self.ledger.lease(generator, self.now_s)
+        assert (lease and lease.index) == expected
+        if lease is None:
+            return
+        assert lease.lease_id not in self.leases
+        self.leases[lease.lease_id] = (lease.index, generator, lease.deadline_s, self.frontier)
+        self.unanswered.add(lease.lease_id)
+        self.valid[lease.index] = lease.lease_id
+        self.state[lease.index] = "leased"
+        self.drawn_under.setdefault(lease.index, self.eta)
+
+    @rule(data=st.data())
+    def move_eta(self, data):
+        self.eta = self.ledger.eta = data.draw(st.integers(0, self.max_staleness))
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.leases)
+    def complete(self, data):
+        """Also leases that were answered, expired or released before."""
+        self.complete_lease(data.draw(st.sampled_from(sorted(self.leases))), data.draw(st.booleans()))
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.valid)
+    def complete_held(self, data):
+        self.complete_lease(data.draw(st.sampled_from(sorted(self.valid.values()))), data.draw(st.booleans()))
+
+    def complete_lease(self, lease_id, has_signal=True):
+        index, _, _, version = self.leases[lease_id]
+        counts = lease_id in self.unanswered and self.state[index] in ("leased", "waiting")
+        self.unanswered.discard(lease_id)
+        outcome = self.ledger.complete(lease_id, version, has_signal)
+        if not counts:
+            assert outcome is None
+            return
+        self.valid.pop(index, None)
+        if not has_signal and index in self.first_drawn_of_step():
+            assert outcome == "filtered"
+            self.state[index] = "filtered"
+        else:
+            assert outcome == "queued"
+            self.state[index] = "queued"
+            self.finished.append(index)
+            self.sampled_at[index] = version
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.leases)
+    def fail(self, data):
+        lease_id = data.draw(st.sampled_from(sorted(self.leases)))
+        held = lease_id in self.unanswered and self.valid.get(self.leases[lease_id][0]) == lease_id
+        self.unanswered.discard(lease_id)
+        assert self.ledger.fail(lease_id, "no luck") == (self.fail_in_model(lease_id) if held else None)
+
+    @rule(seconds=st.sampled_from([1.0, TIMEOUT_S / 2, TIMEOUT_S]))
+    def time_passes(self, seconds):
+        self.now_s += seconds
+        late = {lease_id for lease_id in self.valid.values() if self.leases[lease_id][2] <= self.now_s}
+        expired = self.ledger.expire(self.now_s)
+        assert {lease.lease_id for lease, _ in expired} == late
+        assert [outcome for _, outcome in expired] == [self.fail_in_model(lease.lease_id) for lease, _ in expired]
+
+    @rule(generator=st.sampled_from(GENERATORS))
+    def generator_is_gone(self, generator):
+        released = {lease.lease_id for lease in self.ledger.release(generator)}
+        assert released == {lease_id for lease_id in self.valid.values() if self.leases[lease_id][1] == generator}
+        for lease_id in released:
+            index = self.leases[lease_id][0]
+            del self.valid[index]
+            self.state[index] = "waiting"
+        self.unanswered -= {lease_id for lease_id in self.unanswered if self.leases[lease_id][1] == generator}
+
+    @rule()
+    def take_batch(self):
+        if self.requeues:
+            for index in [i for i in self.finished if self.step - self.sampled_at[i] > self.max_staleness]:
+                self.finished.remove(index)
+                self.state[index] = "waiting"
+        expected = self.expected_batch()
+        taken = self.ledger.take_batch(self.step)
+        assert taken == expected
+        if taken is None:
+            return
+        for index in taken:
+            self.state[index] = "trained"
+            self.finished.remove(index)
+        self.drawn_at_take = max(self.state) + 1
+        if self.in_order:
+            assert all(self.step - self.sampled_at[index] <= self.drawn_under[index] for index in taken)
+        if self.requeues:
+            assert all(self.step - self.sampled_at[index] <= self.max_staleness for index in taken)
+        self.batches.append(taken)
+        assert self.ledger.next_step == self.step
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.checkpoint < self.step)
+    def learner_retraces_its_steps(self, data):
+        step = data.draw(st.integers(self.checkpoint, self.step - 1))
+        assert self.ledger.take_batch(step) == self.batches[step]
+
+    @rule(data=st.data())
+    def learner_saves_a_checkpoint(self, data):
+        self.checkpoint = data.draw(st.integers(self.checkpoint, self.step))
+        self.ledger.checkpointed(self.checkpoint)
+        if self.checkpoint:
+            with pytest.raises(RunError, match="is asked for"):
+                self.ledger.take_batch(self.checkpoint - 1)
+
+    @rule()
+    def what_has_changed_is_committed(self):
+        self.store.commit(self.ledger.take_changes(), self.ledger.counters)
+
+    @rule(with_the_whole_run=st.booleans())
+    def another_process_takes_over(self, with_the_whole_run):
+        self.what_has_changed_is_committed()
+        self.store.close()
+        self.store = LedgerStore(Path(self.folder.name) / "ledger.sqlite", "off")
+        self.store.begin_session(began_anew=with_the_whole_run)
+        self.ledger = Ledger(**self.rules, standing=self.store.standing(), now_s=self.now_s)
+        if with_the_whole_run:
+            self.ledger.begin_session()
+            self.served = None
+            for index in self.valid:
+                self.state[index] = "waiting"
+            self.valid.clear()
+        self.unanswered = set(self.valid.values())
+        for lease_id in self.unanswered:
+            index, generator, _, version = self.leases[lease_id]
+            self.leases[lease_id] = (index, generator, self.now_s + TIMEOUT_S, version)
+
+    @rule()
+    @precondition(lambda self: self.served is None or self.served < self.step)
+    def publish(self):
+        """Every version in turn, and none before its step was taken; after a restart of all, the latest."""
+        self.served = self.step if self.served is None else self.served + 1
+        self.ledger.published(self.served)
+
+    # ── what always holds ──
+
+    @invariant()
+    def no_prompt_is_lost_or_ends_twice(self):
+        trained = [index for batch in self.batches for index in batch]
+        assert len(trained) == len(set(trained))
+        assert not set(trained) & set(self.ledger.quarantined)
+        assert self.ledger.num_leased == len(self.indices("leased"))
+        assert self.ledger.num_queued == len(self.indices("queued"))
+        assert sorted(self.ledger.quarantined) == self.indices("quarantined")
+        assert sorted(trained) == self.indices("trained")
+        assert self.ledger.num_filtered == len(self.indices("filtered"))
+
+    @invariant()
+    def admission_is_bounded(self):
+        assert self.num_drawn_and_kept() <= (self.frontier + self.max_staleness + 1) * self.batch_size
+
+    @invariant()
+    def batches_are_in_admission_order(self):
+        trained = [index for batch in self.batches for index in batch]
+        assert not self.in_order or trained == sorted(trained)
+        assert all(batch == sorted(batch) for batch in self.batches)
+
+    @invariant()
+    def it_says_whom_the_next_batch_waits_for(self):
+        missing = self.ledger.missing_for_batch()
+        assert missing == [
+            index for index in self.indices(*IN_PLAY)[: self.batch_size] if self.state[index] != "queued"
+        ]
+        for index in missing:
+            held = self.valid.get(index)
+            assert self.ledger.holder_of(index) == (None if held is None else self.leases[held][1])
+
+    def teardown(self):
+        """From wherever it stands, the run can be brought to its end: exactly num_steps · B prompts are trained."""
+        if not hasattr(self, "ledger"):
+            return
+        self.another_process_takes_over(with_the_whole_run=True)
+        while self.step < self.num_steps:
+            before = (self.step, self.served, len(self.finished))
+            if self.served is None or self.served < self.step:
+                self.publish()
+            while self.expected_index() is not None:
+                self.lease("generator-1")
+            for lease_id in sorted(self.valid.values()):
+                self.complete_lease(lease_id)
+            self.take_batch()
+            assert (self.step, self.served, len(self.finished)) != before, "the run stands still"
+        self.no_prompt_is_lost_or_ends_twice()
+        assert self.num_drawn_and_kept() == self.num_steps * self.batch_size
+        assert not self.indices(*IN_PLAY)
+        self.ledger.checkpointed(self.num_steps)
+        self.what_has_changed_is_committed()
+        assert self.store.standing().lives == [
+            PromptLife(index, "quarantined", self.failures[index], reason=self.ledger.quarantined[index])
+            for index in self.indices("quarantined")
+        ]
+        self.store.close()
+        self.folder.cleanup()
+
+
+TestLedgerAgainstItsModel = LedgerMachine.TestCase
+TestLedgerAgainstItsModel.settings = settings(max_examples=170, stateful_step_count=60, deadline=None)

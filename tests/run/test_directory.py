@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from asyncrl.config.load import load
+from asyncrl.config.schema import Config
+from asyncrl.errors import ConfigError
+from asyncrl.run import directory as run_dirs
+
+
+def config_in(parent: Path, name: str | None = "first") -> Config:
+    config = Config()
+    config.model.path, config.data.train = "tiny", "arithmetic"
+    config.run.dir, config.run.name = str(parent), name
+    return config
+
+
+def test_a_run_directory_holds_the_resolved_config_and_is_private(tmp_path):
+    config = config_in(tmp_path / "runs")
+    directory = run_dirs.create(config, "quickstart")
+    assert directory == tmp_path / "runs" / "first"
+    assert load(directory / "config.yaml") == config
+    assert directory.stat().st_mode & 0o077 == 0
+    assert (directory / "logs").is_dir()
+
+
+def test_a_run_without_a_name_is_named_by_its_config_and_the_time(tmp_path):
+    assert run_dirs.create(config_in(tmp_path, name=None), "quickstart").name.startswith("quickstart-20")
+
+
+def test_an_existing_run_directory_is_left_alone_and_the_ways_on_are_named(tmp_path):
+    directory = run_dirs.create(config_in(tmp_path), "quickstart")
+    (directory / "config.yaml").write_text("mine")
+    with pytest.raises(ConfigError, match=r"first exists; choose another --run-dir or run.name, .* --resume"):
+        run_dirs.create(config_in(tmp_path), "quickstart")
+    assert (directory / "config.yaml").read_text() == "mine"
+
+
+def test_a_run_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run.dir=.*file: cannot make .*file/first: Not a directory"):
+        run_dirs.create(config_in(tmp_path / "file"), "quickstart")
+
+
+def test_the_tail_of_a_log_is_its_last_lines_even_when_they_are_not_text(tmp_path):
+    path = run_dirs.log_file(tmp_path, "replay")
+    path.parent.mkdir()
+    path.write_bytes(b"".join(b"line %d\n" % number for number in range(100)) + b"\xff\xfe end")
+    lines = run_dirs.log_tail(tmp_path, "replay").splitlines()
+    assert len(lines) == run_dirs.LOG_TAIL_LINES
+    assert lines[-2:] == ["line 99", "\ufffd\ufffd end"]
+
+
+def test_a_log_on_another_machine_is_said_to_be_there(tmp_path):
+    assert "replay.log on this machine" in run_dirs.log_tail(tmp_path, "replay")

@@ -1,0 +1,64 @@
+"""A Ray node that joins a live run and leaves it: a second node on this machine, with real roles on it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from asyncrl import cli
+from tests.support.launch import Launched, assert_exact, quick
+
+pytestmark = pytest.mark.system
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Of one node; in a folder of its own, where no `ray.init()` of others finds it."""
+    folder = tempfile.mkdtemp(prefix="ray-")  # short, since the paths of Unix sockets are
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def launched_on(cluster: Cluster, folder: Path) -> Iterator[Launched]:
+    run_dir, output_file = folder / "run", folder / "output.txt"
+    settings = [f"cluster.ray_address={cluster.address}", *quick(100_000, "run.eval_every=0")]
+    command = [sys.executable, "-m", "asyncrl", "launch", "--run-dir", str(run_dir), *settings]
+    with output_file.open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield Launched(process, run_dir, output_file)
+    finally:
+        process.kill()
+
+
+def test_a_generator_whose_node_has_left_goes_on_on_another(cluster: Cluster, tmp_path: Path) -> None:
+    with launched_on(cluster, tmp_path) as run:
+        run.wait_for_step(3)
+        node = cluster.add_node(num_cpus=4)
+        assert cli.main(["scale", str(run.run_dir), "--generators", "2"]) == 0
+        run.wait_until(lambda: run.rows()[-1]["generator/num_serving"] == 2, "two generators")
+        cluster.remove_node(node, allow_graceful=False)
+        run.wait_until(lambda: "generator-1 starts on node 0" in run.output, "another node for generator-1")
+        run.wait_until(lambda: run.rows()[-1]["generator/num_serving"] == 1, "a step with one generator")
+        run.wait_until(lambda: run.rows()[-1]["generator/num_serving"] == 2, "two generators again")
+        run.process.send_signal(signal.SIGINT)
+        assert run.wait() == 130, run.output
+        assert "generator-1 starts on node 0: node 1 has left the cluster" in run.output
+        assert_exact(run, len(run.rows()))

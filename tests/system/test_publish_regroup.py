@@ -1,0 +1,129 @@
+"""The publish group changes while its generators serve: real engines in real processes, killed and started again."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from asyncrl.config.schema import GeneratorConfig, PublishConfig
+from asyncrl.errors import PublishError
+from asyncrl.publish.session import PublishSession
+from asyncrl.publish.vllm.staging import Staging
+from asyncrl.publish.vllm.worker_extension import GlooWeightTransferEngine
+from asyncrl.transport.sockets import Network
+from bench.support.generators import GeneratorProcess
+from tests.support.models import random_qwen3
+from tests.support.publish import (
+    PROMPT,
+    TOLERANCE,
+    assert_every_token_is_of_its_version,
+    largest_difference,
+    metas_of,
+    perturbed,
+    sampling,
+)
+
+pytestmark = pytest.mark.system
+
+CONFIG = GeneratorConfig(kv_cache_bytes=32 << 20)
+SLOW_TRANSFER_S = 2.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_qwen3(tmp_path_factory.mktemp("model"), tied=True)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def receive_slowly() -> None:
+    """Each transfer takes long enough to be hit in its middle."""
+    receive = GlooWeightTransferEngine._receive
+
+    def receive_later(self: GlooWeightTransferEngine, at_once: bool) -> Staging:
+        time.sleep(SLOW_TRANSFER_S)
+        return receive(self, at_once)
+
+    GlooWeightTransferEngine._receive = receive_later  # type: ignore[method-assign]
+
+
+def assert_serves(generator: GeneratorProcess, version: int, model: PreTrainedModel) -> None:
+    completions = generator.sample(f"check-{version}", PROMPT, sampling(4, 40))
+    assert {v for completion in completions for v in completion.versions} == {version}
+    assert largest_difference(model, completions) < TOLERANCE
+
+
+def publish_while_32_requests_decode(
+    generator: GeneratorProcess, session: PublishSession, model: PreTrainedModel, num_publishes: int
+) -> None:
+    """Version 0 is served already."""
+    policies = {0: copy.deepcopy(model)}
+    spanned = 0
+    for wave in range(num_publishes // 3):
+        for k in range(32):
+            generator.submit(f"wave-{wave}-{k}", PROMPT, sampling(1, 60, seed=100 * wave + k))
+        for _ in range(3):
+            tensors = perturbed(model, scale=0.01)
+            policies[len(policies)] = copy.deepcopy(model)
+            session.send(len(policies) - 1, tensors)
+        completions = [generator.result(f"wave-{wave}-{k}")[0] for k in range(32)]
+        assert_every_token_is_of_its_version(completions, policies)
+        spanned += sum(len(set(completion.versions)) > 1 for completion in completions)
+    assert spanned > 0
+
+
+def test_publishes_lose_and_mix_nothing_a_dead_generator_is_dropped_and_one_that_joins_catches_up(
+    folder: Path, stack: ExitStack
+) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    first, second = (stack.enter_context(GeneratorProcess(f"generator-{k}", folder, CONFIG)) for k in range(2))
+    config = PublishConfig(timeout_s=10, bucket_bytes=100_000, kv_cache="recompute")
+    session = PublishSession("learner-0", Network(), [first.member, second.member], config, "gloo", metas_of(model))
+    session.send(0, perturbed(model))
+    assert_serves(first, 0, model)
+    assert_serves(second, 0, model)
+    publish_while_32_requests_decode(first, session, model, num_publishes=30)
+
+    second.kill()
+    third = stack.enter_context(GeneratorProcess("generator-1", folder, CONFIG, prepare=receive_slowly))
+    first.submit("in flight", PROMPT, sampling(8, 55))
+    session.regroup([first.member])
+    session.send(31, perturbed(model))
+    assert {v for completion in first.result("in flight") for v in completion.versions} <= {30, 31}
+    assert_serves(first, 31, model)
+
+    first.submit("undisturbed", PROMPT, sampling(8, 55))
+    session.regroup([first.member, third.member])
+    assert {v for completion in first.result("undisturbed") for v in completion.versions} == {31}
+    assert_serves(third, 31, model)
+    session.send(32, perturbed(model))
+    assert_serves(first, 32, model)
+    assert_serves(third, 32, model)
+
+    served = copy.deepcopy(model)
+    tensors = perturbed(model)
+    with ThreadPoolExecutor(1) as executor:
+        sending = executor.submit(session.send, 33, tensors)
+        time.sleep(SLOW_TRANSFER_S / 2)
+        third.signal(signal.SIGSTOP)
+        with pytest.raises(PublishError, match=r"^transfer: .*; generator-1 did not answer then$"):
+            sending.result()
+    assert_serves(first, 32, served)
+    session.regroup([first.member])
+    session.send(33, tensors)
+    assert_serves(first, 33, model)
+    session.close()
