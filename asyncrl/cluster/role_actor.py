@@ -67,28 +67,28 @@ class RoleActor:
             probe.bind((self._network.host, 0))
             return f"tcp://{self._network.host}:{probe.getsockname()[1]}"
 
-    def run(self, replay_endpoint: str, rendezvous: str, life: int) -> None:
+    def run(self, replay_endpoint: str, rendezvous: str, num_restarts: int) -> None:
         """Until the role ends; an error is logged here and raised to the launcher.
 
         Args:
-            life: 0 with the run; above, in place of a process that died.
+            num_restarts: how many processes of this role have died in this run.
         """
         try:
-            self._run(replay_endpoint, rendezvous, life)
+            self._run(replay_endpoint, rendezvous, num_restarts)
         except BaseException:
             logging.exception("%s failed", self._placement.name)
             raise
 
-    def _run(self, replay_endpoint: str, rendezvous: str, life: int) -> None:
+    def _run(self, replay_endpoint: str, rendezvous: str, num_restarts: int) -> None:
         plan, network, name = self._plan, self._network, self._placement.name
         match self._placement.role:
             case "replay":
                 socket = self._socket or self._bind_again(replay_endpoint)
-                run_replay(plan, network, name, socket, life)
+                run_replay(plan, network, name, socket, num_restarts)
             case "generator":
                 run_generator(plan, network, name, replay_endpoint)
             case "learner":
-                run_learner(plan, network, name, self._placement.rank, rendezvous, replay_endpoint, life)
+                run_learner(plan, network, name, self._placement.rank, rendezvous, replay_endpoint, num_restarts)
 
 
 def _write_output_to(plan: RunPlan, name: str) -> None:

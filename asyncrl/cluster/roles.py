@@ -21,7 +21,7 @@ from asyncrl.transport.sockets import Network, bind, connect_watched
 
 if TYPE_CHECKING:
     from asyncrl.ledger.ledger import Ledger
-    from asyncrl.ledger.records import Standing
+    from asyncrl.ledger.records import LedgerSnapshot
     from asyncrl.ledger.staleness_controller import StalenessController
 
 
@@ -46,11 +46,11 @@ class RunPlan:
         return ControlLink(name, network, self.control_endpoint, run.heartbeat_timeout_s, run.stop_timeout_s)
 
 
-def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, life: int) -> None:
+def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, num_restarts: int) -> None:
     """Serves prompts, groups and batches on a bound socket until the launcher says stop.
 
     Args:
-        life: 0 with the run; above, another process has gone before in this run and the generators are still there.
+        num_restarts: of replay in this run; above 0 the generators are still there.
     """
     from asyncrl.data.prompt_order import PromptOrder
     from asyncrl.data.prompts import load_prompts
@@ -65,10 +65,10 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, l
     order = PromptOrder(len(prompts), shuffle=config.data.shuffle, seed=config.run.seed)
     held_out = load_prompts(eval_file(plan.run_dir)) if eval_file(plan.run_dir).is_file() else []
     store = LedgerStore(ledger_file(plan.run_dir), config.replay.durability)
-    session = store.begin_session(began_anew=life == 0)
-    standing = store.standing()
-    ledger = _ledger(plan, standing)
-    if life == 0:
+    session = store.begin_session(began_anew=num_restarts == 0)
+    snapshot = store.snapshot()
+    ledger = _ledger(plan, snapshot)
+    if num_restarts == 0:
         ledger.begin_session()
     ledger.checkpointed(plan.state.step)
     server = ReplayServer(
@@ -79,14 +79,14 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, l
         ledger,
         store,
         link,
-        _controller(config.replay, standing.eta),
+        _controller(config.replay, snapshot.eta),
     )
     server.run()
     store.close()
     link.close()
 
 
-def _ledger(plan: RunPlan, standing: Standing) -> Ledger:
+def _ledger(plan: RunPlan, snapshot: LedgerSnapshot) -> Ledger:
     from asyncrl.ledger.ledger import Ledger
     from asyncrl.ledger.records import Stragglers
 
@@ -100,7 +100,7 @@ def _ledger(plan: RunPlan, standing: Standing) -> Ledger:
         lease_timeout_s=config.replay.lease_timeout_s,
         max_attempts=config.replay.max_lease_attempts,
         max_refill_prompts=config.algorithm.max_refill_batches * config.learner.batch_size if refills else 0,
-        standing=standing,
+        snapshot=snapshot,
         now_s=time.monotonic(),
     )
 
@@ -164,12 +164,12 @@ def _engine_spec(plan: RunPlan) -> EngineSpec:
 
 
 def run_learner(
-    plan: RunPlan, network: Network, name: str, rank: int, rendezvous: str, replay_endpoint: str, life: int
+    plan: RunPlan, network: Network, name: str, rank: int, rendezvous: str, replay_endpoint: str, num_restarts: int
 ) -> None:
     """Trains until the run has its steps or the launcher says stop.
 
     Args:
-        life: 0 with the run; above, the ranks have been started again in a live run.
+        num_restarts: of the learner ranks in this run.
     """
     link = plan.link(name, network)
     link.phase("importing torch")
@@ -187,5 +187,5 @@ def run_learner(
         replay_endpoint,
         link,
     )
-    worker.run(plan.resume_from, restarted=life > 0)
+    worker.run(plan.resume_from, restarted=num_restarts > 0)
     link.close()

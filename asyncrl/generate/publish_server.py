@@ -16,16 +16,9 @@ import zmq.asyncio
 
 from asyncrl.errors import WireError
 from asyncrl.generate.engines.base import Engine
-from asyncrl.generate.utilization import Activity
-from asyncrl.transport.messages import (
-    AnyMessage,
-    Done,
-    Failed,
-    JoinGroup,
-    LeaveGroup,
-    Stage,
-    Switch,
-)
+from asyncrl.generate.utilization import Utilization
+from asyncrl.transport.messages.publishing import Done, Failed, JoinGroup, LeaveGroup, Stage, Switch
+from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.wire import decode, encode
 
 log = logging.getLogger(__name__)
@@ -38,7 +31,7 @@ class PublishServer:
         self._socket = socket
         self._engine = engine
         self.version = -1
-        self.activity = Activity()
+        self.activity = Utilization()
         """Told of pauses here, and of leases by the worker."""
         self.served = asyncio.Event()
         """Set once a first version is served."""

@@ -11,7 +11,7 @@ from asyncrl.config.schema import GeneratorConfig
 from asyncrl.errors import RunError
 from asyncrl.generate.engines.base import Engine, Sampling
 from asyncrl.rewards.worker import RewardFailure, Score
-from asyncrl.transport.messages import LeaseGrant
+from asyncrl.transport.messages.rollouts import LeaseGrant
 from asyncrl.types import Completion, Group
 
 

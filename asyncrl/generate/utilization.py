@@ -20,7 +20,7 @@ class Totals:
     elapsed_s: float = 0.0
 
 
-class Activity:
+class Utilization:
     """Adds up the time between events. Begins paused: there are no weights yet.
 
     Args:

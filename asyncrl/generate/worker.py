@@ -22,7 +22,8 @@ from asyncrl.generate.engines.base import Engine
 from asyncrl.generate.publish_server import PublishServer
 from asyncrl.generate.rollout import Scorer, roll_out
 from asyncrl.transport.control_link import ControlLink
-from asyncrl.transport.messages import Ack, AnyMessage, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
+from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
+from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import Handshakes
 from asyncrl.transport.wire import Frame, decode, encode, group_to_wire
 
@@ -151,7 +152,7 @@ class GeneratorWorker:
     async def _report(self) -> None:
         """From the first version on: replay may grant leases, and the launcher hears how the last interval went.
 
-        `generator/*` are totals since that version, see Activity.
+        `generator/*` are totals since that version, see Utilization.
         """
         await self._publish_server.served.wait()
         await self._replay.send_multipart(encode(Serving()))

@@ -54,13 +54,13 @@ def _check_ledger(path: Path, state: TrainerState) -> None:
     if not path.is_file():
         raise DataError(f"{path} does not exist: what became of the run's prompts is not known; start a new run")
     store = LedgerStore(path, durability="off")
-    standing = store.standing()
+    snapshot = store.snapshot()
     store.close()
-    kept = {life.step for life in standing.lives if life.state == "batched"}
-    missing = set(range(state.step, standing.next_step)) - kept
-    if standing.next_step < state.step or missing:
+    kept = {record.step for record in snapshot.records if record.state == "batched"}
+    missing = set(range(state.step, snapshot.next_step)) - kept
+    if snapshot.next_step < state.step or missing:
         raise DataError(
-            f"{path} does not fit the checkpoint of step {state.step}: its next step is {standing.next_step}"
+            f"{path} does not fit the checkpoint of step {state.step}: its next step is {snapshot.next_step}"
             + f", and the batches of steps {sorted(missing)} are not kept" * bool(missing)
             + "; was a later checkpoint removed?"
         )

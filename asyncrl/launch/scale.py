@@ -13,7 +13,8 @@ import msgspec
 import zmq
 
 from asyncrl.errors import ConfigError, DeadlineError
-from asyncrl.transport.messages import Failed, Scale, Scaled
+from asyncrl.transport.messages.publishing import Failed
+from asyncrl.transport.messages.scaling import Scale, Scaled
 from asyncrl.transport.sockets import Keys, Network, connect
 from asyncrl.transport.wire import decode, encode
 

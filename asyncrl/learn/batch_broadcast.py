@@ -13,7 +13,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from asyncrl.transport.messages import BatchReply
+from asyncrl.transport.messages.learning import BatchReply
 from asyncrl.transport.wire import FRAMES_PER_GROUP, Frame, group_from_wire
 from asyncrl.types import Batch
 
@@ -23,14 +23,14 @@ class _Envelope(msgspec.Struct):
     frame_bytes: list[int]
 
 
-def agreed_by_rank_0(value: int) -> int:
+def broadcast_from_rank_0(value: int) -> int:
     """Rank 0's number, on every rank. Collective."""
     shared = torch.tensor([value])
     dist.broadcast(shared, src=0)
     return int(shared.item())
 
 
-def share_batch(received: tuple[BatchReply, Sequence[Frame]] | None) -> Batch | None:
+def broadcast_batch(received: tuple[BatchReply, Sequence[Frame]] | None) -> Batch | None:
     """The batch of this step on every rank; None = stop. Collective over the default (CPU) group.
 
     Args:

@@ -19,7 +19,7 @@ from asyncrl.errors import DeadlineError, PublishError, RunStopping
 from asyncrl.publish.session import PublishSession
 from asyncrl.replay.client import ReplayClient
 from asyncrl.transport.control_link import ControlLink
-from asyncrl.transport.messages import Member
+from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.sockets import Network
 
 POLL_S = 0.25

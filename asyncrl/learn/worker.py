@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from asyncrl.config.schema import Config
 from asyncrl.errors import RunStopping
-from asyncrl.learn.batch_broadcast import agreed_by_rank_0, share_batch
+from asyncrl.learn.batch_broadcast import broadcast_batch, broadcast_from_rank_0
 from asyncrl.learn.checkpoint import load, save
 from asyncrl.learn.policy.model import compute_dtype
 from asyncrl.learn.publish_thread import PublishThread
@@ -35,7 +35,8 @@ from asyncrl.replay.client import ReplayClient
 from asyncrl.run.metrics import Row
 from asyncrl.run.trainer_state import TrainerState, checkpoint_dir
 from asyncrl.transport.control_link import ControlLink
-from asyncrl.transport.messages import MetricValue, StepRow
+from asyncrl.transport.messages.base import MetricValue
+from asyncrl.transport.messages.supervision import StepRow
 from asyncrl.transport.sockets import Network
 from asyncrl.types import Batch, prompts_checksum
 
@@ -171,7 +172,7 @@ class LearnerWorker:
                 received = self._replay.batch(self._state.step, timeout_s, self._effective_sample_size)
             except RunStopping:
                 log.info("stopping: %s", self._link.stop_reason)
-        return share_batch(received)
+        return broadcast_batch(received)
 
     # ── versions ──
 
@@ -196,13 +197,13 @@ class LearnerWorker:
 
         Not when batches were taken after this learner's checkpoint: they come first.
         """
-        step, next_step = self._state.step, agreed_by_rank_0(self._next_step())
+        step, next_step = self._state.step, broadcast_from_rank_0(self._next_step())
         if next_step > step:
             self._retraces = True
             if self._is_sender:
                 self._link.note(f"going over the steps {step + 1} to {next_step} again, from the ledger")
             return True
-        if next_step == STOPPING or not agreed_by_rank_0(self._wait_for_generators(num_generators)):
+        if next_step == STOPPING or not broadcast_from_rank_0(self._wait_for_generators(num_generators)):
             return False
         self._publish(step, evaluate=False)
         if self._publisher is not None:

@@ -7,50 +7,50 @@ given the same batches again, so it retraces its steps, and a version number mea
 from __future__ import annotations
 
 from asyncrl.errors import RunError
-from asyncrl.ledger.records import PromptLife, Standing, Stragglers
+from asyncrl.ledger.records import LedgerSnapshot, PromptRecord, Stragglers
 
 
-class Batches:
+class BatchAssembly:
     """Which prompts have ended, which wait for their batch, and who is in which batch.
 
     Args:
         batch_size: B.
         stragglers: wait = batches in admission order; else in order of completion.
-        standing: to go on from.
+        snapshot: to go on from.
     """
 
-    def __init__(self, batch_size: int, stragglers: Stragglers, standing: Standing) -> None:
+    def __init__(self, batch_size: int, stragglers: Stragglers, snapshot: LedgerSnapshot) -> None:
         self._batch_size = batch_size
         self._in_order = stragglers == "wait"
-        self.next_step = standing.next_step
+        self.next_step = snapshot.next_step
         """The first step whose batch has not been taken."""
-        self.low = standing.next_index
+        self.low = snapshot.next_index
         """Every index below has ended."""
-        self._ended_above = set(standing.ended)
+        self._ended_above = set(snapshot.ended)
         self.queued: dict[int, int] = {}
         """Index → the version that sampled its oldest token, in order of completion."""
         self._num_queued_ever = 0
         self._taken: dict[int, list[int]] = {}  # step → the indices of its batch, until a checkpoint has it
-        for life in sorted(standing.lives, key=lambda life: (life.place or 0, life.index)):
-            if life.state == "queued":
-                assert life.place is not None
-                assert life.first_version is not None
-                self.queued[life.index] = life.first_version
-                self._num_queued_ever = life.place + 1
-            elif life.state == "batched":
-                assert life.step is not None
-                self._taken.setdefault(life.step, []).append(life.index)
+        for record in sorted(snapshot.records, key=lambda record: (record.place or 0, record.index)):
+            if record.state == "queued":
+                assert record.place is not None
+                assert record.first_version is not None
+                self.queued[record.index] = record.first_version
+                self._num_queued_ever = record.place + 1
+            elif record.state == "batched":
+                assert record.step is not None
+                self._taken.setdefault(record.step, []).append(record.index)
 
     @property
     def num_taken(self) -> int:
         """Prompts in batches that have been taken."""
         return self.next_step * self._batch_size
 
-    def put(self, index: int, first_version: int) -> PromptLife:
+    def put(self, index: int, first_version: int) -> PromptRecord:
         """A group that came back with a signal."""
         self.queued[index] = first_version
         self._num_queued_ever += 1
-        return PromptLife(index, "queued", place=self._num_queued_ever - 1, first_version=first_version)
+        return PromptRecord(index, "queued", place=self._num_queued_ever - 1, first_version=first_version)
 
     def drop_stale(self, max_staleness: int) -> list[int]:
         """Takes those out of the line whose oldest token is over the bound for the next batch."""
@@ -77,23 +77,23 @@ class Batches:
         kept = f"{min(self._taken)} to {self.next_step - 1}" if self._taken else "none"
         raise RunError(f"the batch of step {step} is asked for; kept are {kept}, and the next is {self.next_step}")
 
-    def take(self) -> list[PromptLife] | None:
+    def take(self) -> list[PromptRecord] | None:
         """The next batch: B finished groups by admission index, or None until they are there."""
         ready = self._ready()
         if len(ready) < self._batch_size:
             return None
         step = self.next_step
-        lives = [PromptLife(index, "batched", step=step, first_version=self.queued.pop(index)) for index in ready]
+        records = [PromptRecord(index, "batched", step=step, first_version=self.queued.pop(index)) for index in ready]
         for index in ready:
             self.end(index)
         self._taken[step] = ready
         self.next_step += 1
-        return lives
+        return records
 
-    def checkpointed(self, step: int) -> list[PromptLife]:
+    def checkpointed(self, step: int) -> list[PromptRecord]:
         """A checkpoint of the policy after `step` steps is whole: their batches need not be kept any more."""
         in_it = [taken for taken in self._taken if taken < step]
-        return [PromptLife(index, "trained", step=taken) for taken in in_it for index in self._taken.pop(taken)]
+        return [PromptRecord(index, "trained", step=taken) for taken in in_it for index in self._taken.pop(taken)]
 
     def _ready(self) -> list[int]:
         if not self._in_order:

@@ -1,6 +1,6 @@
 """Nothing leaves replay before it is durable: messages wait here for the transaction that has what they tell.
 
-    the loop   handles what comes ──▶ lives, groups, messages gather          ──▶ the next transaction begins
+    the loop   handles what comes ──▶ records, groups, messages gather          ──▶ the next transaction begins
     a thread                          writes the transaction before (fsync)   ──▶ its messages go
 
 So the loop never waits for a disk. What only generators hear gathers for a while, which they do not wait for: fewer
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from asyncrl.ledger.records import PromptLife
+from asyncrl.ledger.records import PromptRecord
 from asyncrl.ledger.store import LedgerStore, Transaction
 
 GATHER_S = 0.01
@@ -38,11 +38,11 @@ class Commits:
     """One transaction at a time.
 
     Args:
-        take_changes: the lives that have changed since the last call, and all counters as they stand.
+        take_changes: the records that have changed since the last call, and all counters as they stand.
     """
 
     def __init__(
-        self, store: LedgerStore, take_changes: Callable[[], tuple[list[PromptLife], Mapping[str, int]]]
+        self, store: LedgerStore, take_changes: Callable[[], tuple[list[PromptRecord], Mapping[str, int]]]
     ) -> None:
         self._store = store
         self._take_changes = take_changes
@@ -98,10 +98,10 @@ class Commits:
         self._wake.close()
 
     def _begin(self) -> None:
-        lives, counters = self._take_changes()
-        transaction = self._store.begin(lives, counters)
+        records, counters = self._take_changes()
+        transaction = self._store.begin(records, counters)
         messages, self._messages, self._due_s = self._messages, [], math.inf
-        if transaction.groups or lives or transaction.generators is not None or counters != self._counters:
+        if transaction.groups or records or transaction.generators is not None or counters != self._counters:
             self._counters = counters
             ended = self._thread.submit(self._store.write, transaction)
             ended.add_done_callback(lambda _: self._wake.send(b"\0"))

@@ -16,8 +16,8 @@ from collections.abc import Collection
 from typing import Literal
 
 from asyncrl.errors import RunError
-from asyncrl.ledger.batch_assembly import Batches
-from asyncrl.ledger.records import LeaseRecord, PromptLife, Standing, Stragglers
+from asyncrl.ledger.batch_assembly import BatchAssembly
+from asyncrl.ledger.records import LeaseRecord, LedgerSnapshot, PromptRecord, Stragglers
 from asyncrl.ledger.staleness import admission_limit
 
 Failure = Literal["retried", "quarantined"]
@@ -31,14 +31,14 @@ class Ledger:
         batch_size: B.
         max_staleness: η; `eta` may be set lower later.
         num_steps: the run's length; num_steps·B prompts are drawn, and replacements of those filtered and quarantined.
-        stragglers: what becomes of prompts that come back late, see `life.Stragglers`.
+        stragglers: what becomes of prompts that come back late, see `records.Stragglers`.
         lease_timeout_s: a lease not answered by then is taken back.
         max_attempts: failures (or expired leases) after which a prompt is quarantined.
         max_refill_prompts: of the prompts drawn after one batch was taken, the first so many are filtered when they
             come back without a signal. Counted by admission index, not by time, so that at η = 0 it does not depend
             on who answers first. 0 = none is filtered.
-        standing: where another ledger stood, to go on from there.
-        now_s: the leases of `standing` begin anew at this time.
+        snapshot: where another ledger stood, to go on from there.
+        now_s: the leases of `snapshot` begin anew at this time.
     """
 
     def __init__(
@@ -51,58 +51,58 @@ class Ledger:
         lease_timeout_s: float,
         max_attempts: int,
         max_refill_prompts: int = 0,
-        standing: Standing | None = None,
+        snapshot: LedgerSnapshot | None = None,
         now_s: float = 0.0,
     ) -> None:
-        standing = standing or Standing()
+        snapshot = snapshot or LedgerSnapshot()
         self._batch_size = batch_size
         self._max_staleness = max_staleness
         self._requeues = stragglers == "requeue"
-        self.eta = max_staleness if standing.eta is None else min(standing.eta, max_staleness)
+        self.eta = max_staleness if snapshot.eta is None else min(snapshot.eta, max_staleness)
         """η of the prompts drawn from now on. Lowered, it closes admission until the version has caught up."""
         self._num_steps = num_steps
         self._lease_timeout_s = lease_timeout_s
         self._max_attempts = max_attempts
         self._max_refill_prompts = max_refill_prompts
-        self._refill_end = max_refill_prompts if standing.refill_end is None else standing.refill_end
-        self.served_version = standing.served_version
+        self._refill_end = max_refill_prompts if snapshot.refill_end is None else snapshot.refill_end
+        self.served_version = snapshot.served_version
         """None: admission is closed until the first publish."""
-        self._next_lease_id = standing.next_lease_id
-        self._drawn_to = standing.drawn_to  # every index below has been drawn
+        self._next_lease_id = snapshot.next_lease_id
+        self._drawn_to = snapshot.drawn_to  # every index below has been drawn
         self._leases: dict[int, LeaseRecord] = {}
         self._lease_of: dict[int, int] = {}  # index → lease id
         self._retries: list[int] = []  # heap of indices to be leased again
         self._attempts: dict[int, int] = {}
-        self._batches = Batches(batch_size, stragglers, standing)
+        self._batches = BatchAssembly(batch_size, stragglers, snapshot)
         self.quarantined: dict[int, str] = {}
-        self.num_filtered = standing.num_filtered
-        self.num_requeued = standing.num_requeued
-        self._changes: dict[int, PromptLife] = {}
-        self._restore(standing.lives, now_s)
+        self.num_filtered = snapshot.num_filtered
+        self.num_requeued = snapshot.num_requeued
+        self._changes: dict[int, PromptRecord] = {}
+        self._restore(snapshot.records, now_s)
 
     # ── what another process needs ──
 
-    def _restore(self, lives: list[PromptLife], now_s: float) -> None:
-        for life in lives:
-            if life.state in ("leased", "waiting") and life.num_failures:
-                self._attempts[life.index] = life.num_failures
-            if life.state == "leased":
-                assert life.lease_id is not None
-                assert life.generator is not None
-                self._hold(LeaseRecord(life.lease_id, life.index, life.generator, now_s + self._lease_timeout_s))
-            elif life.state == "waiting":
-                heapq.heappush(self._retries, life.index)
-            elif life.state == "quarantined":
-                self.quarantined[life.index] = life.reason or ""
+    def _restore(self, records: list[PromptRecord], now_s: float) -> None:
+        for record in records:
+            if record.state in ("leased", "waiting") and record.num_failures:
+                self._attempts[record.index] = record.num_failures
+            if record.state == "leased":
+                assert record.lease_id is not None
+                assert record.generator is not None
+                self._hold(LeaseRecord(record.lease_id, record.index, record.generator, now_s + self._lease_timeout_s))
+            elif record.state == "waiting":
+                heapq.heappush(self._retries, record.index)
+            elif record.state == "quarantined":
+                self.quarantined[record.index] = record.reason or ""
 
-    def take_changes(self) -> list[PromptLife]:
+    def take_changes(self) -> list[PromptRecord]:
         """Each prompt whose life has changed since the last call, as it stands now."""
         changes, self._changes = list(self._changes.values()), {}
         return changes
 
     @property
     def counters(self) -> dict[str, int]:
-        """The rest of the ledger's standing, by the names of `Standing`'s fields."""
+        """The rest of the ledger's snapshot, by the names of `LedgerSnapshot`'s fields."""
         counters = {
             "next_step": self.next_step,
             "next_index": self._batches.low,
@@ -115,8 +115,8 @@ class Ledger:
         }
         return counters if self.served_version is None else {**counters, "served_version": self.served_version}
 
-    def _note(self, life: PromptLife) -> None:
-        self._changes[life.index] = life
+    def _note(self, record: PromptRecord) -> None:
+        self._changes[record.index] = record
 
     def begin_session(self) -> None:
         """No generator of before is there any more: every lease is taken back, and no version is served."""
@@ -136,7 +136,7 @@ class Ledger:
         lease = LeaseRecord(self._next_lease_id, index, generator, now_s + self._lease_timeout_s)
         self._next_lease_id += 1
         self._hold(lease)
-        self._note(PromptLife(index, "leased", self._attempts.get(index, 0), generator, lease.lease_id))
+        self._note(PromptRecord(index, "leased", self._attempts.get(index, 0), generator, lease.lease_id))
         return lease
 
     def _hold(self, lease: LeaseRecord) -> None:
@@ -160,7 +160,7 @@ class Ledger:
 
     # ── how a lease ends ──
 
-    def complete(self, lease_id: int, first_version: int, has_signal: bool = True) -> Completion | None:
+    def complete(self, lease_id: int, first_version: int, rewards_differ: bool = True) -> Completion | None:
         """A group came back. None: its prompt has ended or was answered under another lease.
 
         A late answer to an expired lease counts while its prompt is still open.
@@ -172,9 +172,9 @@ class Ledger:
         if lease is None or not self._is_open(lease.index):
             return None
         self._close(lease.index)
-        if not has_signal and self._max_refill_prompts and lease.index < self._refill_end:
+        if not rewards_differ and self._max_refill_prompts and lease.index < self._refill_end:
             self.num_filtered += 1
-            self._note(PromptLife(lease.index, "filtered"))
+            self._note(PromptRecord(lease.index, "filtered"))
             self._end(lease.index)
             return "filtered"
         self._attempts.pop(lease.index, None)
@@ -229,7 +229,7 @@ class Ledger:
             return "retried"
         del self._lease_of[lease.index]
         self.quarantined[lease.index] = reason
-        self._note(PromptLife(lease.index, "quarantined", num_attempts, reason=reason))
+        self._note(PromptRecord(lease.index, "quarantined", num_attempts, reason=reason))
         self._end(lease.index)
         return "quarantined"
 
@@ -240,7 +240,7 @@ class Ledger:
     def _line_up(self, index: int) -> None:
         """To be leased again."""
         heapq.heappush(self._retries, index)
-        self._note(PromptLife(index, "waiting", self._attempts.get(index, 0)))
+        self._note(PromptRecord(index, "waiting", self._attempts.get(index, 0)))
 
     def _is_open(self, index: int) -> bool:
         return index in self._lease_of or index in self._retries
@@ -272,15 +272,15 @@ class Ledger:
         taken = self._batches.take()
         if taken is None:
             return None
-        for life in taken:
-            self._note(life)
+        for record in taken:
+            self._note(record)
         self._refill_end = self._drawn_to + self._max_refill_prompts
-        return [life.index for life in taken]
+        return [record.index for record in taken]
 
     def checkpointed(self, step: int) -> None:
         """A checkpoint of the policy after `step` steps is whole: their batches need not be kept any more."""
-        for life in self._batches.checkpointed(step):
-            self._note(life)
+        for record in self._batches.checkpointed(step):
+            self._note(record)
 
     def published(self, version: int) -> None:
         """Every generator serves `version` whole.

@@ -28,7 +28,7 @@ class LeaseRecord:
 
 
 @dataclass(frozen=True)
-class PromptLife:
+class PromptRecord:
     """Where one prompt stands."""
 
     index: int
@@ -49,7 +49,7 @@ class PromptLife:
 
 
 @dataclass(frozen=True)
-class Standing:
+class LedgerSnapshot:
     """A ledger between two transitions. By default one that has not begun."""
 
     next_step: int = 0
@@ -60,7 +60,7 @@ class Standing:
     """Indices above next_index that have ended."""
     drawn_to: int = 0
     """Every admission index below has been drawn."""
-    lives: list[PromptLife] = field(default_factory=list)
+    records: list[PromptRecord] = field(default_factory=list)
     """Of the prompts in hand."""
     num_filtered: int = 0
     num_requeued: int = 0

@@ -3,7 +3,7 @@
     RUN/ledger.sqlite
       prompts      a row a prompt that was drawn: its state, and what came of it
       groups       what was sampled, until a checkpoint has it: msgpack header, raw int32 / float32 arrays
-      counters     the rest of `life.Standing`, and replay's own counts
+      counters     the rest of `records.LedgerSnapshot`, and replay's own counts
       generators   who has said hello and has not gone
       sessions     each start of the replay process
 
@@ -23,8 +23,9 @@ import msgspec
 import numpy as np
 
 from asyncrl.errors import DataError, RunError
-from asyncrl.ledger.records import IN_HAND, PromptLife, Standing
-from asyncrl.transport.messages import GroupHeader, Member
+from asyncrl.ledger.records import IN_HAND, LedgerSnapshot, PromptRecord
+from asyncrl.transport.messages.learning import Member
+from asyncrl.transport.messages.rollouts import GroupHeader
 from asyncrl.transport.wire import Frame
 
 SCHEMA_VERSION = 1
@@ -82,7 +83,7 @@ class StoredGroup:
 class Transaction:
     """What is written together."""
 
-    lives: Collection[PromptLife]
+    records: Collection[PromptRecord]
     counters: Mapping[str, int]
     groups: Mapping[int, StoredGroup]
     generators: Collection[tuple[Member, int]] | None
@@ -141,9 +142,9 @@ class LedgerStore:
 
     # ── transactions ──
 
-    def begin(self, lives: Collection[PromptLife], counters: Mapping[str, int]) -> Transaction:
+    def begin(self, records: Collection[PromptRecord], counters: Mapping[str, int]) -> Transaction:
         """With the groups that were put, and the generators that were set, since the one before."""
-        transaction = Transaction(lives, counters, self._new, self._new_generators)
+        transaction = Transaction(records, counters, self._new, self._new_generators)
         self._new, self._new_generators = {}, None
         return transaction
 
@@ -154,17 +155,17 @@ class LedgerStore:
             RunError: it cannot be written, as on a full disk. What was written before is whole.
         """
         start_s = time.perf_counter()
-        lives, groups = transaction.lives, transaction.groups
+        records, groups = transaction.records, transaction.groups
         try:
             self._db.execute("BEGIN IMMEDIATE")
             now_s = time.time()
-            self._db.executemany(_UPSERT, [{**asdict(life), "changed_s": now_s} for life in lives])
+            self._db.executemany(_UPSERT, [{**asdict(record), "changed_s": now_s} for record in records])
             self._db.executemany(
                 "INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?)",
                 [(index, msgspec.msgpack.encode(group.header), *group.frames) for index, group in groups.items()],
             )
             self._db.executemany(_OUTCOME, [_outcome(index, group) for index, group in groups.items()])
-            done = [(life.index,) for life in lives if life.state not in ("queued", "batched")]
+            done = [(record.index,) for record in records if record.state not in ("queued", "batched")]
             self._db.executemany("DELETE FROM groups WHERE idx = ?", done)
             self._db.executemany("INSERT OR REPLACE INTO counters VALUES (?, ?)", list(transaction.counters.items()))
             if transaction.generators is not None:
@@ -176,29 +177,29 @@ class LedgerStore:
 
     def written(self, transaction: Transaction) -> None:
         """Groups that are on disk, and whose batch has been taken, go out of memory."""
-        for life in transaction.lives:
-            if life.state != "queued" and life.index not in self._new:  # a prompt may have come back anew meanwhile
-                self._memory.pop(life.index, None)
+        for record in transaction.records:
+            if record.state != "queued" and record.index not in self._new:  # a prompt may have come back anew meanwhile
+                self._memory.pop(record.index, None)
 
-    def commit(self, lives: Collection[PromptLife], counters: Mapping[str, int]) -> None:
+    def commit(self, records: Collection[PromptRecord], counters: Mapping[str, int]) -> None:
         """A transaction from its beginning to its end, here."""
-        transaction = self.begin(lives, counters)
+        transaction = self.begin(records, counters)
         self.write(transaction)
         self.written(transaction)
 
-    def standing(self) -> Standing:
+    def snapshot(self) -> LedgerSnapshot:
         """Where the ledger stood at the last commit."""
         counters = self.counters()
         places = ", ".join("?" * len(IN_HAND))
         columns = "idx, state, num_failures, generator, lease_id, place, step, reason, first_version"
         rows = self._db.execute(f"SELECT {columns} FROM prompts WHERE state IN ({places}) ORDER BY idx", IN_HAND)
-        lives = [PromptLife(*row) for row in rows]
+        records = [PromptRecord(*row) for row in rows]
         low = counters.get("next_index", 0)
         ended = self._db.execute(
             "SELECT idx FROM prompts WHERE idx > ? AND state NOT IN ('leased', 'waiting', 'queued')", (low,)
         )
-        known = {name: counters[name] for name in Standing.__dataclass_fields__ if name in counters}
-        return Standing(**known, lives=lives, ended=[index for (index,) in ended])
+        known = {name: counters[name] for name in LedgerSnapshot.__dataclass_fields__ if name in counters}
+        return LedgerSnapshot(**known, records=records, ended=[index for (index,) in ended])
 
     def counters(self) -> dict[str, int]:
         return dict(self._db.execute("SELECT name, value FROM counters"))

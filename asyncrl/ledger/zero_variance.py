@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
-def has_signal(rewards: ArrayLike) -> bool:
+def rewards_differ(rewards: ArrayLike) -> bool:
     """Two of a group's valid rewards ([G], NaN = quarantined) differ; compared exactly, as scored.
 
     A penalty that the learner adds (overlong, KL) is not in them: two correct completions of different lengths are no

@@ -11,7 +11,9 @@ from typing import Any
 import zmq
 
 from asyncrl.errors import NotWholeError, PublishError
-from asyncrl.transport.messages import AnyMessage, Done, Failed, JoinGroup, LeaveGroup, Member, Stage, Switch
+from asyncrl.transport.messages.learning import Member
+from asyncrl.transport.messages.publishing import Done, Failed, JoinGroup, LeaveGroup, Stage, Switch
+from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import Network, connect, is_refused
 from asyncrl.transport.wire import decode, encode
 
@@ -19,7 +21,7 @@ LEAVE_TIMEOUT_S = 2.0
 """For an answer of a generator that has nothing to wait for."""
 
 
-class GeneratorsClient:
+class GeneratorCommands:
     """One DEALER a generator.
 
     Args:

@@ -18,7 +18,7 @@ from asyncrl.config.schema import PublishConfig
 from asyncrl.errors import NotWholeError, PublishError
 from asyncrl.publish.checksum import checksum
 from asyncrl.publish.delta import encode
-from asyncrl.publish.generator_commands import GeneratorsClient
+from asyncrl.publish.generator_commands import GeneratorCommands
 from asyncrl.publish.groups.gloo import GlooGroup, Rendezvous
 from asyncrl.publish.plan import (
     Piece,
@@ -100,7 +100,9 @@ class GlooSender:
         PublishError: a generator did not join.
     """
 
-    def __init__(self, client: GeneratorsClient, host: str, config: PublishConfig, metas: Tensors, engine: str) -> None:
+    def __init__(
+        self, client: GeneratorCommands, host: str, config: PublishConfig, metas: Tensors, engine: str
+    ) -> None:
         self._client = client
         self._config = config
         self._delta = engine == "gloo_delta"

@@ -26,9 +26,9 @@ import torch
 
 from asyncrl.config.schema import PublishConfig
 from asyncrl.errors import NotWholeError, PublishError
-from asyncrl.publish.generator_commands import GeneratorsClient
+from asyncrl.publish.generator_commands import GeneratorCommands
 from asyncrl.publish.sender import GlooSender
-from asyncrl.transport.messages import Member
+from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.sockets import Network
 
 log = logging.getLogger(__name__)
@@ -130,11 +130,11 @@ class PublishSession:
             self._client.close()
             self._sender = None
 
-    def _new_client(self) -> GeneratorsClient:
+    def _new_client(self) -> GeneratorCommands:
         """With a name of its own: what a generator answers to the commands of the one before reaches nobody."""
         self._num_groups += 1
         name = f"{self._name}-publish-{self._num_groups}"
-        return GeneratorsClient(name, self._network, self._members, self._config.timeout_s)
+        return GeneratorCommands(name, self._network, self._members, self._config.timeout_s)
 
     def _send(self, version: int) -> dict[str, float]:
         """Once more in full when all answer but something did not arrive, or is not held, as it was sent."""

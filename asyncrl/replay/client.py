@@ -9,9 +9,7 @@ from collections.abc import Callable
 import zmq
 
 from asyncrl.errors import DeadlineError, RunStopping, WireError
-from asyncrl.transport.messages import (
-    Ack,
-    AnyMessage,
+from asyncrl.transport.messages.learning import (
     BatchReply,
     BatchRequest,
     Checkpointed,
@@ -23,6 +21,8 @@ from asyncrl.transport.messages import (
     Newcomers,
     Published,
 )
+from asyncrl.transport.messages.rollouts import Ack
+from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import Network, connect_watched
 from asyncrl.transport.wire import FRAMES_PER_GROUP, Frame, decode, encode
 

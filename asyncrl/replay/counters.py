@@ -6,10 +6,10 @@ import numpy as np
 
 from asyncrl.errors import RunError
 from asyncrl.ledger.ledger import Ledger
-from asyncrl.transport.messages import GroupHeader
+from asyncrl.transport.messages.rollouts import GroupHeader
 
 
-class Tally:
+class ReplayCounters:
     """Counts of one run.
 
     Args:

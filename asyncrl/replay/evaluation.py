@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asyncrl.config.schema import Config
-from asyncrl.transport.messages import GroupHeader, LeaseGrant
+from asyncrl.transport.messages.rollouts import GroupHeader, LeaseGrant
 from asyncrl.types import Prompt
 
 

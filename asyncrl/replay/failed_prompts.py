@@ -12,7 +12,7 @@ from asyncrl.transport.control_link import ControlLink
 from asyncrl.types import Prompt
 
 
-class Failures:
+class FailedPrompts:
     """Notes each failure; raises at the quarantined prompt that is one too many.
 
     Args:

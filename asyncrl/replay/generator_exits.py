@@ -13,10 +13,10 @@ from asyncrl.ledger.commits import Send
 from asyncrl.ledger.ledger import Ledger
 from asyncrl.ledger.store import LedgerStore
 from asyncrl.replay.evaluation import Evaluation
-from asyncrl.replay.failed_prompts import Failures
-from asyncrl.replay.membership import Roster
+from asyncrl.replay.failed_prompts import FailedPrompts
+from asyncrl.replay.membership import Membership
 from asyncrl.transport.control_link import ControlLink
-from asyncrl.transport.messages import Drain, Drained, Gone
+from asyncrl.transport.messages.scaling import Drain, Drained, Gone
 
 
 @dataclass
@@ -26,7 +26,7 @@ class _Leaving:
     """A version was published since: a publish that had begun with it is over."""
 
 
-class Departures:
+class GeneratorExits:
     """Carries out the launcher's orders.
 
     Args:
@@ -37,18 +37,18 @@ class Departures:
         self,
         ledger: Ledger,
         evaluation: Evaluation,
-        roster: Roster,
+        roster: Membership,
         store: LedgerStore,
-        failures: Failures,
+        failures: FailedPrompts,
         link: ControlLink,
         timeout_s: float,
         send_when_durable: Callable[[Send], None],
     ) -> None:
         self._ledger = ledger
         self._evaluation = evaluation
-        self._roster = roster
+        self._membership = roster
         self._store = store
-        self._failures = failures
+        self._failed_prompts = failures
         self._link = link
         self._timeout_s = timeout_s
         self._send_when_durable = send_when_durable
@@ -61,10 +61,10 @@ class Departures:
                 case Gone(generator, reason):
                     self._gone(generator, f"{generator} {reason}")
                 case Drain(generator):
-                    self._roster.drain(generator)
+                    self._membership.drain(generator)
                     self._leaving[generator] = _Leaving(now_s + self._timeout_s)
         for name, leaving in list(self._leaving.items()):
-            if (leaving.is_published_past and self._roster.is_idle(name)) or now_s > leaving.deadline_s:
+            if (leaving.is_published_past and self._membership.is_idle(name)) or now_s > leaving.deadline_s:
                 self._leave(name)
 
     def published(self) -> None:
@@ -75,10 +75,10 @@ class Departures:
     def _gone(self, name: str, reason: str) -> None:
         """Its prompts need not wait for their leases to expire. A prompt that takes its generators down is poison."""
         self._leaving.pop(name, None)
-        self._roster.leave(name)
-        self._store.set_generators(self._roster.credits)
+        self._membership.leave(name)
+        self._store.set_generators(self._membership.credits)
         self._evaluation.lose(name)
-        self._failures.generator_gone(name, reason, self._ledger.lose(name, reason))
+        self._failed_prompts.generator_gone(name, reason, self._ledger.lose(name, reason))
 
     def _leave(self, name: str) -> None:
         del self._leaving[name]
@@ -86,6 +86,6 @@ class Departures:
         released = self._ledger.release(name)
         if released:
             self._link.note(f"{name} leaves in the midst of {len(released)} prompts, which go to another")
-        self._roster.leave(name)
-        self._store.set_generators(self._roster.credits)
+        self._membership.leave(name)
+        self._store.set_generators(self._membership.credits)
         self._send_when_durable(lambda: self._link.send(Drained(name)))

@@ -11,30 +11,30 @@ from asyncrl.ledger.ledger import Ledger
 from asyncrl.ledger.staleness_controller import StalenessController
 from asyncrl.ledger.store import LedgerStore
 from asyncrl.replay.evaluation import Evaluation
-from asyncrl.replay.generator_exits import Departures
-from asyncrl.replay.membership import Roster
+from asyncrl.replay.generator_exits import GeneratorExits
+from asyncrl.replay.membership import Membership
 from asyncrl.transport.control_link import ControlLink
-from asyncrl.transport.messages import (
-    Ack,
-    AnyMessage,
+from asyncrl.transport.messages.learning import (
     BatchReply,
     BatchRequest,
     Checkpointed,
     EvalReply,
     EvalRequest,
-    EvalRow,
     Members,
     MembersRequest,
     Newcomers,
     Published,
 )
+from asyncrl.transport.messages.rollouts import Ack
+from asyncrl.transport.messages.schema import AnyMessage
+from asyncrl.transport.messages.supervision import EvalRow
 from asyncrl.transport.wire import Frame
 
 LearnerQuestion = MembersRequest | BatchRequest | Published | Checkpointed | EvalRequest
 Send = Callable[[str, AnyMessage, Sequence[Frame]], None]
 
 
-class LearnerDesk:
+class LearnerRequests:
     """Answers at once, or when a batch or an evaluation is there.
 
     Args:
@@ -46,18 +46,18 @@ class LearnerDesk:
         self,
         ledger: Ledger,
         store: LedgerStore,
-        roster: Roster,
+        roster: Membership,
         evaluation: Evaluation,
-        departures: Departures,
+        departures: GeneratorExits,
         controller: StalenessController | None,
         link: ControlLink,
         send: Send,
     ) -> None:
         self._ledger = ledger
         self._store = store
-        self._roster = roster
+        self._membership = roster
         self._evaluation = evaluation
-        self._departures = departures
+        self._generator_exits = departures
         self._controller = controller
         self._link = link
         self._send = send
@@ -72,14 +72,14 @@ class LearnerDesk:
         """One message of a learner."""
         match question:
             case MembersRequest():
-                self._send(sender, Members(self._roster.members, self._ledger.next_step), ())
+                self._send(sender, Members(self._membership.members, self._ledger.next_step), ())
             case BatchRequest():
                 self._observe(question)
                 self._batch_request = (sender, question.step)
             case Published():
                 self._publisher = sender
                 self._ledger.published(question.version)
-                self._departures.published()
+                self._generator_exits.published()
                 self._send(sender, Ack(question.version), ())
                 self.announce_newcomers()
             case Checkpointed():
@@ -90,7 +90,7 @@ class LearnerDesk:
 
     def announce_newcomers(self) -> None:
         """Tells who publishes that they wait; before the first version it asks who is there by itself."""
-        if self._publisher is not None and self._roster.has_newcomers:
+        if self._publisher is not None and self._membership.has_newcomers:
             self._send(self._publisher, Newcomers(), ())
 
     def answer(self) -> None:
@@ -125,7 +125,7 @@ class LearnerDesk:
 
     def _waiting_for(self) -> str:
         missing = self._ledger.missing_for_batch()
-        if not self._roster.members:
+        if not self._membership.members:
             return "waiting for a generator: none is up"
         if not missing:
             return "waiting for a publish to open admission"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncrl.config.schema import Config
 from asyncrl.ledger.records import LeaseRecord
-from asyncrl.transport.messages import LeaseGrant
+from asyncrl.transport.messages.rollouts import LeaseGrant
 from asyncrl.types import Prompt
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from asyncrl.errors import WireError
-from asyncrl.transport.messages import Member
+from asyncrl.transport.messages.learning import Member
 
 
 @dataclass
@@ -23,7 +23,7 @@ class _Generator:
         return self.credit - len(self.unanswered) if is_ready else 0
 
 
-class Roster:
+class Membership:
     """Who may be given how many leases. An expired lease keeps its place: the generator may still be at work on it."""
 
     def __init__(self) -> None:

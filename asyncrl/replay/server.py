@@ -23,34 +23,29 @@ from asyncrl.config.schema import Config
 from asyncrl.errors import WireError
 from asyncrl.ledger.commits import Commits
 from asyncrl.ledger.ledger import Ledger
-from asyncrl.ledger.records import PromptLife
+from asyncrl.ledger.records import PromptRecord
 from asyncrl.ledger.staleness_controller import StalenessController
 from asyncrl.ledger.store import LedgerStore, StoredGroup
-from asyncrl.ledger.zero_variance import has_signal
-from asyncrl.replay.counters import Tally
+from asyncrl.ledger.zero_variance import rewards_differ
+from asyncrl.replay.counters import ReplayCounters
 from asyncrl.replay.evaluation import Evaluation
-from asyncrl.replay.failed_prompts import Failures
-from asyncrl.replay.generator_exits import Departures
-from asyncrl.replay.learner_requests import LearnerDesk
+from asyncrl.replay.failed_prompts import FailedPrompts
+from asyncrl.replay.generator_exits import GeneratorExits
+from asyncrl.replay.learner_requests import LearnerRequests
 from asyncrl.replay.lease_grant import train_grant
-from asyncrl.replay.membership import Roster
+from asyncrl.replay.membership import Membership
 from asyncrl.transport.control_link import ControlLink
-from asyncrl.transport.messages import (
-    Ack,
-    AnyMessage,
+from asyncrl.transport.messages.learning import (
     BatchReply,
     BatchRequest,
     Checkpointed,
     EvalRequest,
-    GroupDone,
-    Hello,
-    LeaseFailed,
-    LeaseGrant,
     Member,
     MembersRequest,
     Published,
-    Serving,
 )
+from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
+from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import peer_name
 from asyncrl.transport.wire import Frame, check_group, decode, encode
 from asyncrl.types import Prompt
@@ -91,21 +86,28 @@ class ReplayServer:
         self._store = store
         self._link = link
         self._commits = Commits(store, self._take_changes)
-        self._failures = Failures(config, draw, ledger, link)
-        self._roster = Roster()
+        self._failed_prompts = FailedPrompts(config, draw, ledger, link)
+        self._membership = Membership()
         for member, credit in store.generators():
-            self._roster.restore(member, credit, ledger.leases_of(member.name))
+            self._membership.restore(member, credit, ledger.leases_of(member.name))
         timeout_s = config.run.stop_timeout_s
-        self._departures = Departures(
-            ledger, evaluation, self._roster, store, self._failures, link, timeout_s, self._commits.send_when_durable
+        self._generator_exits = GeneratorExits(
+            ledger,
+            evaluation,
+            self._membership,
+            store,
+            self._failed_prompts,
+            link,
+            timeout_s,
+            self._commits.send_when_durable,
         )
-        self._desk = LearnerDesk(
-            ledger, store, self._roster, evaluation, self._departures, controller, link, self._send
+        self._learner_requests = LearnerRequests(
+            ledger, store, self._membership, evaluation, self._generator_exits, controller, link, self._send
         )
         self._batch_held_total_s = 0.0
-        """Batches that were ready waited so long to be durable."""
+        """BatchAssembly that were ready waited so long to be durable."""
         self._refills = config.algorithm.zero_variance == "refill"
-        self._tally = Tally(config.reward.max_failures, store.counters().get("num_unscored", 0))
+        self._counters = ReplayCounters(config.reward.max_failures, store.counters().get("num_unscored", 0))
 
     def run(self) -> None:
         """Serves until the launcher says stop.
@@ -132,16 +134,16 @@ class ReplayServer:
             poller.poll(math.ceil(min(1e3 * wait_s, POLL_MS)))
             self._receive_all()
             now_s = time.monotonic()
-            self._departures.tend(now_s)
+            self._generator_exits.tend(now_s)
             if now_s >= next_sweep_s:
                 self._sweep(now_s)
                 next_sweep_s = now_s + SWEEP_INTERVAL_S
             self._grant(now_s)
-            self._desk.answer()
+            self._learner_requests.answer()
             wait_s = self._commits.go_on()
 
-    def _take_changes(self) -> tuple[list[PromptLife], dict[str, int]]:
-        return self._ledger.take_changes(), {**self._ledger.counters, "num_unscored": self._tally.num_unscored}
+    def _take_changes(self) -> tuple[list[PromptRecord], dict[str, int]]:
+        return self._ledger.take_changes(), {**self._ledger.counters, "num_unscored": self._counters.num_unscored}
 
     def _receive_all(self) -> None:
         while self._socket.poll(0):
@@ -151,7 +153,7 @@ class ReplayServer:
                 message, frames = decode(parts)
                 self._handle(sender, message, frames)
             except WireError as error:
-                self._tally.num_refused += 1
+                self._counters.num_refused += 1
                 log.error("refused a message: %s", error)
 
     def _handle(self, sender: str, message: AnyMessage, frames: list[Frame]) -> None:
@@ -159,15 +161,15 @@ class ReplayServer:
             case Hello():
                 self._hello(sender, message)
             case Serving():
-                self._roster.serves(sender)
+                self._membership.serves(sender)
             case GroupDone():
                 self._group_done(sender, message, frames)
             case LeaseFailed():
                 self._lease_failed(sender, message)
             case MembersRequest() | BatchRequest() | Published() | Checkpointed() | EvalRequest() if (
-                sender not in self._roster
+                sender not in self._membership
             ):
-                self._desk.take(sender, message)
+                self._learner_requests.take(sender, message)
             case _:
                 raise WireError(f"{type(message).__name__} from {sender} is not for replay")
 
@@ -179,16 +181,16 @@ class ReplayServer:
         if released:
             self._link.note(f"{sender} said hello again without {len(released)} of its prompts: they go to another")
         member = Member(sender, message.control_endpoint, message.tensor_parallel)
-        self._roster.join(member, message.credit, message.serves, set(message.held))
-        self._store.set_generators(self._roster.credits)
-        self._desk.announce_newcomers()
+        self._membership.join(member, message.credit, message.serves, set(message.held))
+        self._store.set_generators(self._membership.credits)
+        self._learner_requests.announce_newcomers()
 
     def _group_done(self, sender: str, message: GroupDone, frames: list[Frame]) -> None:
-        self._roster.answered(sender, message.lease_id)
+        self._membership.answered(sender, message.lease_id)
         try:
             self._take_group(message, frames)
         except WireError as error:  # its prompt must not wait for the lease's deadline
-            self._tally.num_refused += 1
+            self._counters.num_refused += 1
             self._fail_lease(sender, message.lease_id, str(error))
         self._send(sender, Ack(message.lease_id))
 
@@ -208,18 +210,18 @@ class ReplayServer:
             )
         if index != header.index:
             raise WireError(f"lease {lease_id} is for prompt {index}, the group is of prompt {header.index}")
-        lacks_signal = self._refills and not has_signal(header.rewards)
+        lacks_signal = self._refills and not rewards_differ(header.rewards)
         first_version = int(np.frombuffer(frames[3], "<i4").min())
         outcome = self._ledger.complete(lease_id, first_version, not lacks_signal)
         if outcome is not None:
-            self._tally.count_unscored(header)
+            self._counters.count_unscored(header)
         if outcome == "queued":
             self._store.put(index, StoredGroup(header, frames))
             if lacks_signal:
-                self._failures.refill_ran_out(index)
+                self._failed_prompts.refill_ran_out(index)
 
     def _lease_failed(self, sender: str, message: LeaseFailed) -> None:
-        self._roster.answered(sender, message.lease_id)
+        self._membership.answered(sender, message.lease_id)
         self._fail_lease(sender, message.lease_id, message.reason)
         self._send(sender, Ack(message.lease_id))
 
@@ -231,15 +233,15 @@ class ReplayServer:
         index = self._ledger.index_of(lease_id)
         outcome = self._ledger.fail(lease_id, reason)
         if index is not None and outcome is not None:
-            self._failures.prompt_failed(index, outcome, f"{generator}: {reason}")
+            self._failed_prompts.prompt_failed(index, outcome, f"{generator}: {reason}")
 
     def _grant(self, now_s: float) -> None:
         """One lease at a time to the generator with the most free places, evaluation first."""
-        while generator := self._roster.freest():
+        while generator := self._membership.freest():
             grant = self._evaluation.lease(generator, now_s) or self._train_grant(generator, now_s)
             if grant is None:
                 return
-            self._roster.granted(generator, grant.lease_id)
+            self._membership.granted(generator, grant.lease_id)
             self._send(generator, grant)
 
     def _train_grant(self, generator: str, now_s: float) -> LeaseGrant | None:
@@ -248,13 +250,13 @@ class ReplayServer:
 
     def _sweep(self, now_s: float) -> None:
         for lease, outcome in self._ledger.expire(now_s):
-            self._failures.prompt_failed(lease.index, outcome, f"{lease.generator} did not answer in time")
+            self._failed_prompts.prompt_failed(lease.index, outcome, f"{lease.generator} did not answer in time")
         self._evaluation.expire(now_s)
         totals_s = {
             "queue/commit_total_s": self._store.commit_total_s,
             "queue/batch_held_total_s": self._batch_held_total_s,
         }
-        metrics = {**self._tally.metrics(self._ledger), **totals_s}
+        metrics = {**self._counters.metrics(self._ledger), **totals_s}
         self._commits.send_when_durable(lambda: self._link.metrics(metrics))
 
     def _send(self, receiver: str, message: AnyMessage, frames: Sequence[Frame] = ()) -> None:
@@ -266,4 +268,4 @@ class ReplayServer:
             if isinstance(message, BatchReply):
                 self._batch_held_total_s += time.perf_counter() - begun_s
 
-        self._commits.send_when_durable(send, urgent=receiver not in self._roster)
+        self._commits.send_when_durable(send, urgent=receiver not in self._membership)

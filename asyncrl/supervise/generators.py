@@ -17,7 +17,7 @@ from asyncrl.errors import ConfigError
 from asyncrl.supervise.processes import Processes
 from asyncrl.supervise.restarts import Restarts
 from asyncrl.transport.control_server import ControlServer
-from asyncrl.transport.messages import Drain, Gone
+from asyncrl.transport.messages.scaling import Drain, Gone
 from asyncrl.watch.console import LiveView
 
 

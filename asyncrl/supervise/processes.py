@@ -24,7 +24,7 @@ class Processes:
         self._processes: dict[str, RoleProcess] = {}
         self._endpoints: tuple[str, Any] = ("", "")
         """Of replay, and where the learner ranks meet (a reference to it after a restart)."""
-        self._num_lives: Counter[str] = Counter()
+        self._num_restarts: Counter[str] = Counter()
         """Of replay and the learners: 0 for the first."""
         self.told_to_end: set[str] = set()
         """Before the others."""
@@ -52,7 +52,7 @@ class Processes:
 
     def start_replay(self, placement: Placement) -> None:
         """Again, at the address that the others know."""
-        self._num_lives["replay"] += 1
+        self._num_restarts["replay"] += 1
         self.start(placement)
 
     def start_learners(self, placements: list[Placement]) -> None:
@@ -67,11 +67,11 @@ class Processes:
         self._endpoints = (self._endpoints[0], rendezvous)
         for placement, actor in zip(placements, actors, strict=True):
             self._control.starts_again(placement.name)
-            self._num_lives[placement.name] += 1
+            self._num_restarts[placement.name] += 1
             self._run(placement, actor)
 
     def _run(self, placement: Placement, actor: Any) -> None:
-        ended = actor.run.remote(*self._endpoints, self._num_lives[placement.name])
+        ended = actor.run.remote(*self._endpoints, self._num_restarts[placement.name])
         self._processes[placement.name] = RoleProcess(placement, actor, ended, time.monotonic())
 
     @property

@@ -22,7 +22,8 @@ from asyncrl.supervise.interrupts import Interrupts
 from asyncrl.supervise.processes import Processes
 from asyncrl.supervise.recovery import Recovery
 from asyncrl.transport.control_server import ControlServer
-from asyncrl.transport.messages import Drained, Failed, Scaled
+from asyncrl.transport.messages.publishing import Failed
+from asyncrl.transport.messages.scaling import Drained, Scaled
 from asyncrl.watch.console import LiveView
 from asyncrl.watch.recorder import Recorder
 

@@ -23,7 +23,9 @@ import time
 import zmq
 
 from asyncrl.errors import WireError
-from asyncrl.transport.messages import Alive, AnyMessage, Drain, DumpStacks, Gone, Note, Stacks, Status, Stop
+from asyncrl.transport.messages.scaling import Drain, Gone
+from asyncrl.transport.messages.schema import AnyMessage
+from asyncrl.transport.messages.supervision import Alive, DumpStacks, Note, Stacks, Status, Stop
 from asyncrl.transport.sockets import Network, connect
 from asyncrl.transport.wire import decode, encode
 

@@ -17,19 +17,9 @@ from dataclasses import dataclass, field
 import zmq
 
 from asyncrl.errors import WireError
-from asyncrl.transport.messages import (
-    Alive,
-    AnyMessage,
-    Drained,
-    DumpStacks,
-    EvalRow,
-    Note,
-    Scale,
-    Stacks,
-    Status,
-    StepRow,
-    Stop,
-)
+from asyncrl.transport.messages.scaling import Drained, Scale
+from asyncrl.transport.messages.schema import AnyMessage
+from asyncrl.transport.messages.supervision import Alive, DumpStacks, EvalRow, Note, Stacks, Status, StepRow, Stop
 from asyncrl.transport.sockets import Network, bind, peer_name
 from asyncrl.transport.wire import decode, encode
 

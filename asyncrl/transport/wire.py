@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 
 from asyncrl.errors import WireError
-from asyncrl.transport.messages import AnyMessage, GroupHeader
+from asyncrl.transport.messages.rollouts import GroupHeader
+from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.types import Group
 
 SCHEMA_VERSION = 1

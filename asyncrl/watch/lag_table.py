@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from asyncrl.transport.messages import MetricValue
+from asyncrl.transport.messages.base import MetricValue
 
 COLUMNS = {
     "tokens": "tokens",

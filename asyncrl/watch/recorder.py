@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from asyncrl.run.metrics import MetricsWriter
 from asyncrl.transport.control_server import Report, RoleState
-from asyncrl.transport.messages import EvalRow, MetricValue, Note, StepRow
+from asyncrl.transport.messages.base import MetricValue
+from asyncrl.transport.messages.supervision import EvalRow, Note, StepRow
 from asyncrl.watch.console import LiveView
 from asyncrl.watch.lag_table import lag_table
 

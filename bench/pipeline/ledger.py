@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asyncrl.ledger.records import PromptLife, State
+from asyncrl.ledger.records import PromptRecord, State
 from asyncrl.ledger.store import SYNCHRONOUS, LedgerStore, StoredGroup
 from asyncrl.transport.wire import group_to_wire
 from asyncrl.types import Group
@@ -44,8 +44,8 @@ def stored_group(index: int, num_tokens: int) -> StoredGroup:
     return StoredGroup(header, [bytes(frame) for frame in frames])
 
 
-def lives(state: State, indices: range) -> list[PromptLife]:
-    return [PromptLife(index, state) for index in indices]
+def records(state: State, indices: range) -> list[PromptRecord]:
+    return [PromptRecord(index, state) for index in indices]
 
 
 def run(
@@ -58,14 +58,14 @@ def run(
     start_s = time.perf_counter()
     for first in range(0, num_groups, groups_a_commit):
         indices = range(first, first + groups_a_commit)
-        store.commit(lives("leased", indices), {"next_lease_id": indices.stop})
+        store.commit(records("leased", indices), {"next_lease_id": indices.stop})
         for index, group in zip(indices, groups, strict=True):
             store.put(index, group)
         begun_s = time.perf_counter()
-        store.commit(lives("queued", indices), {})
+        store.commit(records("queued", indices), {})
         commits_s.append(time.perf_counter() - begun_s)
-        store.commit(lives("batched", indices), {"next_step": first})
-        store.commit(lives("trained", indices), {})
+        store.commit(records("batched", indices), {"next_step": first})
+        store.commit(records("trained", indices), {})
     seconds = time.perf_counter() - start_s
     store.close()
     return num_groups / seconds, commits_s

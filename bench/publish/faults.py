@@ -37,7 +37,7 @@ from transformers import AutoModelForCausalLM
 from asyncrl.config.schema import GeneratorConfig, PublishConfig
 from asyncrl.errors import PublishError
 from asyncrl.publish.session import PublishSession
-from asyncrl.transport.messages import Member
+from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.sockets import Network
 from asyncrl.types import Completion
 from bench.publish.fault_points import PHASES, flipped, held, install, wait_until_held

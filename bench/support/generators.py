@@ -19,7 +19,7 @@ import zmq.asyncio
 
 from asyncrl.config.schema import GeneratorConfig
 from asyncrl.generate.engines.base import EngineSpec, Sampling
-from asyncrl.transport.messages import Member
+from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.sockets import Network, bind
 from asyncrl.types import Completion
 

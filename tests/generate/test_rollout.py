@@ -20,21 +20,10 @@ from asyncrl.generate.worker import GeneratorWorker
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.control_server import ControlServer
-from asyncrl.transport.messages import (
-    Ack,
-    AnyMessage,
-    Done,
-    Failed,
-    GroupDone,
-    Hello,
-    JoinGroup,
-    LeaseFailed,
-    LeaseGrant,
-    Note,
-    Serving,
-    Stage,
-    Switch,
-)
+from asyncrl.transport.messages.publishing import Done, Failed, JoinGroup, Stage, Switch
+from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
+from asyncrl.transport.messages.schema import AnyMessage
+from asyncrl.transport.messages.supervision import Note
 from asyncrl.transport.sockets import Network, bind, connect, connect_watched
 from asyncrl.transport.wire import Frame, decode, encode, group_from_wire
 from asyncrl.types import Completion

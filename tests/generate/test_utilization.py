@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrl.generate.utilization import Activity, Totals
+from asyncrl.generate.utilization import Totals, Utilization
 
 
 class Clock:
@@ -14,7 +14,7 @@ class Clock:
 
 def test_time_is_busy_with_a_lease_paused_during_a_publish_and_idle_else():
     clock = Clock()
-    activity = Activity(clock)
+    activity = Utilization(clock)
     activity.lease_begins()
     clock.now_s += 7  # before the first version nothing counts
     activity.resume()
@@ -34,7 +34,7 @@ def test_time_is_busy_with_a_lease_paused_during_a_publish_and_idle_else():
 @given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["begin", "end", "pause", "resume", "look"]))))
 def test_the_totals_are_the_sums_over_whole_seconds_of_the_state_at_each(events):
     clock = Clock()
-    activity = Activity(clock)
+    activity = Utilization(clock)
     activity.resume()
     leases, paused, seconds = 0, False, []
     for wait_s, event in events:

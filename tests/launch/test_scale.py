@@ -10,7 +10,8 @@ from asyncrl.errors import ConfigError, DeadlineError
 from asyncrl.launch import scale as scaling
 from asyncrl.launch.scale import scale, write_address
 from asyncrl.transport.control_server import ControlServer
-from asyncrl.transport.messages import Failed, Scale, Scaled
+from asyncrl.transport.messages.publishing import Failed
+from asyncrl.transport.messages.scaling import Scale, Scaled
 from asyncrl.transport.sockets import Keys, Network
 
 

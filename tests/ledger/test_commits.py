@@ -13,18 +13,11 @@ from pathlib import Path
 import pytest
 import zmq
 
-from asyncrl.ledger.records import PromptLife
+from asyncrl.ledger.records import PromptRecord
 from asyncrl.ledger.store import LedgerStore, StoredGroup, Transaction
-from asyncrl.transport.messages import (
-    Ack,
-    AnyMessage,
-    BatchReply,
-    BatchRequest,
-    GroupDone,
-    Hello,
-    LeaseGrant,
-    Published,
-)
+from asyncrl.transport.messages.learning import BatchReply, BatchRequest, Published
+from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseGrant
+from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import Network
 from asyncrl.transport.wire import Frame, decode, group_to_wire
 from tests.support.replay import PATIENCE_S, Served, answer, generator, grants, group_done, learner, small_config
@@ -136,8 +129,8 @@ def test_a_group_that_comes_anew_while_the_old_one_goes_stays(path):
     group = StoredGroup(header, [bytes(frame) for frame in frames])
     store = LedgerStore(path, "off")
     store.put(0, group)
-    store.commit([PromptLife(0, "queued", place=0, first_version=0)], {})
-    requeued = store.begin([PromptLife(0, "waiting")], {})
+    store.commit([PromptRecord(0, "queued", place=0, first_version=0)], {})
+    requeued = store.begin([PromptRecord(0, "waiting")], {})
     store.write(requeued)
     store.put(0, group)
     store.written(requeued)
@@ -175,7 +168,7 @@ def serve_and_die(path: Path, endpoint: Connection, num_writes: int, before_comm
 
 
 class Witness:
-    """A generator and a learner that remember what they were told through all lives of replay."""
+    """A generator and a learner that remember what they were told through all records of replay."""
 
     def __init__(self) -> None:
         self.granted: dict[int, int] = {}

@@ -237,7 +237,7 @@ def test_a_group_without_a_signal_gives_its_place_to_another_prompt():
     ledger = make_ledger(max_staleness=0, max_refill_prompts=4)
     ledger.published(0)
     (first, _), (second, _) = lease_all(ledger)
-    assert ledger.complete(first, 0, has_signal=False) == "filtered"
+    assert ledger.complete(first, 0, rewards_differ=False) == "filtered"
     assert ledger.complete(first, 0) is None
     ((third, index),) = lease_all(ledger)
     assert index == 2

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from asyncrl.errors import RunError
 from asyncrl.ledger.ledger import Ledger
-from asyncrl.ledger.records import PromptLife
+from asyncrl.ledger.records import PromptRecord
 from asyncrl.ledger.store import LedgerStore
 
 GENERATORS = ("generator-0", "generator-1")
@@ -149,16 +149,16 @@ class LedgerMachine(RuleBasedStateMachine):
     def complete_held(self, data):
         self.complete_lease(data.draw(st.sampled_from(sorted(self.valid.values()))), data.draw(st.booleans()))
 
-    def complete_lease(self, lease_id, has_signal=True):
+    def complete_lease(self, lease_id, rewards_differ=True):
         index, _, _, version = self.leases[lease_id]
         counts = lease_id in self.unanswered and self.state[index] in ("leased", "waiting")
         self.unanswered.discard(lease_id)
-        outcome = self.ledger.complete(lease_id, version, has_signal)
+        outcome = self.ledger.complete(lease_id, version, rewards_differ)
         if not counts:
             assert outcome is None
             return
         self.valid.pop(index, None)
-        if not has_signal and index in self.first_drawn_of_step():
+        if not rewards_differ and index in self.first_drawn_of_step():
             assert outcome == "filtered"
             self.state[index] = "filtered"
         else:
@@ -239,7 +239,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.store.close()
         self.store = LedgerStore(Path(self.folder.name) / "ledger.sqlite", "off")
         self.store.begin_session(began_anew=with_the_whole_run)
-        self.ledger = Ledger(**self.rules, standing=self.store.standing(), now_s=self.now_s)
+        self.ledger = Ledger(**self.rules, snapshot=self.store.snapshot(), now_s=self.now_s)
         if with_the_whole_run:
             self.ledger.begin_session()
             self.served = None
@@ -311,8 +311,8 @@ class LedgerMachine(RuleBasedStateMachine):
         assert not self.indices(*IN_PLAY)
         self.ledger.checkpointed(self.num_steps)
         self.what_has_changed_is_committed()
-        assert self.store.standing().lives == [
-            PromptLife(index, "quarantined", self.failures[index], reason=self.ledger.quarantined[index])
+        assert self.store.snapshot().records == [
+            PromptRecord(index, "quarantined", self.failures[index], reason=self.ledger.quarantined[index])
             for index in self.indices("quarantined")
         ]
         self.store.close()

@@ -9,18 +9,19 @@ import pytest
 import zmq
 
 from asyncrl.errors import PublishError
-from asyncrl.publish.generator_commands import GeneratorsClient
-from asyncrl.transport.messages import Member, Stage
+from asyncrl.publish.generator_commands import GeneratorCommands
+from asyncrl.transport.messages.learning import Member
+from asyncrl.transport.messages.publishing import Stage
 from asyncrl.transport.sockets import Network, bind, connect
 from asyncrl.transport.wire import encode
 
 NEVER_S = 60.0
 
 
-def client_of_a_dead_generator() -> GeneratorsClient:
+def client_of_a_dead_generator() -> GeneratorCommands:
     with socket.create_server(("127.0.0.1", 0)) as its_port:
         port = its_port.getsockname()[1]
-    return GeneratorsClient("learner-0", Network(), [Member("generator-0", f"tcp://127.0.0.1:{port}", 1)], NEVER_S)
+    return GeneratorCommands("learner-0", Network(), [Member("generator-0", f"tcp://127.0.0.1:{port}", 1)], NEVER_S)
 
 
 def test_a_generator_that_had_died_before_the_group_came_about_is_not_waited_for() -> None:

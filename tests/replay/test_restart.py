@@ -10,10 +10,11 @@ import pytest
 
 from asyncrl.config.schema import Config
 from asyncrl.errors import DataError, RunError
-from asyncrl.ledger.records import PromptLife
+from asyncrl.ledger.records import PromptRecord
 from asyncrl.ledger.store import LedgerStore, StoredGroup
 from asyncrl.replay.client import ReplayClient
-from asyncrl.transport.messages import Hello, Note
+from asyncrl.transport.messages.rollouts import Hello
+from asyncrl.transport.messages.supervision import Note
 from asyncrl.transport.sockets import Network
 from asyncrl.transport.wire import group_to_wire
 from tests.support.replay import PATIENCE_S, Served, answer, generator, grants, learner, only_acks_come, small_config
@@ -137,22 +138,22 @@ def test_a_disk_that_is_full_is_an_error_that_says_so_and_what_was_committed_is_
     path = tmp_path / "ledger.sqlite"
     store = LedgerStore(path, "full")
     store.put(0, stored(0))
-    store.commit([PromptLife(0, "queued", place=0, first_version=0)], {"next_lease_id": 1})
+    store.commit([PromptRecord(0, "queued", place=0, first_version=0)], {"next_lease_id": 1})
     store._db.execute(f"PRAGMA max_page_count={store._db.execute('PRAGMA page_count').fetchone()[0]}")
 
     def fill() -> None:
         for index in range(1, 10_000):
             store.put(index, stored(index))
-            store.commit([PromptLife(index, "queued", place=index, first_version=0)], {})
+            store.commit([PromptRecord(index, "queued", place=index, first_version=0)], {})
 
     with pytest.raises(RunError, match=r"ledger.sqlite cannot be written: database or disk is full; .*--resume"):
         fill()
     store.close()
     again = LedgerStore(path, "full")
-    lives = again.standing().lives
-    assert [life.index for life in lives] == list(range(len(lives)))
-    assert lives
-    assert [again.get(life.index) for life in lives] == [stored(life.index) for life in lives]
+    records = again.snapshot().records
+    assert [record.index for record in records] == list(range(len(records)))
+    assert records
+    assert [again.get(record.index) for record in records] == [stored(record.index) for record in records]
     again.close()
 
 
@@ -160,7 +161,7 @@ def test_the_ledger_is_private_and_plain_sqlite_can_read_it(tmp_path):
     path = tmp_path / "ledger.sqlite"
     store = LedgerStore(path, "off")
     store.put(3, stored(3))
-    store.commit([PromptLife(3, "queued", place=0, first_version=0)], {})
+    store.commit([PromptRecord(3, "queued", place=0, first_version=0)], {})
     assert path.stat().st_mode & 0o077 == 0
     row = sqlite3.connect(path).execute(
         "SELECT data_row, state, num_tokens, reward_mean, num_correct, first_version, last_version FROM prompts"
@@ -172,9 +173,9 @@ def test_the_ledger_is_private_and_plain_sqlite_can_read_it(tmp_path):
 def test_groups_go_when_a_checkpoint_has_them_and_their_history_stays(tmp_path):
     store = LedgerStore(tmp_path / "ledger.sqlite", "off")
     store.put(0, stored(0))
-    store.commit([PromptLife(0, "batched", step=0)], {})
+    store.commit([PromptRecord(0, "batched", step=0)], {})
     assert store.get(0) == stored(0)
-    store.commit([PromptLife(0, "trained", step=0)], {})
+    store.commit([PromptRecord(0, "trained", step=0)], {})
     assert store._db.execute("SELECT count(*) FROM groups").fetchone() == (0,)
     assert store._db.execute("SELECT state, step FROM prompts").fetchall() == [("trained", 0)]
     store.close()

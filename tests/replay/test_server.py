@@ -14,27 +14,20 @@ from asyncrl.ledger.staleness_controller import WINDOW
 from asyncrl.replay import server as server_module
 from asyncrl.replay.client import ReplayClient
 from asyncrl.transport import sockets
-from asyncrl.transport.messages import (
-    Ack,
-    AnyMessage,
+from asyncrl.transport.messages.learning import (
     BatchReply,
     BatchRequest,
-    Drain,
-    Drained,
     EvalRequest,
-    EvalRow,
-    Gone,
-    Hello,
-    LeaseFailed,
     Members,
     MembersRequest,
     Newcomers,
-    Note,
     Published,
-    Serving,
-    Stage,
-    Stop,
 )
+from asyncrl.transport.messages.publishing import Stage
+from asyncrl.transport.messages.rollouts import Ack, Hello, LeaseFailed, Serving
+from asyncrl.transport.messages.scaling import Drain, Drained, Gone
+from asyncrl.transport.messages.schema import AnyMessage
+from asyncrl.transport.messages.supervision import EvalRow, Note, Stop
 from asyncrl.transport.sockets import Keys, Network
 from asyncrl.transport.wire import encode, group_from_wire
 from tests.support.replay import (

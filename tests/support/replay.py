@@ -19,7 +19,7 @@ from asyncrl.replay.evaluation import Evaluation, first_lease_id
 from asyncrl.replay.server import ReplayServer
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.control_server import ControlServer
-from asyncrl.transport.messages import Ack, GroupDone, Hello, LeaseGrant, Serving
+from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseGrant, Serving
 from asyncrl.transport.sockets import Network, bind
 from asyncrl.transport.wire import group_to_wire
 from asyncrl.types import Prompt
@@ -68,7 +68,7 @@ class Served:
             lease_timeout_s=config.replay.lease_timeout_s,
             max_attempts=config.replay.max_lease_attempts,
             max_refill_prompts=4 if config.algorithm.zero_variance == "refill" else 0,
-            standing=store.standing(),
+            snapshot=store.snapshot(),
             now_s=time.monotonic(),
         )
         evaluation = Evaluation(HELD_OUT, config, first_lease_id(session))

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import zmq
 
-from asyncrl.transport.messages import AnyMessage
+from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import Network, connect
 from asyncrl.transport.wire import Frame, decode, encode
 from asyncrl.types import Group

@@ -22,7 +22,7 @@ from asyncrl.generate.engines.vllm import VllmEngine
 from asyncrl.generate.publish_server import PublishServer
 from asyncrl.publish.groups.gloo import GlooGroup
 from asyncrl.publish.session import PublishSession
-from asyncrl.transport.messages import Member
+from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.sockets import Network, bind
 from tests.support.fresh import run_fresh
 from tests.support.models import random_model, random_qwen3

@@ -23,7 +23,7 @@ from asyncrl.publish.vllm.staging import Staging
 from asyncrl.publish.vllm.worker_extension import GlooWeightTransferEngine
 from asyncrl.replay.client import ReplayClient
 from asyncrl.transport.control_link import ControlLink
-from asyncrl.transport.messages import Hello, Serving
+from asyncrl.transport.messages.rollouts import Hello, Serving
 from bench.support.generators import GeneratorProcess
 from tests.replay.test_server import PATIENCE_S, Served, grants, learner, serving, small_config
 from tests.support.models import random_qwen3

@@ -13,7 +13,8 @@ from asyncrl.supervise.diagnosis import write_diagnosis
 from asyncrl.transport import control_link as control
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.control_server import ControlServer
-from asyncrl.transport.messages import Alive, EvalRow, Hello, Note, Status, StepRow
+from asyncrl.transport.messages.rollouts import Hello
+from asyncrl.transport.messages.supervision import Alive, EvalRow, Note, Status, StepRow
 from asyncrl.transport.sockets import Network, bind
 from asyncrl.transport.wire import encode
 from tests.support.wire import QUIET_MS, peer

@@ -10,18 +10,10 @@ from hypothesis import strategies as st
 
 from asyncrl.errors import WireError
 from asyncrl.transport import wire
-from asyncrl.transport.messages import (
-    AnyMessage,
-    DumpStacks,
-    Failed,
-    GroupDone,
-    Hello,
-    JoinGroup,
-    LeaseGrant,
-    Note,
-    Stacks,
-    Status,
-)
+from asyncrl.transport.messages.publishing import Failed, JoinGroup
+from asyncrl.transport.messages.rollouts import GroupDone, Hello, LeaseGrant
+from asyncrl.transport.messages.schema import AnyMessage
+from asyncrl.transport.messages.supervision import DumpStacks, Note, Stacks, Status
 from asyncrl.transport.wire import MAGIC, check_group, decode, encode, group_from_wire, group_to_wire
 from asyncrl.types import Group
 from tests.support.wire import make_group

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from asyncrl.run.metrics import MetricsWriter
 from asyncrl.transport.control_server import RoleState
-from asyncrl.transport.messages import EvalRow, Note, StepRow
+from asyncrl.transport.messages.supervision import EvalRow, Note, StepRow
 from asyncrl.watch.console import LiveView
 from asyncrl.watch.recorder import Recorder
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from asyncrl import cli
-from asyncrl.ledger.records import PromptLife
+from asyncrl.ledger.records import PromptRecord
 from asyncrl.ledger.store import LedgerStore, StoredGroup
 from asyncrl.run.metrics import MetricsWriter
 from asyncrl.transport.wire import group_to_wire
@@ -33,12 +33,12 @@ def run_dir(tmp_path: Path) -> Path:
     store.begin_session(began_anew=True)
     header, frames = group_to_wire(make_group(1))
     store.put(1, StoredGroup(header, [bytes(frame) for frame in frames]))
-    lives = [
-        PromptLife(0, "trained", step=0),
-        PromptLife(1, "queued", place=0),
-        PromptLife(2, "quarantined", reason="it [hangs]"),
+    records = [
+        PromptRecord(0, "trained", step=0),
+        PromptRecord(1, "queued", place=0),
+        PromptRecord(2, "quarantined", reason="it [hangs]"),
     ]
-    store.commit(lives, {})
+    store.commit(records, {})
     return tmp_path
 
 

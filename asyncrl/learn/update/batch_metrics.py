@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asyncrl.learn.update.mini_batches import token_lags
-from asyncrl.ledger.zero_variance import has_signal
+from asyncrl.ledger.zero_variance import rewards_differ
 from asyncrl.types import Batch
 
 Metrics = dict[str, float | list[float]]
@@ -29,7 +29,7 @@ def batch_metrics(batch: Batch, max_staleness: int) -> Metrics:
         "reward/std": float(rewards[scored].std()) if scored.any() else 0.0,
         "reward/accuracy": _mean(correct[scored]),
         "reward/quarantined": float((~scored).sum()),
-        "reward/zero_variance_fraction": _mean(np.array([not has_signal(group.rewards) for group in batch.groups])),
+        "reward/zero_variance_fraction": _mean(np.array([not rewards_differ(group.rewards) for group in batch.groups])),
         "length/mean": _mean(lengths),
         "length/max": float(lengths.max()),
         "length/truncated_fraction": _mean(np.concatenate([group.truncated for group in batch.groups])),

@@ -12,7 +12,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from asyncrl.config.schema import PublishConfig
-from asyncrl.publish.generator_commands import GeneratorsClient
+from asyncrl.publish.generator_commands import GeneratorCommands
 
 
 class VllmSender(WeightSource):
@@ -23,7 +23,7 @@ class VllmSender(WeightSource):
     """
 
     def __init__(
-        self, client: GeneratorsClient, host: str, config: PublishConfig, metas: Mapping[str, torch.Tensor]
+        self, client: GeneratorCommands, host: str, config: PublishConfig, metas: Mapping[str, torch.Tensor]
     ) -> None:
         self._client = client
         self._recompute_kv = config.kv_cache == "recompute"

@@ -1,0 +1,11 @@
+"""What all messages share. Each is a typed structure; the decoder refuses unknown fields and wrong types."""
+
+from __future__ import annotations
+
+import msgspec
+
+MetricValue = float | str | list[float]
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """Base of all messages; the tag is the class name."""

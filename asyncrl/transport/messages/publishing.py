@@ -1,0 +1,47 @@
+"""Learner rank 0 and a generator: the commands of a publish.
+
+learner ── JoinGroup, LeaveGroup, Stage, Switch ──▶ generator ── Done, Failed ──▶ learner
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asyncrl.transport.messages.base import Message
+
+
+class JoinGroup(Message, frozen=True):
+    """Join a publish group (vLLM's init_weight_transfer_engine), and leave the one before."""
+
+    init_info: dict[str, Any]
+
+
+class LeaveGroup(Message, frozen=True):
+    """The group is broken: wait no longer for what was to come over it."""
+
+
+class Stage(Message, frozen=True):
+    """Receive weights beside those that serve. Done at once; they come while the engine decodes."""
+
+
+class Switch(Message, frozen=True):
+    """Pause, take over the new weights (vLLM's update_weights), serve `version` with them, resume: one atomic step."""
+
+    version: int
+    update_info: dict[str, Any]
+    recompute_kv: bool
+
+
+class Done(Message, frozen=True):
+    """A publish command was carried out."""
+
+    version: int
+    """Served now."""
+    stall_s: float = 0.0
+    """How long generation stood still for it."""
+
+
+class Failed(Message, frozen=True):
+    """A command or request could not be carried out."""
+
+    reason: str

@@ -1,0 +1,81 @@
+"""Generators and replay: leases go out, groups come back.
+
+generator ─ Hello, Serving, GroupDone, LeaseFailed ──▶ replay ── LeaseGrant, Ack ──▶ generator
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from asyncrl.transport.messages.base import Message
+
+
+class GroupHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A group without its arrays, which travel as four raw frames (see `group_codec`)."""
+
+    index: int
+    row: int
+    num_prompt_tokens: int
+    lengths: list[int]
+    rewards: list[float]
+    """NaN travels as NaN: a quarantined completion."""
+    correct: list[bool]
+    truncated: list[bool]
+    sample_text: str
+
+
+class Hello(Message, frozen=True):
+    """A generator is up, or its connection to replay is up again."""
+
+    control_endpoint: str
+    """Where the learner reaches this generator's publish server."""
+    tensor_parallel: int
+    credit: int
+    """Leases it can hold at once."""
+    serves: bool = False
+    """It has the learner's weights; else it waits for them."""
+    held: list[int] = msgspec.field(default_factory=list)
+    """Ids of the leases that it has and replay has not acknowledged."""
+
+
+class Serving(Message, frozen=True):
+    """The generator has the learner's weights. Replay answers with LeaseGrants as admission permits."""
+
+
+class LeaseGrant(Message, frozen=True):
+    """A prompt to be sampled by this generator alone, until the deadline."""
+
+    lease_id: int
+    index: int
+    """Admission index for train; position in the evaluation data for eval."""
+    kind: Literal["train", "eval"]
+    row: int
+    token_ids: list[int]
+    text: str
+    answer: str
+    num_samples: int
+    temperature: float
+    seed: int
+    timeout_s: float
+
+
+class GroupDone(Message, frozen=True):
+    """A finished group; four frames follow. Answered by Ack, once it is durable, which gives the credit back."""
+
+    lease_id: int
+    header: GroupHeader
+
+
+class LeaseFailed(Message, frozen=True):
+    """A lease that cannot be answered with a usable group. Answered by Ack."""
+
+    lease_id: int
+    reason: str
+
+
+class Ack(Message, frozen=True):
+    """The message about this lease (or version) was taken and will not be lost by its receiver."""
+
+    ref: int
