@@ -90,7 +90,7 @@ class Cluster:
         ray_id = self.nodes[node].ray_id
         return not any(_is_alive(one) for one in ray.nodes() if one["NodeID"] == ray_id)
 
-    def look(self) -> list[Node]:
+    def refresh_nodes(self) -> list[Node]:
         """The room of each node as it is now: none on one that has left. Nodes that have joined are added.
 
         A node on another machine is left out when the run began on one machine alone: its sockets are on loopback.

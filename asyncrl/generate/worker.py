@@ -91,7 +91,7 @@ class GeneratorWorker:
     async def _reconnect(self) -> None:
         """Tells a replay process that has taken the place of another what this generator has, and answers again."""
         while True:
-            if self._handshakes.anew():
+            if self._handshakes.reconnected():
                 log.warning("connected to replay anew; %d answers go again", len(self._unacknowledged))
                 await self._say_hello()
                 for parts in list(self._unacknowledged.values()):

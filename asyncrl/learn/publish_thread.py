@@ -83,7 +83,7 @@ class PublishThread:
                 raise DeadlineError(self._waited_for, self._timeout_s, who)
         self._raise_failure()
 
-    def look(self, phase: str) -> None:
+    def check(self, phase: str) -> None:
         """While the main thread waits for something else, in this phase: raises what failed in the thread."""
         self._raise_failure()
         mine = self._publisher.phase

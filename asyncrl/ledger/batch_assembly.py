@@ -59,7 +59,7 @@ class BatchAssembly:
             del self.queued[index]
         return stale
 
-    def end(self, index: int) -> None:
+    def mark_ended(self, index: int) -> None:
         """The prompt is in a batch, filtered or quarantined."""
         self._ended_above.add(index)
         while self.low in self._ended_above:
@@ -77,7 +77,7 @@ class BatchAssembly:
         kept = f"{min(self._taken)} to {self.next_step - 1}" if self._taken else "none"
         raise RunError(f"the batch of step {step} is asked for; kept are {kept}, and the next is {self.next_step}")
 
-    def take(self) -> list[PromptRecord] | None:
+    def assemble(self) -> list[PromptRecord] | None:
         """The next batch: B finished groups by admission index, or None until they are there."""
         ready = self._ready()
         if len(ready) < self._batch_size:
@@ -85,7 +85,7 @@ class BatchAssembly:
         step = self.next_step
         records = [PromptRecord(index, "batched", step=step, first_version=self.queued.pop(index)) for index in ready]
         for index in ready:
-            self.end(index)
+            self.mark_ended(index)
         self._taken[step] = ready
         self.next_step += 1
         return records

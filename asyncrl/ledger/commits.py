@@ -63,7 +63,7 @@ class Commits:
         now_s = time.monotonic()
         self._due_s = now_s if urgent else min(self._due_s, now_s + GATHER_S)
 
-    def go_on(self) -> float:
+    def advance(self) -> float:
         """Sends what has become durable, and has the next transaction written when it is due; waits for nothing.
 
         Returns:

@@ -201,7 +201,7 @@ class Ledger:
             del self._leases[lease.lease_id]
         return held
 
-    def lose(self, generator: str, reason: str) -> list[tuple[LeaseRecord, Failure]]:
+    def generator_died(self, generator: str, reason: str) -> list[tuple[LeaseRecord, Failure]]:
         """As `release`, for a generator that died: each prompt that it held may be what killed it, so it counts."""
         gone = [lease for lease in self._leases.values() if lease.generator == generator]
         lost = [(lease, self._failed(lease, reason)) for lease in gone if self._holds(lease)]
@@ -269,7 +269,7 @@ class Ledger:
             for index in self._batches.drop_stale(self._max_staleness):
                 self.num_requeued += 1
                 self._line_up(index)
-        taken = self._batches.take()
+        taken = self._batches.assemble()
         if taken is None:
             return None
         for record in taken:
@@ -294,7 +294,7 @@ class Ledger:
 
     def _end(self, index: int) -> None:
         self._attempts.pop(index, None)
-        self._batches.end(index)
+        self._batches.mark_ended(index)
 
     # ── figures ──
 

@@ -113,7 +113,7 @@ class ReplayClient:
 
         Replay tells the client that publishes.
         """
-        if self._handshakes.anew():
+        if self._handshakes.reconnected():
             self._ask_again(None)
         while self._socket.poll(0):
             self._take_unasked(decode(self._socket.recv_multipart())[0])
@@ -158,7 +158,7 @@ class ReplayClient:
         poller.register(self._handshakes.events, zmq.POLLIN)
         while True:
             poller.poll(POLL_MS)
-            if self._handshakes.anew():
+            if self._handshakes.reconnected():
                 self._ask_again(question)
             while self._socket.poll(0):
                 message, frames = decode(self._socket.recv_multipart(copy=True))

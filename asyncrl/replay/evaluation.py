@@ -118,7 +118,7 @@ class Evaluation:
         for lease_id in set(gone) - set(kept):
             self._waiting.appendleft(self._out.pop(lease_id).position)
 
-    def lose(self, generator: str) -> None:
+    def generator_died(self, generator: str) -> None:
         """As `release`, for a generator that died: it counts as a failure of each prompt that it held."""
         for lease_id in [lease_id for lease_id, lease in self._out.items() if lease.generator == generator]:
             self.fail(lease_id)

@@ -54,7 +54,7 @@ class GeneratorExits:
         self._send_when_durable = send_when_durable
         self._leaving: dict[str, _Leaving] = {}
 
-    def tend(self, now_s: float) -> None:
+    def advance(self, now_s: float) -> None:
         """Takes orders, and says which generators have nothing left to do."""
         while not self._link.orders.empty():
             match self._link.orders.get():
@@ -75,10 +75,10 @@ class GeneratorExits:
     def _gone(self, name: str, reason: str) -> None:
         """Its prompts need not wait for their leases to expire. A prompt that takes its generators down is poison."""
         self._leaving.pop(name, None)
-        self._membership.leave(name)
+        self._membership.remove(name)
         self._store.set_generators(self._membership.credits)
-        self._evaluation.lose(name)
-        self._failed_prompts.generator_gone(name, reason, self._ledger.lose(name, reason))
+        self._evaluation.generator_died(name)
+        self._failed_prompts.generator_gone(name, reason, self._ledger.generator_died(name, reason))
 
     def _leave(self, name: str) -> None:
         del self._leaving[name]
@@ -86,6 +86,6 @@ class GeneratorExits:
         released = self._ledger.release(name)
         if released:
             self._link.note(f"{name} leaves in the midst of {len(released)} prompts, which go to another")
-        self._membership.leave(name)
+        self._membership.remove(name)
         self._store.set_generators(self._membership.credits)
         self._send_when_durable(lambda: self._link.send(Drained(name)))

@@ -68,7 +68,7 @@ class LearnerRequests:
         if controller is not None:
             ledger.eta = controller.eta
 
-    def take(self, sender: str, question: LearnerQuestion) -> None:
+    def handle(self, sender: str, question: LearnerQuestion) -> None:
         """One message of a learner."""
         match question:
             case MembersRequest():
@@ -93,7 +93,7 @@ class LearnerRequests:
         if self._publisher is not None and self._membership.has_newcomers:
             self._send(self._publisher, Newcomers(), ())
 
-    def answer(self) -> None:
+    def answer_ready(self) -> None:
         """What has become ready.
 
         Raises:

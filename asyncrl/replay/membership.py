@@ -63,7 +63,7 @@ class Membership:
             raise WireError(f"{name} serves and never said hello")
         self._generators[name].serves = True
 
-    def leave(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         """It is gone; it may have gone before it said hello."""
         self._generators.pop(name, None)
 

@@ -134,13 +134,13 @@ class ReplayServer:
             poller.poll(math.ceil(min(1e3 * wait_s, POLL_MS)))
             self._receive_all()
             now_s = time.monotonic()
-            self._generator_exits.tend(now_s)
+            self._generator_exits.advance(now_s)
             if now_s >= next_sweep_s:
                 self._sweep(now_s)
                 next_sweep_s = now_s + SWEEP_INTERVAL_S
             self._grant(now_s)
-            self._learner_requests.answer()
-            wait_s = self._commits.go_on()
+            self._learner_requests.answer_ready()
+            wait_s = self._commits.advance()
 
     def _take_changes(self) -> tuple[list[PromptRecord], dict[str, int]]:
         return self._ledger.take_changes(), {**self._ledger.counters, "num_unscored": self._counters.num_unscored}
@@ -169,7 +169,7 @@ class ReplayServer:
             case MembersRequest() | BatchRequest() | Published() | Checkpointed() | EvalRequest() if (
                 sender not in self._membership
             ):
-                self._learner_requests.take(sender, message)
+                self._learner_requests.handle(sender, message)
             case _:
                 raise WireError(f"{type(message).__name__} from {sender} is not for replay")
 

@@ -44,19 +44,19 @@ class Generators:
 
     # ── deaths ──
 
-    def may_lose(self, name: str) -> bool:
+    def can_replace(self, name: str) -> bool:
         """The run goes on without it, for a time at least."""
         if name not in self:
             return False
         came_up = self._control.roles[name].is_ready
         return name in self._leaving or self._drops(name) or self._restarts.allows(name, came_up)
 
-    def lose(self, name: str, failure: Failure, stopping: bool) -> None:
+    def handle_death(self, name: str, failure: Failure, stopping: bool) -> None:
         """Ends what is left of it, tells replay, and plans its restart, unless nobody wants it back."""
         dropped = self._drops(name)
         self._joined.discard(name)
         placement = self._processes.end(name)
-        self._control.tell("replay", Gone(name, failure.reason))
+        self._control.send("replay", Gone(name, failure.reason))
         self._control.event(name, failure.reason)
         self._control.roles[name].metrics = {}  # the rows count it among those that serve no more
         if stopping:
@@ -72,15 +72,15 @@ class Generators:
     def remind_replay(self) -> None:
         """Its process is new; what the one before was told may be lost."""
         for name in self._lost:
-            self._control.tell("replay", Gone(name, "is being started again"))
+            self._control.send("replay", Gone(name, "is being started again"))
         for name in self._leaving - self._processes.told_to_end:
-            self._control.tell("replay", Drain(name))
+            self._control.send("replay", Drain(name))
 
     def _drops(self, name: str) -> bool:
         """A newcomer that fails before it has come up is not the end of a run that went on without it."""
         return name in self._joined and not self._control.roles[name].is_ready
 
-    def tend(self) -> None:
+    def restart_due(self) -> None:
         """Starts again whose time has come; takes leave of those that have ended."""
         for name in self._restarts.take_due(time.monotonic()):
             if name in self._lost:  # else it was to leave
@@ -151,7 +151,7 @@ class Generators:
             ConfigError: there is no room.
         """
         placements = [*self._processes.placements.values(), *self._lost.values()]
-        return more_generators(self._plan.topology, placements, self._cluster.look(), number)
+        return more_generators(self._plan.topology, placements, self._cluster.refresh_nodes(), number)
 
     def _leave(self, names: list[str]) -> list[str]:
         for name in names:
@@ -160,7 +160,7 @@ class Generators:
                 self._forget(name)
             else:
                 self._leaving.add(name)
-                self._control.tell("replay", Drain(name))
+                self._control.send("replay", Drain(name))
         return [f"{name} leaves" for name in names]
 
     def drained(self, name: str) -> None:

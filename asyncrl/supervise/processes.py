@@ -47,7 +47,7 @@ class Processes:
 
     def start(self, placement: Placement) -> None:
         """A generator that joins the live run, under a new name or again."""
-        self._control.starts_again(placement.name)
+        self._control.expect_restart(placement.name)
         self._run(placement, self._cluster.create(self._plan, placement))
 
     def start_replay(self, placement: Placement) -> None:
@@ -66,7 +66,7 @@ class Processes:
         ).rendezvous.remote()
         self._endpoints = (self._endpoints[0], rendezvous)
         for placement, actor in zip(placements, actors, strict=True):
-            self._control.starts_again(placement.name)
+            self._control.expect_restart(placement.name)
             self._num_restarts[placement.name] += 1
             self._run(placement, actor)
 

@@ -53,14 +53,14 @@ class Recovery:
         """They have ended, and will be started again."""
         return LEARNERS in self._lost
 
-    def may_lose(self, name: str, stopping: bool) -> bool:
+    def can_replace(self, name: str, stopping: bool) -> bool:
         """The run goes on without it, for a time at least."""
         part = _part(name)
         if part is None or stopping:
             return False
         return part in self._lost or self._restarts[part].allows(part, self._control.roles[name].is_ready)
 
-    def lose(self, name: str, failure: Failure) -> None:
+    def handle_death(self, name: str, failure: Failure) -> None:
         """Ends what is left of it, and plans its restart."""
         self._control.event(name, failure.reason)
         part = _part(name)
@@ -71,7 +71,7 @@ class Recovery:
         self._lost[part] = [self._processes.end(name) for name in names]
         self._view.event(f"{name} {failure.reason}; {part}: {self._restarts[part].grant(part, time.monotonic())}")
 
-    def tend(self) -> None:
+    def restart_due(self) -> None:
         """Starts again whose time has come.
 
         Raises:

@@ -71,8 +71,8 @@ class Supervisor:
             self._handle_failures()
             if self._processes.learners_ended and not self._recovery.awaits_learners:
                 return "complete"
-            self._generators.tend()
-            self._recovery.tend()
+            self._generators.restart_due()
+            self._recovery.restart_due()
             self._answer_requests()
             self._check_progress()
         return "interrupted"
@@ -115,7 +115,7 @@ class Supervisor:
             if isinstance(report, Drained):
                 self._generators.drained(report.generator)
             else:
-                self._recorder.take(sender, report, self._control.roles)
+                self._recorder.record(sender, report, self._control.roles)
         if self._recorder.num_rows == 0:  # from the first step on, the rows say how it goes
             for name, state in self._control.roles.items():
                 if state.phase != before[name]:
@@ -124,14 +124,16 @@ class Supervisor:
     def _handle_failures(self) -> None:
         """Goes on without a role while that is allowed; any other failure ends the run."""
         failures = self._failures()
-        if all(self._generators.may_lose(name) or self._recovery.may_lose(name, self._stopping) for name in failures):
+        if all(
+            self._generators.can_replace(name) or self._recovery.can_replace(name, self._stopping) for name in failures
+        ):
             for name, failure in failures.items():
                 if name not in self._processes.placements:
                     continue  # a learner rank that was ended together with another
                 if name in self._generators:
-                    self._generators.lose(name, failure, self._stopping)
+                    self._generators.handle_death(name, failure, self._stopping)
                 else:
-                    self._recovery.lose(name, failure)
+                    self._recovery.handle_death(name, failure)
             return
         name, *others = failures
         then = "".join(f"\n{other} then {failures[other].reason}" for other in others)
@@ -152,9 +154,9 @@ class Supervisor:
         while self._control.requests:
             sender, request = self._control.requests.popleft()
             try:
-                self._control.tell(sender, Scaled(self._generators.scale(request.num_generators)))
+                self._control.send(sender, Scaled(self._generators.scale(request.num_generators)))
             except ConfigError as error:
-                self._control.tell(sender, Failed(str(error)))
+                self._control.send(sender, Failed(str(error)))
 
     def _check_progress(self) -> None:
         """Catches what heartbeats do not: a role that is alive and hangs, so that in time nobody has anything to do."""

@@ -88,7 +88,7 @@ class ControlServer:
         """As `stop`, for every role."""
         self.stop(self.roles, reason)
 
-    def starts_again(self, name: str) -> None:
+    def expect_restart(self, name: str) -> None:
         """From here on the role is a new process, of which nothing is known."""
         self.roles[name] = RoleState()
         self._stops.pop(name, None)
@@ -97,7 +97,7 @@ class ControlServer:
         """The role is no part of the run any more."""
         del self.roles[name]
 
-    def tell(self, name: str, message: AnyMessage) -> None:
+    def send(self, name: str, message: AnyMessage) -> None:
         """Sends a message to a role, or to an `asyncrl scale` that asked."""
         self._socket.send_multipart([name.encode(), *encode(message)])
 
@@ -110,7 +110,7 @@ class ControlServer:
         for name, state in self.roles.items():
             state.stacks = None
             if state.last_seen_s is not None:
-                self.tell(name, DumpStacks())
+                self.send(name, DumpStacks())
 
     def close(self) -> None:
         self._socket.close()
@@ -150,4 +150,4 @@ class ControlServer:
         self._send_answer(name)
 
     def _send_answer(self, name: str) -> None:
-        self.tell(name, self._stops.get(name, Alive()))
+        self.send(name, self._stops.get(name, Alive()))

@@ -137,7 +137,7 @@ class Handshakes:
         """Readable after each handshake; to be polled together with the socket."""
         self._num_seen = 0
 
-    def anew(self) -> bool:
+    def reconnected(self) -> bool:
         """There has been another handshake since the last call, which was not the first of all."""
         num_before = self._num_seen
         while self.events.poll(0):

@@ -29,7 +29,7 @@ class Recorder:
         self.num_rows = 0
         self._row: dict[str, MetricValue] = {}
 
-    def take(self, sender: str, report: Report, roles: Mapping[str, RoleState]) -> None:
+    def record(self, sender: str, report: Report, roles: Mapping[str, RoleState]) -> None:
         """One report, in the order of arrival."""
         match report:
             case StepRow() if report.step <= self._step:

@@ -32,7 +32,7 @@ def asked(run_dir: Path, network: Network, answer: Scaled | Failed) -> tuple[str
     while not control.requests:
         control.receive(100)
     sender, request = control.requests.popleft()
-    control.tell(sender, answer)
+    control.send(sender, answer)
     thread.join(20.0)
     control.close()
     return outcome[0], request

@@ -462,7 +462,7 @@ def test_the_prompts_of_a_dead_generator_go_to_another_at_once_and_what_it_sent_
         lost = grants(dead, 2)
         with generator(served, "generator-1", 4) as other:
             grants(other, 2)
-            served.control.tell("replay", Gone("generator-0", "failed: its process died"))
+            served.control.send("replay", Gone("generator-0", "failed: its process died"))
             assert [grant.index for grant in grants(other, 2)] == [grant.index for grant in lost]
             assert [member.name for member in client.members(PATIENCE_S).members] == ["generator-1"]
             answer(dead, lost[0])
@@ -477,7 +477,7 @@ def test_a_prompt_that_took_its_generators_down_is_quarantined_with_the_reason(s
                 client.members(PATIENCE_S)
                 client.published(0, PATIENCE_S)
                 assert grants(dealer, 1)[0].index == 0
-            served.control.tell("replay", Gone("generator-0", f"failed: death {life}"))
+            served.control.send("replay", Gone("generator-0", f"failed: death {life}"))
             notes = served.reports(Note, number=1 + life)
         with generator(served, credit=1) as dealer:
             assert grants(dealer, 1)[0].index == 1
@@ -504,7 +504,7 @@ def test_a_generator_that_leaves_gets_no_more_leases_and_goes_when_it_has_none_a
     with generator(served, "generator-0", 2) as leaver, learner(served) as client:
         client.published(0, PATIENCE_S)
         first, second = grants(leaver, 2)
-        served.control.tell("replay", Drain("generator-0"))
+        served.control.send("replay", Drain("generator-0"))
         while client.members(PATIENCE_S).members:
             pass
         answer(leaver, first)
@@ -522,7 +522,7 @@ def test_a_generator_that_cannot_finish_hands_back_what_it_holds(config):
     with serving(config) as served, learner(served) as client, generator(served, "generator-0", 2) as leaver:
         client.published(0, PATIENCE_S)
         held = grants(leaver, 2)
-        served.control.tell("replay", Drain("generator-0"))
+        served.control.send("replay", Drain("generator-0"))
         assert served.reports(Drained) == [Drained("generator-0")]
         with generator(served, "generator-1", 2) as other:
             assert [grant.index for grant in grants(other, 2)] == [grant.index for grant in held]

@@ -39,7 +39,7 @@ class StandIn:
     def has_left(self, node: int) -> bool:
         return node in self.left
 
-    def look(self) -> list[Node]:
+    def refresh_nodes(self) -> list[Node]:
         return [NO_ROOM if k in self.left else node.room for k, node in enumerate(self.nodes)]
 
     # the processes
@@ -63,7 +63,7 @@ class StandIn:
 
     # the control server, and the view
 
-    def tell(self, name: str, message: Any) -> None:
+    def send(self, name: str, message: Any) -> None:
         self.told.append((name, message))
 
     def event(self, *words: str) -> None:
@@ -91,24 +91,24 @@ def generators(run: Any) -> Generators:
 
 def test_a_generator_without_room_waits_and_starts_under_its_name_when_a_node_joins(run, generators, clock):
     run.left.add(1)
-    generators.lose("generator-1", DIED, stopping=False)
+    generators.handle_death("generator-1", DIED, stopping=False)
     assert [name for name, _ in run.told] == ["replay"]  # its prompts go to others at once
     clock.now_s = LONGEST_DELAY_S
-    generators.tend()
+    generators.restart_due()
     assert "generator-1 waits: node 1 has left the cluster, and a generator takes" in run.events[-1]
     run.nodes.append(ClusterNode("id-2", "10.0.0.2", Node(8, 1)))
-    generators.tend()
+    generators.restart_due()
     assert not run.started
     clock.now_s += LONGEST_DELAY_S
-    generators.tend()
+    generators.restart_due()
     assert [(placement.name, placement.node) for placement in run.started] == [("generator-1", 2)]
     assert run.events[-1] == "generator-1 starts on node 2: node 1 has left the cluster"
 
 
 def test_a_generator_whose_node_is_there_starts_where_it_was(run, generators, clock):
-    generators.lose("generator-1", DIED, stopping=False)
+    generators.handle_death("generator-1", DIED, stopping=False)
     clock.now_s = LONGEST_DELAY_S
-    generators.tend()
+    generators.restart_due()
     assert [(placement.name, placement.node) for placement in run.started] == [("generator-1", 1)]
 
 
@@ -117,7 +117,7 @@ def test_a_learner_or_replay_whose_node_has_left_ends_the_run_with_the_node(run,
     run.learners = ["learner-0"]
     recovery = Recovery(run.run_plan, run, run, generators, run, run)
     run.left.add(0)
-    recovery.lose(name, DIED)
+    recovery.handle_death(name, DIED)
     clock.now_s = LONGEST_DELAY_S
     with pytest.raises(RoleDiedError, match=rf"{name} cannot be started again: node 0 \(10.0.0.0\) has left"):
-        recovery.tend()
+        recovery.restart_due()

@@ -102,7 +102,7 @@ def test_the_learner_goes_on_while_a_version_is_published_and_hears_of_what_fail
 
         first.kill()
         hello(dealer, second)
-        thread.look("training")
+        thread.check("training")
         for k in range(1000):
             completions = second.sample(f"newcomer-{k}", PROMPT, sampling(2, 20))
             if {v for completion in completions for v in completion.versions} == {1}:
@@ -112,7 +112,7 @@ def test_the_learner_goes_on_while_a_version_is_published_and_hears_of_what_fail
         gate.unlink()
         thread.publish(2, perturbed(model), evaluate=False)
         second.signal(signal.SIGKILL)
-        client.while_waiting = partial(thread.look, "waiting for the batch")
+        client.while_waiting = partial(thread.check, "waiting for the batch")
         with pytest.raises(PublishError, match="generator-0"):
             client.batch(0, PATIENCE_S)
         with pytest.raises(PublishError, match="generator-0"):
@@ -123,7 +123,7 @@ def test_a_learner_without_generators_hears_whom_its_thread_waited_for() -> None
     config = small_config()
     config.run.startup_timeout_s = 0.1
     with serving(config) as served, publishing(served, config, {}) as (thread, _), learner(served) as client:
-        client.while_waiting = partial(thread.look, "waiting for the batch")
+        client.while_waiting = partial(thread.check, "waiting for the batch")
         thread.publish(0, {}, evaluate=False)
         with pytest.raises(DeadlineError, match="for a generator to come back; the launcher"):
             client.batch(0, PATIENCE_S)

@@ -37,7 +37,7 @@ def rows(run_dir: Path) -> list[dict]:
 
 
 def test_a_row_joins_the_learners_figures_with_those_of_generators_and_replay(recorder, tmp_path):
-    recorder.take("learner-0", StepRow(1, {"loss/total": 0.25, "queue/depth": 2.0}), ROLES)
+    recorder.record("learner-0", StepRow(1, {"loss/total": 0.25, "queue/depth": 2.0}), ROLES)
     recorder.close()
     (row,) = rows(tmp_path)
     assert row.pop("idle/generator") == pytest.approx(0.3)
@@ -53,17 +53,17 @@ def test_a_row_joins_the_learners_figures_with_those_of_generators_and_replay(re
 
 
 def test_an_evaluation_lands_in_the_row_of_the_step_it_ended_in_and_that_of_the_start_in_row_0(recorder, tmp_path):
-    recorder.take("replay", EvalRow(0, {"eval/accuracy": 0.4}), ROLES)
-    recorder.take("learner-0", StepRow(1, {}), ROLES)
-    recorder.take("learner-0", StepRow(2, {}), ROLES)
-    recorder.take("replay", EvalRow(1, {"eval/accuracy": 0.6}), ROLES)
+    recorder.record("replay", EvalRow(0, {"eval/accuracy": 0.4}), ROLES)
+    recorder.record("learner-0", StepRow(1, {}), ROLES)
+    recorder.record("learner-0", StepRow(2, {}), ROLES)
+    recorder.record("replay", EvalRow(1, {"eval/accuracy": 0.6}), ROLES)
     recorder.close()
     assert [(row["step"], row.get("eval/accuracy")) for row in rows(tmp_path)] == [(0, 0.4), (1, None), (2, 0.6)]
     assert recorder.num_rows == 2
 
 
 def test_a_note_is_shown_with_its_sender_and_is_no_row(recorder, tmp_path, screen):
-    recorder.take("replay", Note("prompt 3 retried"), ROLES)
+    recorder.record("replay", Note("prompt 3 retried"), ROLES)
     recorder.close()
     assert "replay: prompt 3 retried" in screen.getvalue()
     assert rows(tmp_path) == []
@@ -73,9 +73,9 @@ def test_every_tenth_step_and_the_last_have_a_table_of_the_diagnostics_by_lag_in
     figures = {"tokens/trained": 1500.0, "lag_0/tokens": 1400.0, "lag_3_4/tokens": 100.0, "mismatch/tokens": 1400.0}
     figures |= {"lag_3_4/ratio_max": 2.5, "lag_3_4/masked_fraction": 0.0625, "policy/effective_sample_size": math.nan}
     for step in range(9, 13):
-        recorder.take("learner-0", StepRow(step, figures), ROLES)
-    recorder.take("learner-0", StepRow(13, {"tokens/trained": 0.0}), ROLES)
-    recorder.take("learner-0", StepRow(14, figures), ROLES)
+        recorder.record("learner-0", StepRow(step, figures), ROLES)
+    recorder.record("learner-0", StepRow(13, {"tokens/trained": 0.0}), ROLES)
+    recorder.record("learner-0", StepRow(14, figures), ROLES)
     recorder.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tensors("lag/table/text_summary")
     assert [event.step for event in events] == [10, 14]
