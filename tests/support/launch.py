@@ -12,7 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 DEADLINE_S = 280.0
+
+STAND_IN = "generator.engine=bench.standin.engine:StandInEngine"
+"""Real weights and exact logprobs, up in 2 s: for tests of what happens around an engine, not in it."""
 
 
 @dataclass
@@ -44,7 +49,7 @@ class Launched:
         self.wait_until(lambda: re.search(rf"^step +{step}/", self.output, re.MULTILINE) is not None, f"step {step}")
 
     def pid_of(self, role: str) -> int:
-        """Of its latest life."""
+        """Of its latest process."""
         found = re.findall(rf"{role} is process (\d+)", (self.run_dir / "logs" / f"{role}.log").read_text())
         return int(found[-1])
 
@@ -69,3 +74,19 @@ def trained(run: Launched) -> list[int]:
     steps = Counter(step for (step,) in ledger.execute("SELECT step FROM prompts WHERE state = 'trained'"))
     assert sorted(steps) == list(range(len(steps)))
     return [steps[step] for step in range(len(steps))]
+
+
+def role_processes(run: Launched) -> list[psutil.Process]:
+    """Every role with its children: vLLM's engines and workers, reward processes."""
+    roles = [psutil.Process(run.pid_of(log.stem)) for log in (run.run_dir / "logs").glob("*-*.log")]
+    return [*roles, *(child for role in roles for child in role.children(recursive=True))]
+
+
+def engine_core(run: Launched, generator: str) -> psutil.Process:
+    """The one of the generator's children that has children of its own: vLLM's workers."""
+    return next(child for child in psutil.Process(run.pid_of(generator)).children() if child.children())
+
+
+def assert_all_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive, f"still running: {alive}"
