@@ -17,6 +17,7 @@ from typing import Literal
 
 from asyncrl.errors import RunError
 from asyncrl.ledger.batch_assembly import BatchAssembly
+from asyncrl.ledger.leases import LeaseTable
 from asyncrl.ledger.records import LeaseRecord, LedgerSnapshot, PromptRecord, Stragglers
 from asyncrl.ledger.staleness import admission_limit
 
@@ -61,39 +62,24 @@ class Ledger:
         self.eta = max_staleness if snapshot.eta is None else min(snapshot.eta, max_staleness)
         """η of the prompts drawn from now on. Lowered, it closes admission until the version has caught up."""
         self._num_steps = num_steps
-        self._lease_timeout_s = lease_timeout_s
         self._max_attempts = max_attempts
         self._max_refill_prompts = max_refill_prompts
         self._refill_end = max_refill_prompts if snapshot.refill_end is None else snapshot.refill_end
         self.served_version = snapshot.served_version
         """None: admission is closed until the first publish."""
-        self._next_lease_id = snapshot.next_lease_id
+        self._leases = LeaseTable(lease_timeout_s, snapshot.next_lease_id)
         self._drawn_to = snapshot.drawn_to  # every index below has been drawn
-        self._leases: dict[int, LeaseRecord] = {}
-        self._lease_of: dict[int, int] = {}  # index → lease id
-        self._retries: list[int] = []  # heap of indices to be leased again
-        self._attempts: dict[int, int] = {}
         self._batches = BatchAssembly(batch_size, stragglers, snapshot)
         self.quarantined: dict[int, str] = {}
         self.num_filtered = snapshot.num_filtered
         self.num_requeued = snapshot.num_requeued
         self._changes: dict[int, PromptRecord] = {}
-        self._restore(snapshot.records, now_s)
+        for record in snapshot.records:
+            self._leases.restore(record, now_s)
+            if record.state == "quarantined":
+                self.quarantined[record.index] = record.reason or ""
 
     # ── what another process needs ──
-
-    def _restore(self, records: list[PromptRecord], now_s: float) -> None:
-        for record in records:
-            if record.state in ("leased", "waiting") and record.num_failures:
-                self._attempts[record.index] = record.num_failures
-            if record.state == "leased":
-                assert record.lease_id is not None
-                assert record.generator is not None
-                self._hold(LeaseRecord(record.lease_id, record.index, record.generator, now_s + self._lease_timeout_s))
-            elif record.state == "waiting":
-                heapq.heappush(self._retries, record.index)
-            elif record.state == "quarantined":
-                self.quarantined[record.index] = record.reason or ""
 
     def take_changes(self) -> list[PromptRecord]:
         """Each prompt whose life has changed since the last call, as it stands now."""
@@ -109,7 +95,7 @@ class Ledger:
             "drawn_to": self._drawn_to,
             "num_filtered": self.num_filtered,
             "num_requeued": self.num_requeued,
-            "next_lease_id": self._next_lease_id,
+            "next_lease_id": self._leases.next_lease_id,
             "eta": self.eta,
             "refill_end": self._refill_end,
         }
@@ -120,10 +106,7 @@ class Ledger:
 
     def begin_session(self) -> None:
         """No generator of before is there any more: every lease is taken back, and no version is served."""
-        for lease in self._leases.values():
-            if self._holds(lease):
-                self._take_back(lease)
-        self._leases.clear()
+        self._release(self._leases.unanswered())
         self.served_version = None
 
     # ── drawing and leasing ──
@@ -133,19 +116,14 @@ class Ledger:
         index = self._next_index()
         if index is None:
             return None
-        lease = LeaseRecord(self._next_lease_id, index, generator, now_s + self._lease_timeout_s)
-        self._next_lease_id += 1
-        self._hold(lease)
-        self._note(PromptRecord(index, "leased", self._attempts.get(index, 0), generator, lease.lease_id))
+        lease = self._leases.grant(index, generator, now_s)
+        self._note(PromptRecord(index, "leased", self._leases.num_failures(index), generator, lease.lease_id))
         return lease
 
-    def _hold(self, lease: LeaseRecord) -> None:
-        self._leases[lease.lease_id] = lease
-        self._lease_of[lease.index] = lease.lease_id
-
     def _next_index(self) -> int | None:
-        if self._retries:
-            return heapq.heappop(self._retries)
+        waiting = self._leases.next_in_line()
+        if waiting is not None:
+            return waiting
         if not self._may_draw():
             return None
         self._drawn_to += 1
@@ -155,8 +133,8 @@ class Ledger:
         if self.served_version is None:
             return False
         limit = admission_limit(self.served_version, self.eta, self._batch_size)
-        num_open = len(self._lease_of) + len(self._batches.queued) + len(self._retries)
-        return self._batches.num_taken + num_open < min(limit, self._num_steps * self._batch_size)
+        num_in_play = self._leases.num_open + len(self._batches.queued)
+        return self._batches.num_taken + num_in_play < min(limit, self._num_steps * self._batch_size)
 
     # ── how a lease ends ──
 
@@ -168,89 +146,72 @@ class Ledger:
         Args:
             first_version: that sampled its oldest token.
         """
-        lease = self._leases.pop(lease_id, None)
-        if lease is None or not self._is_open(lease.index):
+        lease = self._leases.answer(lease_id)
+        if lease is None or not self._leases.is_open(lease.index):
             return None
-        self._close(lease.index)
+        self._leases.close(lease.index)
         if not rewards_differ and self._max_refill_prompts and lease.index < self._refill_end:
             self.num_filtered += 1
             self._note(PromptRecord(lease.index, "filtered"))
             self._end(lease.index)
             return "filtered"
-        self._attempts.pop(lease.index, None)
+        self._leases.forget_failures(lease.index)
         self._note(self._batches.put(lease.index, first_version))
         return "queued"
 
     def fail(self, lease_id: int, reason: str) -> Failure | None:
         """A lease came back without a usable group. None: it had expired, which counted as its failure."""
-        lease = self._leases.pop(lease_id, None)
-        return self._failed(lease, reason) if lease is not None and self._holds(lease) else None
+        lease = self._leases.answer(lease_id)
+        return self._failed(lease, reason) if lease is not None and self._leases.holds(lease) else None
 
     def expire(self, now_s: float) -> list[tuple[LeaseRecord, Failure]]:
         """Takes back the leases whose deadline has passed; the prompts go to the next generator that asks."""
-        late = [lease for lease in self._leases.values() if lease.deadline_s <= now_s and self._holds(lease)]
+        late = self._leases.late(now_s)
         return [(lease, self._failed(lease, f"{lease.generator} did not answer in time")) for lease in late]
 
     def release(self, generator: str, kept: Collection[int] = ()) -> list[LeaseRecord]:
         """Takes back the leases of a generator that it will not answer: all, but for those whose ids it says it has."""
-        gone = [lease for lease in self._leases.values() if lease.generator == generator and lease.lease_id not in kept]
-        held = [lease for lease in gone if self._holds(lease)]
+        return self._release(self._leases.unanswered(generator, kept))
+
+    def _release(self, leases: list[LeaseRecord]) -> list[LeaseRecord]:
+        held = [lease for lease in leases if self._leases.holds(lease)]
         for lease in held:
             self._take_back(lease)
-        for lease in gone:
-            del self._leases[lease.lease_id]
+        self._leases.forget(leases)
         return held
 
     def generator_died(self, generator: str, reason: str) -> list[tuple[LeaseRecord, Failure]]:
         """As `release`, for a generator that died: each prompt that it held may be what killed it, so it counts."""
-        gone = [lease for lease in self._leases.values() if lease.generator == generator]
-        lost = [(lease, self._failed(lease, reason)) for lease in gone if self._holds(lease)]
-        for lease in gone:
-            del self._leases[lease.lease_id]
+        leases = self._leases.unanswered(generator)
+        lost = [(lease, self._failed(lease, reason)) for lease in leases if self._leases.holds(lease)]
+        self._leases.forget(leases)
         return lost
 
     def index_of(self, lease_id: int) -> int | None:
         """The admission index of an unanswered lease."""
-        lease = self._leases.get(lease_id)
-        return None if lease is None else lease.index
+        return self._leases.index_of(lease_id)
 
     def leases_of(self, generator: str) -> set[int]:
         """The ids of the leases that it has not answered."""
-        return {lease.lease_id for lease in self._leases.values() if lease.generator == generator}
-
-    def _holds(self, lease: LeaseRecord) -> bool:
-        return self._lease_of.get(lease.index) == lease.lease_id
+        return {lease.lease_id for lease in self._leases.unanswered(generator)}
 
     def _failed(self, lease: LeaseRecord, reason: str) -> Failure:
-        num_attempts = self._attempts.get(lease.index, 0) + 1
-        if num_attempts < self._max_attempts:
-            self._attempts[lease.index] = num_attempts
+        num_failures = self._leases.count_failure(lease.index)
+        if num_failures < self._max_attempts:
             self._take_back(lease)
             return "retried"
-        del self._lease_of[lease.index]
+        self._leases.close(lease.index)
         self.quarantined[lease.index] = reason
-        self._note(PromptRecord(lease.index, "quarantined", num_attempts, reason=reason))
+        self._note(PromptRecord(lease.index, "quarantined", num_failures, reason=reason))
         self._end(lease.index)
         return "quarantined"
 
     def _take_back(self, lease: LeaseRecord) -> None:
-        del self._lease_of[lease.index]
-        self._line_up(lease.index)
+        self._leases.take_back(lease)
+        self._note_waiting(lease.index)
 
-    def _line_up(self, index: int) -> None:
-        """To be leased again."""
-        heapq.heappush(self._retries, index)
-        self._note(PromptRecord(index, "waiting", self._attempts.get(index, 0)))
-
-    def _is_open(self, index: int) -> bool:
-        return index in self._lease_of or index in self._retries
-
-    def _close(self, index: int) -> None:
-        if index in self._retries:
-            self._retries.remove(index)
-            heapq.heapify(self._retries)
-        else:
-            del self._lease_of[index]
+    def _note_waiting(self, index: int) -> None:
+        self._note(PromptRecord(index, "waiting", self._leases.num_failures(index)))
 
     # ── batches and versions ──
 
@@ -268,7 +229,8 @@ class Ledger:
         if self._requeues:
             for index in self._batches.drop_stale(self._max_staleness):
                 self.num_requeued += 1
-                self._line_up(index)
+                self._leases.line_up(index)
+                self._note_waiting(index)
         taken = self._batches.assemble()
         if taken is None:
             return None
@@ -293,7 +255,7 @@ class Ledger:
         self.served_version = version
 
     def _end(self, index: int) -> None:
-        self._attempts.pop(index, None)
+        self._leases.forget_failures(index)
         self._batches.mark_ended(index)
 
     # ── figures ──
@@ -309,15 +271,14 @@ class Ledger:
 
     @property
     def num_leased(self) -> int:
-        return len(self._lease_of)
+        return self._leases.num_held
 
     def missing_for_batch(self) -> list[int]:
         """Those of the B oldest prompts in play that have not come back: for messages."""
         queued = self._batches.queued
-        oldest = heapq.nsmallest(self._batch_size, [*self._lease_of, *self._retries, *queued])
+        oldest = heapq.nsmallest(self._batch_size, [*self._leases.open_indices, *queued])
         return [index for index in oldest if index not in queued]
 
     def holder_of(self, index: int) -> str | None:
         """The generator that holds this prompt's lease."""
-        lease_id = self._lease_of.get(index)
-        return None if lease_id is None else self._leases[lease_id].generator
+        return self._leases.holder_of(index)
