@@ -16,7 +16,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import zmq
 
 from asyncrl.config.schema import Config
@@ -25,14 +24,13 @@ from asyncrl.ledger.commits import Commits
 from asyncrl.ledger.ledger import Ledger
 from asyncrl.ledger.records import PromptRecord
 from asyncrl.ledger.staleness_controller import StalenessController
-from asyncrl.ledger.store import LedgerStore, StoredGroup
-from asyncrl.ledger.zero_variance import rewards_differ
+from asyncrl.ledger.store import LedgerStore
 from asyncrl.replay.counters import ReplayCounters
 from asyncrl.replay.evaluation import Evaluation
 from asyncrl.replay.failed_prompts import FailedPrompts
 from asyncrl.replay.generator_exits import GeneratorExits
+from asyncrl.replay.generator_requests import GeneratorRequests
 from asyncrl.replay.learner_requests import LearnerRequests
-from asyncrl.replay.lease_grant import train_grant
 from asyncrl.replay.membership import Membership
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages.learning import (
@@ -40,14 +38,13 @@ from asyncrl.transport.messages.learning import (
     BatchRequest,
     Checkpointed,
     EvalRequest,
-    Member,
     MembersRequest,
     Published,
 )
-from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
+from asyncrl.transport.messages.rollouts import GroupDone, Hello, LeaseFailed, Serving
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import peer_name
-from asyncrl.transport.wire import Frame, check_group, decode, encode
+from asyncrl.transport.wire import Frame, decode, encode
 from asyncrl.types import Prompt
 
 log = logging.getLogger(__name__)
@@ -79,35 +76,42 @@ class ReplayServer:
         controller: StalenessController | None = None,
     ) -> None:
         self._socket = socket
-        self._config = config
-        self._draw = draw
-        self._evaluation = evaluation
         self._ledger = ledger
         self._store = store
         self._link = link
         self._commits = Commits(store, self._take_changes)
-        self._failed_prompts = FailedPrompts(config, draw, ledger, link)
+        self._counters = ReplayCounters(config.reward.max_failures, store.counters().get("num_unscored", 0))
+        failed_prompts = FailedPrompts(config, draw, ledger, link)
         self._membership = Membership()
         for member, credit in store.generators():
             self._membership.restore(member, credit, ledger.leases_of(member.name))
-        timeout_s = config.run.stop_timeout_s
+        self._generator_requests = GeneratorRequests(
+            config,
+            draw,
+            ledger,
+            store,
+            self._membership,
+            evaluation,
+            failed_prompts,
+            self._counters,
+            link,
+            self._send,
+        )
         self._generator_exits = GeneratorExits(
             ledger,
             evaluation,
             self._membership,
             store,
-            self._failed_prompts,
+            failed_prompts,
             link,
-            timeout_s,
+            config.run.stop_timeout_s,
             self._commits.send_when_durable,
         )
         self._learner_requests = LearnerRequests(
             ledger, store, self._membership, evaluation, self._generator_exits, controller, link, self._send
         )
         self._batch_held_total_s = 0.0
-        """BatchAssembly that were ready waited so long to be durable."""
-        self._refills = config.algorithm.zero_variance == "refill"
-        self._counters = ReplayCounters(config.reward.max_failures, store.counters().get("num_unscored", 0))
+        """Batches that were ready waited so long to be durable."""
 
     def run(self) -> None:
         """Serves until the launcher says stop.
@@ -138,7 +142,7 @@ class ReplayServer:
             if now_s >= next_sweep_s:
                 self._sweep(now_s)
                 next_sweep_s = now_s + SWEEP_INTERVAL_S
-            self._grant(now_s)
+            self._generator_requests.grant_leases(now_s)
             self._learner_requests.answer_ready()
             wait_s = self._commits.advance()
 
@@ -158,14 +162,10 @@ class ReplayServer:
 
     def _handle(self, sender: str, message: AnyMessage, frames: list[Frame]) -> None:
         match message:
-            case Hello():
-                self._hello(sender, message)
-            case Serving():
-                self._membership.serves(sender)
-            case GroupDone():
-                self._group_done(sender, message, frames)
-            case LeaseFailed():
-                self._lease_failed(sender, message)
+            case Hello() | Serving() | GroupDone() | LeaseFailed():
+                self._generator_requests.handle(sender, message, frames)
+                if isinstance(message, Hello):
+                    self._learner_requests.announce_newcomers()
             case MembersRequest() | BatchRequest() | Published() | Checkpointed() | EvalRequest() if (
                 sender not in self._membership
             ):
@@ -173,85 +173,8 @@ class ReplayServer:
             case _:
                 raise WireError(f"{type(message).__name__} from {sender} is not for replay")
 
-    # ── generators ──
-
-    def _hello(self, sender: str, message: Hello) -> None:
-        released = self._ledger.release(sender, message.held)
-        self._evaluation.release(sender, message.held)
-        if released:
-            self._link.note(f"{sender} said hello again without {len(released)} of its prompts: they go to another")
-        member = Member(sender, message.control_endpoint, message.tensor_parallel)
-        self._membership.join(member, message.credit, message.serves, set(message.held))
-        self._store.set_generators(self._membership.credits)
-        self._learner_requests.announce_newcomers()
-
-    def _group_done(self, sender: str, message: GroupDone, frames: list[Frame]) -> None:
-        self._membership.answered(sender, message.lease_id)
-        try:
-            self._take_group(message, frames)
-        except WireError as error:  # its prompt must not wait for the lease's deadline
-            self._counters.num_refused += 1
-            self._fail_lease(sender, message.lease_id, str(error))
-        self._send(sender, Ack(message.lease_id))
-
-    def _take_group(self, message: GroupDone, frames: list[Frame]) -> None:
-        lease_id, header = message.lease_id, message.header
-        check_group(header, frames)
-        if self._evaluation.owns(lease_id):
-            self._evaluation.complete(lease_id, header, np.frombuffer(frames[3], "<i4"))
-            return
-        index = self._ledger.index_of(lease_id)
-        if index is None:
-            return  # answered before, or by another generator
-        group_size = self._config.algorithm.group_size
-        if len(header.lengths) != group_size:
-            raise WireError(
-                f"group {header.index}: {len(header.lengths)} completions, algorithm.group_size={group_size}"
-            )
-        if index != header.index:
-            raise WireError(f"lease {lease_id} is for prompt {index}, the group is of prompt {header.index}")
-        lacks_signal = self._refills and not rewards_differ(header.rewards)
-        first_version = int(np.frombuffer(frames[3], "<i4").min())
-        outcome = self._ledger.complete(lease_id, first_version, not lacks_signal)
-        if outcome is not None:
-            self._counters.count_unscored(header)
-        if outcome == "queued":
-            self._store.put(index, StoredGroup(header, frames))
-            if lacks_signal:
-                self._failed_prompts.refill_ran_out(index)
-
-    def _lease_failed(self, sender: str, message: LeaseFailed) -> None:
-        self._membership.answered(sender, message.lease_id)
-        self._fail_lease(sender, message.lease_id, message.reason)
-        self._send(sender, Ack(message.lease_id))
-
-    def _fail_lease(self, generator: str, lease_id: int, reason: str) -> None:
-        if self._evaluation.owns(lease_id):
-            self._evaluation.fail(lease_id)
-            self._link.note(f"{generator} failed on a held-out prompt: {reason}")
-            return
-        index = self._ledger.index_of(lease_id)
-        outcome = self._ledger.fail(lease_id, reason)
-        if index is not None and outcome is not None:
-            self._failed_prompts.prompt_failed(index, outcome, f"{generator}: {reason}")
-
-    def _grant(self, now_s: float) -> None:
-        """One lease at a time to the generator with the most free places, evaluation first."""
-        while generator := self._membership.freest():
-            grant = self._evaluation.lease(generator, now_s) or self._train_grant(generator, now_s)
-            if grant is None:
-                return
-            self._membership.granted(generator, grant.lease_id)
-            self._send(generator, grant)
-
-    def _train_grant(self, generator: str, now_s: float) -> LeaseGrant | None:
-        lease = self._ledger.lease(generator, now_s)
-        return None if lease is None else train_grant(lease, self._draw(lease.index), self._config)
-
     def _sweep(self, now_s: float) -> None:
-        for lease, outcome in self._ledger.expire(now_s):
-            self._failed_prompts.prompt_failed(lease.index, outcome, f"{lease.generator} did not answer in time")
-        self._evaluation.expire(now_s)
+        self._generator_requests.expire_leases(now_s)
         totals_s = {
             "queue/commit_total_s": self._store.commit_total_s,
             "queue/batch_held_total_s": self._batch_held_total_s,
