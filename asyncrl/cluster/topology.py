@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from asyncrl.config.checks.check import Device
+from asyncrl.config.checks.devices import Device
 from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from asyncrl.config.checks.check import Device
+from asyncrl.config.checks.devices import Device
 from asyncrl.config.schema import VLLM
 from asyncrl.errors import ConfigError
 from asyncrl.generate.engines.registry import engine_class

@@ -1,0 +1,24 @@
+"""The section `learner`: batches must divide into updates, and every rank must have work."""
+
+from __future__ import annotations
+
+from asyncrl.config.schema import Config
+
+
+def batch_problems(config: Config) -> list[str]:
+    problems = []
+    batch_size, group_size = config.learner.batch_size, config.algorithm.group_size
+    mini_batch_size = config.learner.mini_batch_size or batch_size
+    if mini_batch_size > 0 and batch_size % mini_batch_size:
+        problems.append(
+            f"learner.batch_size={batch_size} is not divisible by learner.mini_batch_size={mini_batch_size}; "
+            "every optimizer update takes the same number of prompts"
+        )
+    num_sequences = mini_batch_size * group_size
+    if 0 < num_sequences < config.learner.count:
+        problems.append(
+            f"learner.count={config.learner.count} ranks share the {num_sequences} completions of an update "
+            f"(mini-batch {mini_batch_size} × group {group_size}), so some would never have work; "
+            "use fewer learners or a larger batch"
+        )
+    return problems
