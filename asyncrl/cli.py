@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from asyncrl.errors import RunError, UserError
@@ -19,7 +20,11 @@ DEFAULT_CONFIG = "quickstart.yaml"
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
-    arguments = _parse(argv)
+    parser = _parser()
+    arguments = _parse(parser, argv)
+    if arguments.run is None:
+        parser.print_help()
+        return EXIT_BAD_INPUT
     try:
         return int(arguments.run(arguments))
     except UserError as error:
@@ -33,9 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def _parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     """Arguments in any order; argparse by itself takes key=value only in one place, not on both sides of an option."""
-    parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and ("overrides" not in arguments or any(argument.startswith("-") for argument in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -48,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="asyncrl", description="Asynchronous off-policy actor-learner for LLM reinforcement learning."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"asyncrl {version('asyncrl')}")
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     launch = commands.add_parser("launch", help="train", description="Train, from a configuration.")
     _add_config_arguments(launch)
@@ -69,9 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="say what a configuration would do, and whether it can",
-        description="Print the resolved configuration, the topology, the staleness bound and memory estimates.",
+        description="Say whether a configuration can run, where its roles go, its staleness bound and its memory.",
     )
     _add_config_arguments(check)
+    check.add_argument("--show-config", action="store_true", help="print the whole resolved configuration as well")
     check.set_defaults(run=_check)
 
     prepare = commands.add_parser("prepare", help="make a data set", description="Write train.parquet, test.parquet.")
@@ -144,7 +151,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
     from asyncrl.launch.check import run_check
 
-    run_check(config, Console())
+    run_check(config, Console(), show_config=arguments.show_config)
     return 0
 
 

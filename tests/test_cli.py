@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,23 @@ def test_an_unknown_option_is_refused(arguments: list[str], capsys: pytest.Captu
         cli.main(arguments)
     assert caught.value.code == cli.EXIT_BAD_INPUT
     assert "unrecognized arguments: " in capsys.readouterr().err
+
+
+def test_without_a_command_it_prints_its_help(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main([]) == 2
+    assert "launch" in capsys.readouterr().out
+
+
+def test_it_says_its_version(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"asyncrl {version('asyncrl')}\n"
+
+
+def test_check_shows_its_verdict_first_and_the_configuration_only_on_demand(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["check", *TINY]) == 0
+    short = capsys.readouterr().out
+    assert short.startswith("This configuration can run.\n")
+    assert "max_staleness: 2" not in short
+    assert cli.main(["check", "--show-config", *TINY]) == 0
+    assert "max_staleness: 2" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What `asyncrl check` says: the resolved config, where everything would run, the staleness bound, memory, warnings.
+"""What `asyncrl check` says: the verdict, where everything would run, the staleness bound, memory, warnings.
 
 Starts nothing and needs no GPU: a configuration for GPUs that this machine lacks is planned for the smallest cluster
 that it fits.
@@ -25,13 +25,15 @@ from asyncrl.ledger.staleness import admission_limit
 from asyncrl.rewards.functions import resolve
 
 
-def run_check(config: Config, console: Console) -> None:
+def run_check(config: Config, console: Console, show_config: bool = False) -> None:
     """Print everything that can be known before a run.
 
+    Args:
+        show_config: the whole resolved configuration too, at the end.
+
     Raises:
-        ConfigError: the configuration is impossible; nothing but the resolved config was printed.
+        ConfigError: the configuration is impossible; nothing was printed.
     """
-    console.print(to_yaml(config), highlight=False, markup=False, soft_wrap=True)
     here = this_node()
     device = resolve_device(config, [here])
     shape, missing = _shape(config)
@@ -41,14 +43,18 @@ def run_check(config: Config, console: Console) -> None:
     check_own_engine(config.generator.engine)
     nodes, notes = _cluster(config, here, device)
     topology = plan(config, nodes, device)
+    absent = _missing_data(config)
+    console.print(f"This configuration can run{', once its data is there' if absent else ''}.", highlight=False)
     console.print(_topology_table(topology, nodes))
     console.print(_staleness_text(config), highlight=False, soft_wrap=True)
     if shape is not None:
         console.print(_publish_text(config, shape, topology), highlight=False)
         notes += _print_memory(config, shape, topology, console)
-    notes += missing + topology.notes + warnings + _missing_data(config)
+    notes += missing + topology.notes + warnings + absent
     for note in notes:
         console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
+    if show_config:
+        console.print(to_yaml(config), highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_memory(config: Config, shape: ModelShape, topology: Topology, console: Console) -> list[str]:
