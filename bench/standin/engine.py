@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +28,16 @@ from asyncrl.publish.checksum import word_sum
 from asyncrl.publish.plan import Piece, dtype_named, pack
 from asyncrl.publish.receiver import JoinInfo, Receiver, whole_slices
 from asyncrl.types import Completion
-from bench.standin.batch import Request, SamplingBatch
+from bench.support.sampler import Request, SamplingBatch
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A request, and where its completions go."""
+
+    request: Request
+    loop: asyncio.AbstractEventLoop
+    completions: asyncio.Future[list[Completion]]
 
 
 class StandInEngine:
@@ -42,7 +52,7 @@ class StandInEngine:
         self._receiver = ModelReceiver(self._model)
         self._max_num_sequences = spec.max_num_sequences
         self._version = -1
-        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._pending: queue.SimpleQueue[_Pending] = queue.SimpleQueue()
         self._batch: SamplingBatch | None = None
         self._may_step = threading.Event()
         self._may_step.set()
@@ -62,9 +72,9 @@ class StandInEngine:
         """`num_samples` completions of one prompt. Truncated sampling is not there."""
         assert (sampling.top_p, sampling.top_k) == (1.0, -1), "the stand-in samples from the whole vocabulary"
         loop = asyncio.get_running_loop()
-        request = Request(prompt_token_ids, sampling, loop, loop.create_future())
-        self._requests.put(request)
-        return await request.completions
+        pending = _Pending(Request(prompt_token_ids, sampling), loop, loop.create_future())
+        self._pending.put(pending)
+        return await pending.completions
 
     async def join_group(self, init_info: dict[str, Any]) -> None:
         await self.leave_group()
@@ -99,22 +109,29 @@ class StandInEngine:
     def _serve(self) -> None:
         """The sampler thread, for as long as the process lives."""
         while True:
-            self._batch = batch = SamplingBatch(self._model, self._waiting())
+            waiting = self._waiting()
+            self._batch = batch = SamplingBatch(self._model, [pending.request for pending in waiting])
             while not batch.done:
                 self._may_step.wait()
                 with self._stepping:
                     if self._may_step.is_set():
                         batch.step(self._version)
-            batch.answer(self._tokenizer)
+            for pending, completions in zip(waiting, batch.completions(self._tokenizer), strict=True):
+                pending.loop.call_soon_threadsafe(_set, pending.completions, completions)
 
-    def _waiting(self) -> list[Request]:
+    def _waiting(self) -> list[_Pending]:
         """The requests that have come, one at least, as many as may decode together."""
-        requests = [self._requests.get()]
-        num_sequences = requests[0].sampling.num_samples
-        while num_sequences < self._max_num_sequences and not self._requests.empty():
-            requests.append(self._requests.get())
-            num_sequences += requests[-1].sampling.num_samples
-        return requests
+        waiting = [self._pending.get()]
+        num_sequences = waiting[0].request.sampling.num_samples
+        while num_sequences < self._max_num_sequences and not self._pending.empty():
+            waiting.append(self._pending.get())
+            num_sequences += waiting[-1].request.sampling.num_samples
+        return waiting
+
+
+def _set(future: asyncio.Future[list[Completion]], completions: list[Completion]) -> None:
+    if not future.done():  # else whoever asked has given up
+        future.set_result(completions)
 
 
 class ModelReceiver(Receiver):

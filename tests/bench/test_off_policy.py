@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -50,17 +51,16 @@ def test_without_lag_all_methods_make_the_same_updates(model: Path) -> None:
 
 
 def test_the_sampler_reports_the_logprobs_of_a_plain_forward_on_unpadded_prompts(model: Path) -> None:
-    sampler = Sampler(str(model), max_tokens=6, seed=1)
+    sampler = Sampler(str(model), max_tokens=6, rng=np.random.default_rng(1))
     prompts = ["7+25=", "1+1=", "99+9="]
-    sampled = sampler.sample(prompts)
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    for position, prompt in enumerate(prompts):
-        prompt_ids = sampler.tokenizer(prompt)["input_ids"]
-        completion = sampled.tokens[position, : sampled.lengths[position]]
+    for prompt, (completion,) in zip(prompts, sampler.sample(prompts, num_samples=1, version=3), strict=True):
+        prompt_ids, sampled = sampler.tokenizer(prompt)["input_ids"], torch.from_numpy(completion.token_ids).long()
         with torch.no_grad():
-            logits = plain(torch.tensor([[*prompt_ids, *completion.tolist()]])).logits[0]
-        expected = logits[len(prompt_ids) - 1 : -1].log_softmax(-1).gather(1, completion[:, None])[:, 0]
-        torch.testing.assert_close(sampled.logprobs[position, : len(completion)], expected, atol=1e-5, rtol=0)
+            logits = plain(torch.tensor([[*prompt_ids, *sampled.tolist()]])).logits[0]
+        expected = logits[len(prompt_ids) - 1 : -1].log_softmax(-1).gather(1, sampled[:, None])[:, 0]
+        torch.testing.assert_close(torch.from_numpy(completion.logprobs), expected, atol=1e-5, rtol=0)
+        assert completion.versions.tolist() == [3] * len(sampled)
 
 
 def finished(method: str, lag: int, seed: int, final: float) -> Run:

@@ -1,11 +1,12 @@
-"""The requests of the stand-in engine that decode together, token by token.
+"""Prompts that a transformers model samples together, token by token, with exact logprobs.
+
+The stand-in engine and the lag study sample with it.
 
 Legend: N sequences, padded on the left to L tokens; each step appends one token to all of them.
 """
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,10 @@ from asyncrl.types import Completion
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt, and where its completions go."""
+    """One prompt, and how it is sampled: `sampling.num_samples` completions of it."""
 
     prompt_token_ids: list[int]
     sampling: Sampling
-    loop: asyncio.AbstractEventLoop
-    completions: asyncio.Future[list[Completion]]
 
 
 class SamplingBatch:
@@ -99,13 +98,13 @@ class SamplingBatch:
             logprobs[rows] = scores.gather(1, ids[:, None])[:, 0]
         return chosen, logprobs
 
-    def answer(self, tokenizer: Any) -> None:
-        """Hands each request its completions."""
+    def completions(self, tokenizer: Any) -> list[list[Completion]]:
+        """Of each request, in order; once all sequences have ended."""
         logprobs = torch.stack(self._logprobs, 1).numpy()
         versions = np.asarray(self._versions, np.int32)
-        for request, rows in zip(self._requests, self._rows, strict=True):
-            completions = [self._completion(row, logprobs[row], versions, tokenizer) for row in rows.tolist()]
-            request.loop.call_soon_threadsafe(_set, request.completions, completions)
+        return [
+            [self._completion(row, logprobs[row], versions, tokenizer) for row in rows.tolist()] for rows in self._rows
+        ]
 
     def _completion(self, row: int, logprobs: Any, versions: Any, tokenizer: Any) -> Completion:
         length = int(self._lengths[row])
@@ -126,8 +125,3 @@ def _generator(seed: int | None) -> torch.Generator:
     else:
         generator.manual_seed(seed)
     return generator
-
-
-def _set(future: asyncio.Future[list[Completion]], completions: list[Completion]) -> None:
-    if not future.done():  # else whoever asked has given up
-        future.set_result(completions)
