@@ -25,9 +25,9 @@ from asyncrl.replay.client import ReplayClient
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages.rollouts import Hello, Serving
 from bench.support.generators import GeneratorProcess
-from tests.replay.test_server import PATIENCE_S, Served, grants, learner, serving, small_config
 from tests.support.models import random_qwen3
 from tests.support.publish import PROMPT, TOLERANCE, largest_difference, metas_of, perturbed, sampling
+from tests.support.replay import PATIENCE_S, Served, grants, learner, serving, small_config
 from tests.support.wire import Peer, peer
 
 pytestmark = pytest.mark.system
