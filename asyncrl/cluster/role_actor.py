@@ -10,7 +10,7 @@ import time
 
 import zmq
 
-from asyncrl.cluster.guardian import watch_over_this_process
+from asyncrl.cluster.child_reaper import watch_over_this_process
 from asyncrl.cluster.roles import RunPlan, run_generator, run_learner, run_replay
 from asyncrl.cluster.topology import Placement
 from asyncrl.errors import ConfigError

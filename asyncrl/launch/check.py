@@ -21,7 +21,7 @@ from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import Config
 from asyncrl.errors import DataError
 from asyncrl.generate.engines.installed import check_own_engine
-from asyncrl.ledger.staleness import admission_limit
+from asyncrl.ledger.staleness_bound import admission_limit
 from asyncrl.rewards.functions import resolve
 
 

@@ -19,7 +19,7 @@ from asyncrl.errors import RunError
 from asyncrl.ledger.batch_assembly import BatchAssembly
 from asyncrl.ledger.leases import LeaseTable
 from asyncrl.ledger.records import LeaseRecord, LedgerSnapshot, PromptRecord, Stragglers
-from asyncrl.ledger.staleness import admission_limit
+from asyncrl.ledger.staleness_bound import admission_limit
 
 Failure = Literal["retried", "quarantined"]
 Completion = Literal["queued", "filtered"]

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from asyncrl.errors import RunError
 from asyncrl.ledger.ledger import Ledger
-from asyncrl.ledger.staleness import admission_limit
+from asyncrl.ledger.staleness_bound import admission_limit
 
 
 def make_ledger(**changes) -> Ledger:

@@ -12,7 +12,8 @@ from asyncrl.config.checks.algorithm import algorithm_problems
 from asyncrl.config.checks.devices import Device, device_problems
 from asyncrl.config.checks.generator import model_problems, sampling_problems
 from asyncrl.config.checks.learner import batch_problems
-from asyncrl.config.checks.replay import cadence_problems, staleness_problems
+from asyncrl.config.checks.publish import cadence_problems
+from asyncrl.config.checks.replay import staleness_problems
 from asyncrl.config.checks.run import run_problems
 from asyncrl.config.checks.values import choice_problems, range_problems
 from asyncrl.config.checks.warnings import config_warnings
