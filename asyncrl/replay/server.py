@@ -16,7 +16,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import zmq
 
 from asyncrl.config.schema import Config
@@ -47,7 +46,7 @@ from asyncrl.transport.messages.learning import (
 from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import peer_name
-from asyncrl.transport.wire import Frame, check_group, decode, encode
+from asyncrl.transport.wire import Frame, check_group, decode, encode, sampled_versions
 from asyncrl.types import Prompt
 
 log = logging.getLogger(__name__)
@@ -198,7 +197,7 @@ class ReplayServer:
         lease_id, header = message.lease_id, message.header
         check_group(header, frames)
         if self._evaluation.owns(lease_id):
-            self._evaluation.complete(lease_id, header, np.frombuffer(frames[3], "<i4"))
+            self._evaluation.complete(lease_id, header, sampled_versions(header, frames))
             return
         index = self._ledger.index_of(lease_id)
         if index is None:
@@ -211,7 +210,7 @@ class ReplayServer:
         if index != header.index:
             raise WireError(f"lease {lease_id} is for prompt {index}, the group is of prompt {header.index}")
         lacks_signal = self._refills and not rewards_differ(header.rewards)
-        first_version = int(np.frombuffer(frames[3], "<i4").min())
+        first_version = int(sampled_versions(header, frames).min())
         outcome = self._ledger.complete(lease_id, first_version, not lacks_signal)
         if outcome is not None:
             self._counters.count_unscored(header)
