@@ -8,6 +8,14 @@ Worked example, a group of G = 2 completions of 3 and 2 tokens; the second was c
     tokens   = [11, 12, 2,  21, 2]          T = 5
     logprobs = [-.1, -.7, -.01,  -.5, -.2]   log μ of each token, by the engine that sampled it
     versions = [4, 4, 4,  4, 5]              the policy version that sampled each token
+
+An episode with turns is one completion too. Here the model sampled 31, 2, an environment answered 40, 41, and the model
+sampled 32, 2; such a completion has its spans:
+
+    spans    = [2, 2, 2]                     sampled, environment, sampled
+    tokens   = [31, 2,  40, 41,  32, 2]
+    logprobs = [-.3, -.1,  0,  0,  -.4, -.1]
+    versions = [4, 4,  -1, -1,  5, 5]
 """
 
 from __future__ import annotations
@@ -21,6 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length"]
+
+NO_VERSION = -1
+"""The version of an environment's token, which no policy sampled. Its logprob is 0."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +84,15 @@ class Group:
     correct: NDArray[np.bool_]
     """[G]: the first reward term scored ≥ 1."""
     truncated: NDArray[np.bool_]
-    """[G]: ended by the length limit rather than by EOS."""
+    """[G]: ended by a limit rather than by EOS or by the environment."""
     sample_text: str = ""
     """The first completion as text, for people."""
+    spans: list[list[int]] = field(default_factory=list)
+    """[G] for each completion the numbers of tokens that were sampled, came from the environment, were sampled, …, each
+    ≥ 1 and together its length. An odd number of them: a completion begins and ends with sampled tokens. Empty = every
+    token of every completion was sampled."""
+    environment_s: float = 0.0
+    """Seconds that the completions' environments computed, all together."""
 
     @property
     def size(self) -> int:
@@ -86,6 +103,16 @@ class Group:
     def num_tokens(self) -> int:
         """T."""
         return len(self.tokens)
+
+    @property
+    def sampled(self) -> NDArray[np.bool_]:
+        """[T]: the policy sampled the token; False = an environment gave it."""
+        return sampled_tokens(self.lengths, self.spans)
+
+    @property
+    def num_turns(self) -> NDArray[np.int64]:
+        """[G] sampled spans of each completion."""
+        return np.array([len(spans) // 2 + 1 for spans in self.spans or [[]] * self.size])
 
 
 @dataclass(frozen=True)
@@ -102,6 +129,13 @@ class Batch:
     """Finished groups left in the queue when this batch was taken."""
     eta: int = 0
     """η of admission when this batch was taken: replay.max_staleness, or less where a controller moves it."""
+
+
+def sampled_tokens(lengths: Iterable[int], spans: list[list[int]]) -> NDArray[np.bool_]:
+    """[T] as in `Group.sampled`; arguments as the fields of `Group`."""
+    runs = [run for completion in spans for run in completion] if spans else list(lengths)
+    is_sampled = [position % 2 == 0 for completion in spans for position in range(len(completion))]
+    return np.repeat(np.array(is_sampled or [True] * len(runs)), runs)
 
 
 def prompts_checksum(indices: Iterable[int]) -> int:

@@ -26,7 +26,7 @@ from asyncrl.errors import DataError, RunError
 from asyncrl.ledger.records import IN_HAND, LedgerSnapshot, PromptRecord
 from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.messages.rollouts import GroupHeader
-from asyncrl.transport.wire import Frame
+from asyncrl.transport.wire import Frame, sampled_versions
 
 SCHEMA_VERSION = 1
 SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL", "off": "OFF"}
@@ -248,7 +248,7 @@ class LedgerStore:
 
 
 def _outcome(index: int, group: StoredGroup) -> tuple[float | int | None, ...]:
-    header, versions = group.header, np.frombuffer(group.frames[3], "<i4")
+    header, versions = group.header, sampled_versions(group.header, group.frames)
     rewards = np.asarray(header.rewards)
     valid = rewards[~np.isnan(rewards)]
     reward_mean = float(valid.mean()) if len(valid) else None

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from asyncrl.config.schema import Config
 from asyncrl.errors import WireError
 from asyncrl.ledger.ledger import Ledger
@@ -23,7 +21,7 @@ from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
 from asyncrl.transport.messages.schema import AnyMessage
-from asyncrl.transport.wire import Frame, check_group
+from asyncrl.transport.wire import Frame, check_group, sampled_versions
 from asyncrl.types import Prompt
 
 GeneratorRequest = Hello | Serving | GroupDone | LeaseFailed
@@ -121,7 +119,7 @@ class GeneratorRequests:
     def _keep_group(self, done: GroupDone, frames: Sequence[Frame]) -> None:
         lease_id, header = done.lease_id, done.header
         check_group(header, frames)
-        versions = np.frombuffer(frames[3], "<i4")
+        versions = sampled_versions(header, frames)
         if self._evaluation.owns(lease_id):
             self._evaluation.complete(lease_id, header, versions)
             return

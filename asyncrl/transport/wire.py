@@ -13,19 +13,21 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from asyncrl.errors import WireError
 from asyncrl.transport.messages.rollouts import GroupHeader
 from asyncrl.transport.messages.schema import AnyMessage
-from asyncrl.types import Group
+from asyncrl.types import Group, sampled_tokens
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAGIC = b"ARL" + bytes([SCHEMA_VERSION])
 MAX_HEADER_BYTES = 64 << 20
 """A batch of 1024 groups with sample texts has a header of about 1 MB; a weight update names every parameter."""
 
 FRAMES_PER_GROUP = 4
 """prompt tokens int32 [P], tokens int32 [T], logprobs float32 [T], versions int32 [T]."""
+_VERSIONS_FRAME = 3
 
 Frame = bytes | memoryview
 
@@ -71,6 +73,8 @@ def group_to_wire(group: Group) -> tuple[GroupHeader, list[Frame]]:
         correct=group.correct.tolist(),
         truncated=group.truncated.tolist(),
         sample_text=group.sample_text,
+        spans=group.spans,
+        environment_s=group.environment_s,
     )
     arrays = (
         (group.prompt_token_ids, "<i4"),
@@ -85,13 +89,15 @@ def check_group(header: GroupHeader, frames: Sequence[Frame]) -> None:
     """Does every frame have exactly the size that the header says?
 
     Raises:
-        WireError: it does not, or the per-completion lists differ in length.
+        WireError: it does not, the per-completion lists differ in length, or spans do not cover their completions.
     """
     group_size = len(header.lengths)
     if not group_size == len(header.rewards) == len(header.correct) == len(header.truncated):
         raise WireError(f"group {header.index}: lists of unequal length")
     if group_size == 0 or min(header.lengths) < 1 or header.num_prompt_tokens < 1:
         raise WireError(f"group {header.index}: empty group, completion or prompt")
+    if header.spans and not _spans_fit(header.spans, header.lengths):
+        raise WireError(f"group {header.index}: its spans do not cover its completions")
     if len(frames) != FRAMES_PER_GROUP:
         raise WireError(f"group {header.index}: {len(frames)} frames instead of {FRAMES_PER_GROUP}")
     num_tokens = sum(header.lengths)
@@ -99,6 +105,18 @@ def check_group(header: GroupHeader, frames: Sequence[Frame]) -> None:
     for frame, count in zip(frames, expected, strict=True):
         if memoryview(frame).nbytes != 4 * count:
             raise WireError(f"group {header.index}: a frame of {memoryview(frame).nbytes} bytes instead of {4 * count}")
+
+
+def _spans_fit(spans: list[list[int]], lengths: list[int]) -> bool:
+    return len(spans) == len(lengths) and all(
+        len(runs) % 2 == 1 and min(runs) >= 1 and sum(runs) == length
+        for runs, length in zip(spans, lengths, strict=True)
+    )
+
+
+def sampled_versions(header: GroupHeader, frames: Sequence[Frame]) -> NDArray[np.int32]:
+    """The versions of a checked group's sampled tokens, environment tokens left out."""
+    return np.frombuffer(frames[_VERSIONS_FRAME], "<i4")[sampled_tokens(header.lengths, header.spans)]
 
 
 def group_from_wire(header: GroupHeader, frames: Sequence[Frame]) -> Group:
@@ -115,9 +133,11 @@ def group_from_wire(header: GroupHeader, frames: Sequence[Frame]) -> Group:
         lengths=np.asarray(header.lengths, np.int32),
         tokens=np.frombuffer(frames[1], "<i4"),
         logprobs=np.frombuffer(frames[2], "<f4"),
-        versions=np.frombuffer(frames[3], "<i4"),
+        versions=np.frombuffer(frames[_VERSIONS_FRAME], "<i4"),
         rewards=np.asarray(header.rewards, np.float32),
         correct=np.asarray(header.correct, np.bool_),
         truncated=np.asarray(header.truncated, np.bool_),
         sample_text=header.sample_text,
+        spans=header.spans,
+        environment_s=header.environment_s,
     )

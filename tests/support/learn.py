@@ -6,6 +6,7 @@ import multiprocessing
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from asyncrl.config.load import load
 from asyncrl.config.schema import Config
 from asyncrl.learn.policy.model import PolicyModel
 from asyncrl.learn.update.step import Learner
-from asyncrl.types import Batch, Group
+from asyncrl.types import NO_VERSION, Batch, Group
 from bench.support.generators import PRELOAD
 
 VOCABULARY = 48
@@ -60,6 +61,26 @@ def random_group(rng: np.random.Generator, index: int, version: int, size: int =
         correct=rng.random(size) < 0.5,
         truncated=rng.random(size) < 0.2,
     )
+
+
+def with_turns(rng: np.random.Generator, group: Group) -> Group:
+    """The same tokens, cut into turns: some of them are an environment's now."""
+    spans = [random_spans(rng, int(length)) for length in group.lengths]
+    sampled = replace(group, spans=spans).sampled
+    return replace(
+        group,
+        spans=spans,
+        logprobs=np.where(sampled, group.logprobs, np.float32(0)),
+        versions=np.where(sampled, group.versions, np.int32(NO_VERSION)),
+        environment_s=0.5,
+    )
+
+
+def random_spans(rng: np.random.Generator, length: int) -> list[int]:
+    """An odd number of parts of `length`, each ≥ 1."""
+    num_cuts = 2 * int(rng.integers(0, (length - 1) // 2 + 1))
+    cuts = np.sort(rng.choice(np.arange(1, length), num_cuts, replace=False))
+    return np.diff([0, *cuts.tolist(), length]).tolist()
 
 
 def random_batch(seed: int, step: int = 0, num_groups: int = 4) -> Batch:

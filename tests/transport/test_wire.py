@@ -42,7 +42,15 @@ def groups(draw) -> Group:
         correct=array(st.booleans(), size, np.bool_),
         truncated=array(st.booleans(), size, np.bool_),
         sample_text=draw(st.text(max_size=20)),
+        spans=draw(st.just([]) | st.tuples(*map(spans_of, lengths)).map(list)),
+        environment_s=draw(st.floats(0, 1e6)),
     )
+
+
+def spans_of(length: int) -> st.SearchStrategy[list[int]]:
+    """Alternately sampled and the environment's; begins and ends with sampled tokens."""
+    cuts = st.sets(st.integers(1, length - 1)) if length > 1 else st.just(set())
+    return cuts.filter(lambda cuts: len(cuts) % 2 == 0).map(lambda cuts: np.diff([0, *sorted(cuts), length]).tolist())
 
 
 def send(group: Group) -> tuple[GroupDone, list[bytes]]:
@@ -109,8 +117,10 @@ def test_foreign_bytes_behind_our_magic_are_refused(body):
 
 def valid_headers() -> list[bytes]:
     header, _ = group_to_wire(make_group(0, rewards=(1.0, math.nan)))
+    episodes = msgspec.structs.replace(header, spans=[[1], [1, 1, 3]], environment_s=0.5)
     messages = [
         GroupDone(3, header),
+        GroupDone(3, episodes),
         Hello("tcp://127.0.0.1:1", 2, 16),
         LeaseGrant(1, 7, "train", 12, [1, 2, 3], "2 + 3 =", "5", 8, 0.7, 9, 600.0),
         JoinGroup({"a": [1, {"b": "text"}]}),
@@ -144,7 +154,7 @@ def test_ten_thousand_damaged_messages_are_read_or_refused_and_nothing_else():
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        (b"ARL\x02" + msgspec.msgpack.encode(Note("x")), "schema version 02"),
+        (b"ARL\x01" + msgspec.msgpack.encode(Note("x")), "schema version 01"),
         (b"HTTP/1.1 200 OK", "magic"),
         (b"", "magic"),
         (MAGIC + msgspec.msgpack.encode({"type": "Nothing"}), "schema"),
@@ -199,6 +209,13 @@ def test_a_group_with_too_few_or_too_many_frames_is_refused(num_frames):
         {"lengths": [-1, 4]},
         {"num_prompt_tokens": 0},
         {"lengths": [], "rewards": [], "correct": [], "truncated": []},
+        {"spans": [[1]]},  # of one of two completions
+        {"spans": [[1], [1, 1]]},  # ends with the environment's
+        {"spans": [[1], []]},
+        {"spans": [[1], [1, -1, 2]]},
+        {"spans": [[1], [1, 0, 1]]},
+        {"spans": [[1], [3]]},
+        {"spans": [[1], [1, 1, 1]]},
     ],
 )
 def test_a_header_that_contradicts_itself_is_refused(changes):

@@ -14,11 +14,12 @@ Metrics = dict[str, float | list[float]]
 
 
 def batch_metrics(batch: Batch, max_staleness: int) -> Metrics:
-    """Rewards, lengths and staleness of a batch.
+    """Rewards, lengths, staleness and, where there are any, environments of a batch.
 
-    `staleness/*` cover every token that arrived. `staleness/violations` are the tokens over the bound, which the guard
-    masks; `staleness/violation_length_mean` is the mean length of the completions they sit in, to be held against
-    `length/mean`: masking favours short answers when it is larger.
+    `length/*` are of whole completions, an environment's tokens among them. `staleness/*` cover every sampled token.
+    `staleness/violations` are the tokens over the bound, which the guard masks; `staleness/violation_length_mean` is
+    the mean length of the completions they sit in, to be held against `length/mean`: masking favours short answers when
+    it is larger.
     """
     lengths = np.concatenate([group.lengths for group in batch.groups])
     rewards = np.concatenate([group.rewards for group in batch.groups]).astype(np.float64)
@@ -34,12 +35,31 @@ def batch_metrics(batch: Batch, max_staleness: int) -> Metrics:
         "length/max": float(lengths.max()),
         "length/truncated_fraction": _mean(np.concatenate([group.truncated for group in batch.groups])),
     }
-    return metrics | _staleness_metrics(token_lags(batch), lengths, max_staleness)
+    sampled = np.concatenate([group.sampled for group in batch.groups])
+    metrics |= _staleness_metrics(token_lags(batch), lengths, sampled, max_staleness)
+    return metrics | _environment_metrics(batch, sampled)
 
 
-def _staleness_metrics(lags: NDArray[np.int64], lengths: NDArray[np.int32], max_staleness: int) -> Metrics:
+def _environment_metrics(batch: Batch, sampled: NDArray[np.bool_]) -> Metrics:
+    """Nothing without an environment."""
+    environment_s = sum(group.environment_s for group in batch.groups)
+    if environment_s == 0:
+        return {}
+    turns = np.concatenate([group.num_turns for group in batch.groups])
+    return {
+        "environment/turns_mean": _mean(turns),
+        "environment/turns_max": float(turns.max()),
+        "environment/seconds_mean": environment_s / len(turns),
+        "environment/tokens_mean": float((~sampled).sum()) / len(turns),
+    }
+
+
+def _staleness_metrics(
+    lags: NDArray[np.int64], lengths: NDArray[np.int32], sampled: NDArray[np.bool_], max_staleness: int
+) -> Metrics:
+    """`lags` are of the sampled tokens, `lengths` and `sampled` as in `Group`, over the batch."""
     too_old = lags > max_staleness
-    completions = np.repeat(np.arange(len(lengths)), lengths)
+    completions = np.repeat(np.arange(len(lengths)), lengths)[sampled]
     hit = np.unique(completions[too_old])
     return {
         "staleness/mean": _mean(lags),

@@ -3,12 +3,15 @@
 The hard guard of the staleness bound stands here: a token with lag > max_staleness gets weight 0 before anything else
 looks at it. (The reward of its completion still counts in the group's mean.)
 
+An environment's tokens are in the sequences and nowhere else: loss, guard and metrics never see them.
+
 Legend: N sequences, T sampled ("action") tokens over all of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +63,10 @@ class MiniBatch:
 
     prompts: list[NDArray[np.int32]]
     """[N] arrays of prompt token ids."""
+    completions: list[NDArray[np.int32]]
+    """[N] arrays of token ids, an environment's among them."""
+    positions: NDArray[np.int64]
+    """[T] place of each action token in its completion."""
     offsets: NDArray[np.int64]
     """[N + 1]: sequence i has the action tokens offsets[i] … offsets[i + 1] − 1."""
     actions: ActionTokens
@@ -72,16 +79,16 @@ class MiniBatch:
 
     def num_tokens(self, sequence: int) -> int:
         """Prompt and completion of one sequence."""
-        return len(self.prompts[sequence]) + int(self.offsets[sequence + 1] - self.offsets[sequence])
+        return len(self.prompts[sequence]) + len(self.completions[sequence])
 
 
 def token_lags(batch: Batch) -> NDArray[np.int64]:
-    """[T] lag of each token of the batch: batch.step − the version that sampled it.
+    """[T] lag of each sampled token of the batch: batch.step − the version that sampled it.
 
     Raises:
         StalenessError: a token is from a version later than the step that consumes it.
     """
-    versions = np.concatenate([group.versions for group in batch.groups]).astype(np.int64)
+    versions = np.concatenate([group.versions[group.sampled] for group in batch.groups]).astype(np.int64)
     lags = batch.step - versions
     if lags.min() < 0:
         raise StalenessError(
@@ -114,39 +121,82 @@ def mini_batches(
     Raises:
         StalenessError: as in `token_lags`.
     """
-    groups = batch.groups
-    sizes = torch.tensor([group.size for group in groups])
-    group_ids = torch.arange(len(groups)).repeat_interleave(sizes)
-    lengths = torch.from_numpy(np.concatenate([group.lengths for group in groups]).astype(np.int64))
-    sequence_ids = torch.arange(len(lengths)).repeat_interleave(lengths)
-    lags = torch.from_numpy(token_lags(batch))
-    rewards = torch.from_numpy(np.concatenate([group.rewards for group in groups]))
+    flat = _flatten(batch)
+    rewards = torch.from_numpy(np.concatenate([group.rewards for group in batch.groups]))
     if algorithm.overlong == "penalty":
-        rewards = rewards + soft_penalty(lengths, max_tokens, algorithm.overlong_buffer_tokens)
-    mask = (lags <= max_staleness) & _to_train(batch, rewards, group_ids, algorithm)[sequence_ids]
+        rewards = rewards + soft_penalty(flat.lengths, max_tokens, algorithm.overlong_buffer_tokens)
+    mask = (flat.lags <= max_staleness) & _to_train(batch, rewards, flat.group_ids, algorithm)[flat.sequence_ids]
     if penalties is not None:
         rewards = rewards - penalties
-    num_trained = segment_sum(mask.long(), sequence_ids, len(lengths))
-    advantages = compute_advantages(algorithm.advantage, rewards, group_ids, num_trained, algorithm.pass_k)
+    num_trained = segment_sum(mask.long(), flat.sequence_ids, len(rewards))
+    advantages = compute_advantages(algorithm.advantage, rewards, flat.group_ids, num_trained, algorithm.pass_k)
 
-    targets = torch.from_numpy(np.concatenate([group.tokens for group in groups]).astype(np.int64))
-    behaviour_logprobs = torch.from_numpy(np.concatenate([group.logprobs for group in groups]))
     constant = algorithm.aggregation_constant or max_tokens
-    first_sequences = [0, *sizes.cumsum(0).tolist()]
-    first_tokens = np.concatenate([[0], lengths.cumsum(0).numpy()])
     result = []
-    for start in range(0, len(groups), mini_batch_size):
-        chosen = groups[start : start + mini_batch_size]
-        first, end = first_sequences[start], first_sequences[start + len(chosen)]
-        tokens = slice(first_tokens[first], first_tokens[end])
-        ids = sequence_ids[tokens]
-        weights = token_weights(algorithm.aggregation, mask[tokens], ids - first, group_ids[ids] - start, constant)
+    for start in range(0, len(batch.groups), mini_batch_size):
+        chosen = (flat.group_ids >= start) & (flat.group_ids < start + mini_batch_size)
+        first, end = int(chosen.long().argmax()), int(chosen.nonzero()[-1]) + 1
+        tokens = slice(flat.offsets[first], flat.offsets[end])
+        ids = flat.sequence_ids[tokens]
+        weights = token_weights(algorithm.aggregation, mask[tokens], ids - first, flat.group_ids[ids] - start, constant)
         actions = ActionTokens(
-            targets[tokens], behaviour_logprobs[tokens], lags[tokens], ids - first, advantages[ids], weights.float()
+            flat.targets[tokens],
+            flat.behaviour_logprobs[tokens],
+            flat.lags[tokens],
+            ids - first,
+            advantages[ids],
+            weights.float(),
         )
-        prompts = [group.prompt_token_ids for group in chosen for _ in range(group.size)]
-        result.append(MiniBatch(prompts, first_tokens[first : end + 1] - first_tokens[first], actions))
+        result.append(
+            MiniBatch(
+                flat.prompts[first:end],
+                flat.completions[first:end],
+                flat.positions[tokens],
+                flat.offsets[first : end + 1] - flat.offsets[first],
+                actions,
+            )
+        )
     return result
+
+
+class _Flat(NamedTuple):
+    """A batch of N sequences with T sampled tokens, group after group; what has a namesake above is as there."""
+
+    prompts: list[NDArray[np.int32]]
+    completions: list[NDArray[np.int32]]
+    lengths: Tensor
+    """[N] int64 tokens of each completion, an environment's among them."""
+    group_ids: Tensor
+    """[N] int64"""
+    offsets: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    sequence_ids: Tensor
+    """[T] int64"""
+    targets: Tensor
+    behaviour_logprobs: Tensor
+    lags: Tensor
+
+
+def _flatten(batch: Batch) -> _Flat:
+    groups = batch.groups
+    lengths = np.concatenate([group.lengths for group in groups]).astype(np.int64)
+    sampled = np.concatenate([group.sampled for group in groups])
+    tokens = np.concatenate([group.tokens for group in groups])
+    logprobs = np.concatenate([group.logprobs for group in groups])
+    ends = lengths.cumsum()
+    sequence_ids = np.repeat(np.arange(len(lengths)), lengths)[sampled]
+    return _Flat(
+        prompts=[group.prompt_token_ids for group in groups for _ in range(group.size)],
+        completions=np.split(tokens, ends[:-1]),
+        lengths=torch.from_numpy(lengths),
+        group_ids=torch.arange(len(groups)).repeat_interleave(torch.tensor([group.size for group in groups])),
+        offsets=np.concatenate([[0], np.bincount(sequence_ids, minlength=len(lengths)).cumsum()]),
+        positions=(np.arange(len(tokens)) - np.repeat(ends - lengths, lengths))[sampled],
+        sequence_ids=torch.from_numpy(sequence_ids),
+        targets=torch.from_numpy(tokens[sampled].astype(np.int64)),
+        behaviour_logprobs=torch.from_numpy(logprobs[sampled]),
+        lags=torch.from_numpy(token_lags(batch)),
+    )
 
 
 def _to_train(batch: Batch, rewards: Tensor, group_ids: Tensor, algorithm: AlgorithmConfig) -> Tensor:

@@ -94,9 +94,7 @@ def build_micro_batch(mini_batch: MiniBatch, sequences: list[int], layout: Layou
     """Lay the given sequences out; an empty list gives one token of weight 0."""
     if not sequences:
         return _idle_micro_batch(layout)
-    targets = mini_batch.actions.targets.numpy()
-    offsets = mini_batch.offsets
-    rows = [np.concatenate([mini_batch.prompts[i], targets[offsets[i] : offsets[i + 1]]]) for i in sequences]
+    rows = [np.concatenate([mini_batch.prompts[i], mini_batch.completions[i]]) for i in sequences]
     lengths = np.array([len(row) for row in rows])
     positions = [np.arange(length) for length in lengths]
     if layout == "packed":
@@ -109,17 +107,16 @@ def build_micro_batch(mini_batch: MiniBatch, sequences: list[int], layout: Layou
         input_ids = np.stack([np.pad(row, (0, width - len(row))) for row in rows])
         position_ids = np.tile(np.arange(width), (len(rows), 1))
         attention_mask = torch.from_numpy((position_ids < lengths[:, None]).astype(np.int64))
-    # The output at a position predicts the next token: the first action token is predicted by the prompt's last.
-    first = [start + len(mini_batch.prompts[i]) - 1 for start, i in zip(starts, sequences, strict=True)]
-    counts = [offsets[i + 1] - offsets[i] for i in sequences]
-    indices = np.concatenate([np.arange(at, at + count) for at, count in zip(first, counts, strict=True)])
-    actions = np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in sequences])
+    actions = [np.arange(mini_batch.offsets[i], mini_batch.offsets[i + 1]) for i in sequences]
+    # The output at a position predicts the next token: a completion's first token is predicted by the prompt's last.
+    before = [start + len(mini_batch.prompts[i]) - 1 for start, i in zip(starts, sequences, strict=True)]
+    indices = [at + mini_batch.positions[chosen] for at, chosen in zip(before, actions, strict=True)]
     return MicroBatch(
         torch.from_numpy(input_ids.astype(np.int64)),
         torch.from_numpy(position_ids),
         attention_mask,
-        torch.from_numpy(indices.astype(np.int64)),
-        mini_batch.actions.select(torch.from_numpy(actions)),
+        torch.from_numpy(np.concatenate(indices)),
+        mini_batch.actions.select(torch.from_numpy(np.concatenate(actions))),
     )
 
 

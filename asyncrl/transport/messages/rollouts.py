@@ -13,7 +13,10 @@ from asyncrl.transport.messages.base import Message
 
 
 class GroupHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A group without its arrays, which travel as four raw frames (see `group_codec`)."""
+    """A group without its arrays, which travel as four raw frames (see `wire.py`).
+
+    The ledger keeps headers: a field that is added needs a default, with which the headers of older runs are read.
+    """
 
     index: int
     row: int
@@ -24,6 +27,9 @@ class GroupHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     correct: list[bool]
     truncated: list[bool]
     sample_text: str
+    spans: list[list[int]] = msgspec.field(default_factory=list)
+    """As in `types.Group`."""
+    environment_s: float = 0.0
 
 
 class Hello(Message, frozen=True):
