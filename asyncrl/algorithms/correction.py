@@ -1,15 +1,15 @@
 """Importance corrections: how far a token's importance weight may go. Legend: T tokens of whole sequences.
 
 `log_ratio` is log ρ, where ρ compares the policy that the loss is about with μ, the engine's policy that sampled the
-token: π_θ/μ, or π_prox/μ for decoupled_ppo. Every correction acts on a token's importance weight
+token: π_θ/μ, or π_prox/μ for decoupled_ppo. A correction decides the weight of A·∇log π_θ of each token:
 
-    weight = base · scale        base: ρ, or ∏ρ over its sequence, or (∏ρ)^(1/n)        scale: what the bounds do to it
+    truncate   clamp(base, lower, upper)                  base: ρ, or ∏ρ over its sequence, or (∏ρ)^(1/n)
+    mask       its weight if lower ≤ base ≤ upper, else 0
 
-    truncate   scale = clamp(base, lower, upper) / base
-    mask       scale = 1 where lower ≤ base ≤ upper, else 0
-
-A loss without a ratio of its own to μ (reinforce, decoupled_ppo) is multiplied by `weights`; one whose surrogate
-already carries ρ (ppo_clip, gspo, cispo, dppo_tv) by `scale` alone. Neither has a gradient.
+A loss may carry a ratio to μ itself (ppo_clip, dppo_tv and cispo the token's, gspo its sequence's), or none (reinforce,
+decoupled_ppo). It is multiplied by `scale` = weight ÷ carried ratio, so that a truncated weight is the same whatever
+the loss: no ratio counts twice, and the bounds hold for what a token weighs in the end. A masked loss keeps the ratio
+that it carries, or is given the base. Nothing here has a gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asyncrl.algorithms.ratio import MAX_LOG_RATIO
+from asyncrl.algorithms.ratio import MAX_LOG_RATIO, truncated_ratio
 from asyncrl.algorithms.segments import masked_segment_mean, masked_segment_sum, num_segments, segment_reduce
 from asyncrl.config.algorithm import AlgorithmConfig
 
@@ -29,23 +29,22 @@ class Correction:
     """What `correct` decides for each of T tokens."""
 
     weights: Tensor
-    """[T] ≥ 0: the importance weight, corrected."""
+    """[T] ≥ 0: the importance weight in the end, of a token that the loss's own clip lets through."""
     scale: Tensor
-    """[T] ≥ 0: by how much the correction changed it."""
-
-    @property
-    def masked(self) -> Tensor:
-        """[T] bool: outside the band, or vetoed."""
-        return self.scale == 0
-
-    @property
-    def truncated(self) -> Tensor:
-        """[T] bool: cut to a bound."""
-        return (self.scale != 1) & ~self.masked
+    """[T] ≥ 0: what the loss is multiplied by."""
+    masked: Tensor
+    """[T] bool: outside the band, or vetoed."""
+    truncated: Tensor
+    """[T] bool: cut to a bound."""
 
 
 def correct(
-    log_ratio: Tensor, mask: Tensor, segment_ids: Tensor, lags: Tensor, algorithm: AlgorithmConfig
+    log_ratio: Tensor,
+    carried: Tensor | None,
+    mask: Tensor,
+    segment_ids: Tensor,
+    lags: Tensor,
+    algorithm: AlgorithmConfig,
 ) -> Correction:
     """The correction of `algorithm.correction`, with lag-dependent bounds and the veto.
 
@@ -55,28 +54,33 @@ def correct(
 
     Args:
         log_ratio: [T] log ρ, clamped; whole sequences.
-        mask: [T] bool, the trained tokens: the others do not count in products and means.
+        carried: [T] > 0, the ratio to μ that the loss carries itself; None if it carries none.
+        mask: [T] bool, the trained tokens: the others do not count in products, means and a sequence's lag.
         segment_ids: [T] int64, the sequence of each token.
         lags: [T] int64 ≥ 0.
         algorithm: the bounds.
     """
     log_ratio = log_ratio.detach()
-    base = log_ratio.exp()
-    scale = torch.ones_like(base)
     level, _, rule = algorithm.correction.partition("_")
-    if level != "none":
-        ratio = _ratio_of_level(log_ratio, mask, segment_ids, level)
-        lower, upper = bounds(lags, algorithm)
+    if level == "none":
+        weights = torch.ones_like(log_ratio) if carried is None else carried
+        outside = torch.zeros_like(mask)
+    else:
+        base = _ratio_of_level(log_ratio, mask, segment_ids, level)
+        lower, upper = bounds(_lags_of_level(lags, mask, segment_ids, level), algorithm)
+        outside = (base < lower) | (base > upper)
         if rule == "truncate":
-            scale = ratio.clamp(lower, upper) / ratio
+            weights = base.clamp(lower, upper)
+        elif carried is not None:
+            weights = carried
         else:
-            scale = ((ratio >= lower) & (ratio <= upper)).to(ratio.dtype)
-        base = base if (level, rule) == ("geometric", "mask") else ratio
-    weights = scale if level == "none" else base * scale
+            weights = truncated_ratio(log_ratio) if level == "geometric" else base
+    dropped = outside if rule == "mask" else torch.zeros_like(outside)
     if algorithm.correction_veto > 0:
-        kept = ~vetoed(log_ratio, mask, segment_ids, algorithm.correction_veto)
-        weights, scale = weights * kept, scale * kept
-    return Correction(weights, scale)
+        dropped = dropped | vetoed(log_ratio, mask, segment_ids, algorithm.correction_veto)
+    weights = weights * ~dropped
+    scale = weights if carried is None else weights / carried
+    return Correction(weights, scale, dropped, outside & ~dropped)
 
 
 def bounds(lags: Tensor, algorithm: AlgorithmConfig) -> tuple[Tensor, Tensor]:
@@ -105,3 +109,10 @@ def _ratio_of_level(log_ratio: Tensor, mask: Tensor, segment_ids: Tensor, level:
         return log_ratio.exp()
     over_sequence = masked_segment_sum if level == "sequence" else masked_segment_mean
     return over_sequence(log_ratio, mask, segment_ids).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def _lags_of_level(lags: Tensor, mask: Tensor, segment_ids: Tensor, level: str) -> Tensor:
+    """[T]: a sequence is judged as one, by the lag of its oldest trained token, which has the tightest bounds."""
+    if level == "token":
+        return lags
+    return segment_reduce(lags.where(mask, 0), segment_ids, num_segments(segment_ids), "amax")[segment_ids]

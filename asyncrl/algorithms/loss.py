@@ -1,7 +1,7 @@
 """Policy losses, one value a token, with the tokens whose gradient the clip removes or bounds. Legend: T tokens.
 
-Departure from the papers: except in decoupled_ppo the ratio is ρ = π_θ/μ, where μ is the policy that sampled the token,
-several versions ago, not the policy before this step.
+Departures from the papers: except in decoupled_ppo the ratio is ρ = π_θ/μ, where μ is the policy that sampled the
+token, several versions ago, not the policy before this step. And no token weighs more than `ratio.MAX_RATIO`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from asyncrl.algorithms.ratio import truncated_ratio
 from asyncrl.algorithms.segments import masked_segment_mean
 from asyncrl.config.algorithm import AlgorithmConfig
 
@@ -39,7 +40,7 @@ def ppo_clip(
         clip_upper: ≥ 0.
         dual_clip: above 1, or None.
     """
-    ratio = log_ratio.exp()
+    ratio = truncated_ratio(log_ratio)
     held = ratio.clamp(1.0 - clip_lower, 1.0 + clip_upper)
     losses = -torch.minimum(ratio * advantages, held * advantages)
     too_high = (advantages > 0) & (ratio > 1.0 + clip_upper)
@@ -98,7 +99,7 @@ def dppo_tv(
     """
     difference = logprobs.detach().exp() - behaviour_logprobs.exp()
     dropped = torch.where(advantages > 0, difference > upper, difference < -lower)
-    return PolicyLoss(-(log_ratio.exp() * advantages).where(~dropped, 0.0), dropped)
+    return PolicyLoss(-(truncated_ratio(log_ratio) * advantages).where(~dropped, 0.0), dropped)
 
 
 def reinforce(logprobs: Tensor, advantages: Tensor) -> PolicyLoss:
@@ -134,3 +135,20 @@ def policy_loss(
         case "reinforce":
             return reinforce(logprobs, advantages)
     raise AssertionError(f"algorithm.loss={algorithm.loss!r} passed the config checks")
+
+
+def carried_ratio(log_ratio: Tensor, mask: Tensor, segment_ids: Tensor, algorithm: AlgorithmConfig) -> Tensor | None:
+    """[T] > 0: the ratio to μ by which the loss itself weighs A·∇log π_θ of a token that its clip lets through.
+
+    None for a loss that carries no ratio to μ: reinforce has none, that of decoupled_ppo is to π_prox. Arguments as in
+    `gspo`; the result has no gradient.
+    """
+    log_ratio = log_ratio.detach()
+    match algorithm.loss:
+        case "reinforce" | "decoupled_ppo":
+            return None
+        case "gspo":
+            return truncated_ratio(masked_segment_mean(log_ratio, mask, segment_ids))
+        case "cispo":
+            return log_ratio.exp().clamp(1.0 - algorithm.clip_lower, 1.0 + algorithm.clip_upper)
+    return truncated_ratio(log_ratio)

@@ -40,7 +40,8 @@ class AlgorithmConfig:
     """Bound of −loss/A where A < 0, above 1; null = none. ppo_clip and decoupled_ppo."""
     proximal: str = "recompute"
     """π_prox of decoupled_ppo: recompute (the policy at the start of the step, one more forward pass for each
-    mini-batch after the first) | interpolate (between μ and π_θ by the token's lag, no forward pass)."""
+    mini-batch after the first) | interpolate (no forward pass: in a step's first update it is π_θ, as it should be,
+    later between μ and π_θ by the token's lag)."""
     aggregation: str = "token_mean"
     """token_mean (over the global mini-batch) | sequence_mean (of token means) | sequence_sum (÷ aggregation_constant,
     mean over sequences) | prompt_mean (of token means)."""
@@ -49,14 +50,17 @@ class AlgorithmConfig:
 
     correction: str = "none"
     """none | {token, sequence, geometric}_{truncate, mask}: whose ratio is held to the bounds (the token's, the product
-    over its sequence, the geometric mean over its sequence), and how. IcePop is token_mask with 0.5 and 5."""
+    over its sequence, the geometric mean over its sequence), and how: the clamped ratio is the token's whole weight, or
+    what is outside is dropped. IcePop is token_mask with 0.5 and 5."""
     correction_lower: float = 0.0
     """0 = no lower bound."""
     correction_upper: float = 2.0
     correction_lag_decay: float = 1.0
-    """γ: at lag d the bounds' distances from 1 are multiplied by γ^d; 1 = the same bounds at every lag."""
+    """γ: at lag d the bounds' distances from 1 are multiplied by γ^d; 1 = the same bounds at every lag. A sequence has
+    the lag of its oldest trained token."""
     correction_normalise: bool = False
-    """Divide the correction by its mean over the mini-batch, at the price of one more forward pass."""
+    """Divide the weights by their mean over the trained tokens of the mini-batch, at the price of one more forward
+    pass."""
     correction_veto: float = 0.0
     """A sequence with a token whose ratio is below this is not trained; 0 = off."""
     behaviour_coef: float = 0.0
@@ -69,9 +73,9 @@ class AlgorithmConfig:
     reference_ema_decay: float = 0.99
     """Share of itself that an EMA reference keeps at each step."""
     kl_estimator: str = "k3"
-    """k1 | k2 | k3."""
+    """k1 | k2 | k3 (from 10 on its tangent)."""
     kl_in: str = "loss"
     """loss (of π_θ) | reward (of μ, summed over the completion)."""
     kl_unbiased: bool = False
-    """Importance-weight the KL in the loss and give it the gradient of the divergence, whatever the estimator."""
+    """Importance-weight the KL in the loss (by at most 20), with the gradient of the divergence for every estimator."""
     entropy_coef: float = 0.0

@@ -16,6 +16,8 @@ from typing import NoReturn
 
 from asyncrl.rewards.functions import RewardFunction, resolve
 
+LARGEST_REWARD = 3.4028234663852886e38
+"""Float32's largest number: rewards travel and are trained on as float32, where a larger one would be infinite."""
 _MAX_REASON_CHARS = 500
 """Reasons travel to the ledger and the log; an exception's text may hold a whole completion."""
 
@@ -25,7 +27,7 @@ class Score:
     """The reward of one completion."""
 
     reward: float
-    """Σ weight · score over the terms; finite."""
+    """Σ weight · score over the terms; finite as a float32."""
     correct: bool
     """The first term scored ≥ 1."""
 
@@ -88,6 +90,8 @@ def _score(prompt: str, completion: str, answer: str) -> Score | RewardFailure:
             return RewardFailure(f"{name} returned {value!r}, not a finite number"[:_MAX_REASON_CHARS])
         scores.append(float(value))
     reward = sum(weight * score for (_, _, weight), score in zip(_terms, scores, strict=True))
+    if not abs(reward) <= LARGEST_REWARD:
+        return RewardFailure(f"the reward, {reward:g}, is beyond float32 (±{LARGEST_REWARD:.1e}); scale it down")
     return Score(reward=reward, correct=scores[0] >= 1)
 
 

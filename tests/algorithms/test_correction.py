@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncrl.algorithms.correction import bounds, correct
-from asyncrl.algorithms.ratio import clamped_log_ratio
+from asyncrl.algorithms.loss import carried_ratio
+from asyncrl.algorithms.ratio import MAX_RATIO, clamped_log_ratio
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.config.checks.algorithm import ALGORITHM_CHOICES
 from tests.support.ragged import Ragged, Sequence, ragged
@@ -18,31 +19,37 @@ from tests.support.ragged import Ragged, Sequence, ragged
 CORRECTIONS = ALGORITHM_CHOICES["algorithm.correction"]
 
 
-def loop(sequence: Sequence, algorithm: AlgorithmConfig) -> list[tuple[float, float]]:
+def loop(
+    sequence: Sequence, algorithm: AlgorithmConfig, carried: list[float] | None = None
+) -> list[tuple[float, float]]:
     """(weight, scale) of each token, from the definitions in words, without logarithms where it can."""
     ratios = [math.exp(p - mu) for p, mu in zip(sequence.logprobs, sequence.behaviour, strict=True)]
     product = math.prod(ratios[t] for t in sequence.trained)
     mean = product ** (1 / len(sequence.trained)) if sequence.trained else 1.0
     vetoed = any(ratios[t] < algorithm.correction_veto for t in sequence.trained)
+    oldest = max((sequence.lags[t] for t in sequence.trained), default=0)
     result = []
-    for ratio, lag in zip(ratios, sequence.lags, strict=True):
-        decay = algorithm.correction_lag_decay**lag
+    for t, (ratio, lag) in enumerate(zip(ratios, sequence.lags, strict=True)):
+        level, _, rule = algorithm.correction.partition("_")
+        decay = algorithm.correction_lag_decay ** (lag if level == "token" else oldest)
         upper = 1 + (algorithm.correction_upper - 1) * decay
         lower = 1 - (1 - algorithm.correction_lower) * decay if algorithm.correction_lower else 0.0
-        level, _, rule = algorithm.correction.partition("_")
         judged = {"none": 1.0, "token": ratio, "sequence": product, "geometric": mean}[level]
-        weight = judged
+        weight = judged if carried is None else carried[t]
         if rule == "truncate":
             weight = min(max(judged, lower), upper)
         elif rule == "mask":
-            weight = (ratio if level == "geometric" else judged) if lower <= judged <= upper else 0.0
-        scale = weight / (ratio if (level, rule) == ("geometric", "mask") else judged)
+            weight = min(ratio, MAX_RATIO) if level == "geometric" and carried is None else weight
+            weight = weight if lower <= judged <= upper else 0.0
+        scale = weight if carried is None else weight / carried[t]
         result.append((0.0, 0.0) if vetoed else (weight, scale))
     return result
 
 
+LOSSES = st.sampled_from(["reinforce", "dppo_tv"])
 configs = st.builds(
     AlgorithmConfig,
+    loss=LOSSES,
     correction=st.sampled_from(CORRECTIONS),
     correction_lower=st.sampled_from([0.0, 0.5, 0.9]),
     correction_upper=st.sampled_from([1.1, 2.0, 5.0]),
@@ -52,14 +59,20 @@ configs = st.builds(
 
 
 def correction_of(data: Ragged, algorithm: AlgorithmConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    log_ratio = clamped_log_ratio(data.packed("logprobs"), data.packed("behaviour"))
-    result = correct(log_ratio, data.packed("weights") > 0, data.segment_ids, data.packed("lags"), algorithm)
+    """Weights and scale, for a loss that carries the token's own ratio unless it is reinforce."""
+    log_ratio, mask = clamped_log_ratio(data.packed("logprobs"), data.packed("behaviour")), data.packed("weights") > 0
+    carried = carried_ratio(log_ratio, mask, data.segment_ids, algorithm)
+    result = correct(log_ratio, carried, mask, data.segment_ids, data.packed("lags"), algorithm)
     return result.weights, result.scale
 
 
 @given(ragged, configs)
 def test_a_correction_equals_a_loop_over_sequences(data: Ragged, algorithm: AlgorithmConfig) -> None:
-    expected = [pair for sequence in data.sequences for pair in loop(sequence, algorithm)]
+    carried = algorithm.loss == "dppo_tv"
+    expected = []
+    for sequence in data.sequences:
+        ratios = [math.exp(p - mu) for p, mu in zip(sequence.logprobs, sequence.behaviour, strict=True)]
+        expected += loop(sequence, algorithm, [min(ratio, MAX_RATIO) for ratio in ratios] if carried else None)
     weights, scale = torch.tensor(expected, dtype=torch.float64).unbind(-1)
     result = correction_of(data, algorithm)
     torch.testing.assert_close(result[0], weights, rtol=1e-6, atol=1e-6)
@@ -67,9 +80,13 @@ def test_a_correction_equals_a_loop_over_sequences(data: Ragged, algorithm: Algo
 
 
 @pytest.mark.parametrize("name", CORRECTIONS)
-@given(data=ragged, decay=st.sampled_from([1.0, 0.5]))
-def test_where_the_policies_agree_every_correction_is_the_identity(name: str, data: Ragged, decay: float) -> None:
-    algorithm = AlgorithmConfig(correction=name, correction_lower=0.5, correction_lag_decay=decay, correction_veto=0.1)
+@given(data=ragged, decay=st.sampled_from([1.0, 0.5]), loss=LOSSES)
+def test_where_the_policies_agree_every_correction_is_the_identity(
+    name: str, data: Ragged, decay: float, loss: str
+) -> None:
+    algorithm = AlgorithmConfig(
+        loss=loss, correction=name, correction_lower=0.5, correction_lag_decay=decay, correction_veto=0.1
+    )
     same = Ragged([Sequence(**{**vars(sequence), "behaviour": sequence.logprobs}) for sequence in data.sequences])
     weights, scale = correction_of(same, algorithm)
     assert weights.tolist() == [1.0] * len(weights)
@@ -88,8 +105,53 @@ def test_the_bounds_tighten_towards_one_with_the_lag_and_no_lower_bound_stays_no
 def test_a_masked_and_a_truncated_token_are_told_apart_and_nothing_carries_a_gradient() -> None:
     log_ratio = torch.tensor([0.0, 1.0, -9.0], requires_grad=True)
     mask, ids, lags = torch.ones(3, dtype=torch.bool), torch.tensor([0, 1, 2]), torch.zeros(3, dtype=torch.int64)
-    result = correct(log_ratio, mask, ids, lags, AlgorithmConfig(correction="token_truncate", correction_veto=1e-3))
+    algorithm = AlgorithmConfig(correction="token_truncate", correction_veto=1e-3)
+    result = correct(log_ratio, None, mask, ids, lags, algorithm)
     assert result.truncated.tolist() == [False, True, False]
     assert result.masked.tolist() == [False, False, True]
     assert not result.weights.requires_grad
     assert not result.scale.requires_grad
+
+
+def sequence_of_log_ratio(log_ratio: float) -> Ragged:
+    """Four tokens whose log ratios add up to `log_ratio`, with the lags 4, 4, 0, 0."""
+    behaviour = [-3.0, -2.5, -4.0, -3.5]
+    zeros = [0.0] * 4
+    logprobs = [mu + log_ratio / 4 for mu in behaviour]
+    return Ragged([Sequence(logprobs, behaviour, zeros, zeros, zeros, [4, 4, 0, 0], [0.25] * 4, 1.0)])
+
+
+@given(loss=LOSSES, log_ratio=st.sampled_from([-12.0, -0.1, 0.3, 8.0]), lower=st.sampled_from([0.0, 0.5]))
+def test_a_truncated_sequence_weighs_what_its_clamped_product_is_under_every_loss(
+    loss: str, log_ratio: float, lower: float
+) -> None:
+    data = sequence_of_log_ratio(log_ratio)
+    algorithm = AlgorithmConfig(loss=loss, correction="sequence_truncate", correction_lower=lower)
+    weights, scale = correction_of(data, algorithm)
+    expected = min(max(math.exp(log_ratio), lower), 2.0)  # as verl's rollout_is=sequence and TRL's sequence_truncate
+    carried = math.exp(log_ratio / 4) if loss == "dppo_tv" else 1.0
+    assert weights.tolist() == pytest.approx([expected] * 4)
+    assert (scale * carried).tolist() == pytest.approx([expected] * 4)
+
+
+@pytest.mark.parametrize("name", ["sequence_mask", "geometric_mask", "sequence_truncate", "geometric_truncate"])
+@given(data=ragged, loss=LOSSES)
+def test_a_sequence_is_never_cut_in_two_whatever_its_lags(name: str, data: Ragged, loss: str) -> None:
+    algorithm = AlgorithmConfig(
+        loss=loss, correction=name, correction_lower=0.5, correction_upper=1.5, correction_lag_decay=0.8
+    )
+    log_ratio, mask = clamped_log_ratio(data.packed("logprobs"), data.packed("behaviour")), data.packed("weights") > 0
+    carried = carried_ratio(log_ratio, mask, data.segment_ids, algorithm)
+    result = correct(log_ratio, carried, mask, data.segment_ids, data.packed("lags"), algorithm)
+    for values in (result.masked, result.truncated):
+        for sequence in range(len(data.sequences)):
+            assert len(values[data.segment_ids == sequence].unique()) == 1
+
+
+def test_a_sequence_of_several_lags_is_judged_by_its_oldest_token() -> None:
+    settings = {"loss": "dppo_tv", "correction_upper": 2.0, "correction_lag_decay": 0.8}
+    data = sequence_of_log_ratio(4 * math.log(1.49))  # within the bounds of lag 0, 2, and not of lag 4, 1.41
+    weights, _ = correction_of(data, AlgorithmConfig(correction="geometric_mask", **settings))
+    assert weights.tolist() == [0.0] * 4
+    weights, _ = correction_of(data, AlgorithmConfig(correction="geometric_truncate", **settings))
+    assert weights.tolist() == pytest.approx([1 + 0.8**4] * 4)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncrl.algorithms import kl
-from asyncrl.algorithms.ratio import clamped_log_ratio
+from asyncrl.algorithms.ratio import MAX_RATIO, clamped_log_ratio
 
 P = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 Q = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
@@ -57,3 +57,33 @@ def test_the_unbiased_k3_is_what_differentiating_the_weighted_k3_gives() -> None
     torch.testing.assert_close(
         torch.autograd.grad(straight.sum(), logprobs)[0], torch.autograd.grad(weighted.sum(), logprobs)[0]
     )
+
+
+@given(st.floats(-20, 20))
+def test_the_bounded_k3_is_k3_up_to_10_and_has_a_bounded_slope_beyond(log_ratio: float) -> None:
+    sampled = torch.tensor([-log_ratio], dtype=torch.float64, requires_grad=True)
+    other = torch.zeros(1, dtype=torch.float64)
+    bounded, plain = kl.KL_ESTIMATORS["k3"](sampled, other), kl.k3(sampled, other)
+    (slope,) = torch.autograd.grad(bounded.sum(), sampled)
+    if plain.item() < 9.99:
+        assert bounded.item() == pytest.approx(plain.item(), abs=1e-12)
+    else:
+        assert 9.98 < bounded.item() <= plain.item() + 1e-9
+    if abs(log_ratio) < 20:
+        expected = -math.expm1(min(log_ratio, kl.K3_TANGENT_FROM))
+        assert slope.item() == pytest.approx(expected, abs=1e-9)
+        assert -12.7 < slope.item() < 1
+
+
+@given(st.sampled_from(["k1", "k2", "k3"]), st.floats(-20, 20), st.floats(-20, 20))
+def test_no_estimator_lets_one_token_weigh_without_bound(name: str, x: float, log_ratio: float) -> None:
+    logprobs, reference = (
+        torch.tensor([x], dtype=torch.float64, requires_grad=True),
+        torch.zeros(1, dtype=torch.float64),
+    )
+    estimate = kl.KL_ESTIMATORS[name](logprobs, reference)
+    (slope,) = torch.autograd.grad(estimate.sum(), logprobs, retain_graph=True)
+    assert slope.abs().item() <= 20
+    weighted = kl.unbiased(estimate, logprobs, reference, torch.tensor([log_ratio], dtype=torch.float64))
+    (slope,) = torch.autograd.grad(weighted.sum(), logprobs)
+    assert slope.abs().item() <= MAX_RATIO * 20

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from asyncrl.algorithms.loss import cispo, dppo_tv, gspo, policy_loss, ppo_clip, reinforce
 from asyncrl.algorithms.proximal import interpolated
-from asyncrl.algorithms.ratio import MAX_LOG_RATIO, clamped_log_ratio
+from asyncrl.algorithms.ratio import MAX_LOG_RATIO, MAX_RATIO, clamped_log_ratio
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.config.checks.algorithm import ALGORITHM_CHOICES
 from tests.support.ragged import Ragged, ragged
@@ -90,6 +90,27 @@ def test_an_impossible_log_ratio_stays_finite(name: str) -> None:
 
 def test_the_interpolated_proximal_policy_moves_from_the_behaviour_policy_to_the_present_one_with_the_lag() -> None:
     logprobs = torch.full((4,), -1.0, requires_grad=True)
-    proximal = interpolated(logprobs, torch.full((4,), -2.0), torch.tensor([0, 1, 3, 9]))
-    assert proximal.tolist() == pytest.approx([-2.0, -1.5, -1.25, -1.1])
+    proximal = interpolated(logprobs, torch.full((4,), -2.0), torch.tensor([0, 1, 3, 9]), progress=0.5)
+    assert proximal.tolist() == pytest.approx([-2.0, -4 / 3, -8 / 7, -20 / 19])
     assert not proximal.requires_grad
+
+
+def test_in_the_steps_first_update_the_interpolated_proximal_policy_is_the_present_one_at_lag_0_too() -> None:
+    logprobs = torch.tensor([-1.0, -3.0], requires_grad=True)
+    proximal = interpolated(logprobs, torch.full((2,), -2.0), torch.tensor([0, 4]), progress=0.0)
+    assert proximal.tolist() == logprobs.tolist()
+    assert not proximal.requires_grad
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("advantage", [-1.0, 1.0])
+def test_no_token_weighs_more_than_the_largest_ratio(name: str, advantage: float) -> None:
+    logprobs = torch.tensor([math.log(0.15)], requires_grad=True)
+    behaviour = torch.tensor([math.log(1e-6)])
+    log_ratio, mask = clamped_log_ratio(logprobs, behaviour), torch.tensor([True])
+    arguments = (torch.tensor([advantage]), mask, torch.tensor([0]), AlgorithmConfig(loss=name))
+    loss = policy_loss(logprobs, behaviour, log_ratio, *arguments)
+    (gradient,) = torch.autograd.grad(loss.losses.sum(), logprobs)
+    assert gradient.abs().item() <= MAX_RATIO * (1 + 1e-6)
+    if name == "dppo_tv":  # 0.15 is within the bound of 0.2, so the token is trained, with its truncated weight
+        assert gradient.item() == pytest.approx(-advantage * MAX_RATIO)

@@ -94,6 +94,15 @@ def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> Non
             ["algorithm.kl_coef=0.1", "algorithm.kl_in=reward", "algorithm.kl_unbiased=true"],
             "it is a form of the KL in the loss",
         ),
+        (
+            [
+                "algorithm.loss=decoupled_ppo",
+                "algorithm.proximal=interpolate",
+                "replay.max_staleness=0",
+                "learner.mini_batch_size=8",
+            ],
+            "every token has lag 0, where π_prox would be μ",
+        ),
         (["algorithm.correction_veto=1e-9"], "algorithm.correction_veto=1e-09 must be 0, or in [1e-8, 1)"),
         (["algorithm.aggregation_constant=8"], "=8 is read only with algorithm.aggregation=sequence_sum"),
         (["algorithm.overlong=penalty"], "needs algorithm.overlong_buffer_tokens in 1 … 1024"),

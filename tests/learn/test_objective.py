@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from asyncrl.algorithms.kl import K3_TANGENT_FROM
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.config.checks.algorithm import ALGORITHM_CHOICES
-from asyncrl.learn.update.objective import Objective, objective
+from asyncrl.learn.update.objective import Objective, correction_of, objective
 from tests.algorithms.test_correction import loop as correction_loop
 from tests.support.ragged import Ragged, Sequence, ragged
 
@@ -72,9 +74,26 @@ def policy_terms(sequence: Sequence, proximal: list[float], algorithm: Algorithm
 
 
 def factors(sequence: Sequence, proximal: list[float], algorithm: AlgorithmConfig) -> list[float]:
+    """What each token's loss is multiplied by."""
     if algorithm.loss == "decoupled_ppo":
-        return [weight for weight, _ in correction_loop(replace(sequence, logprobs=proximal), algorithm)]
-    return [pair[0 if algorithm.loss == "reinforce" else 1] for pair in correction_loop(sequence, algorithm)]
+        return [scale for _, scale in correction_loop(replace(sequence, logprobs=proximal), algorithm)]
+    if algorithm.loss == "reinforce":
+        return [scale for _, scale in correction_loop(sequence, algorithm)]
+    carried = [math.exp(p - mu) for p, mu in zip(sequence.logprobs, sequence.behaviour, strict=True)]
+    if algorithm.loss == "gspo":
+        carried = [math.prod(carried[t] for t in sequence.trained) ** (1 / max(1, len(sequence.trained)))] * len(
+            carried
+        )
+    if algorithm.loss == "cispo":
+        carried = [min(max(ratio, 1 - algorithm.clip_lower), 1 + algorithm.clip_upper) for ratio in carried]
+    return [scale for _, scale in correction_loop(sequence, algorithm, carried)]
+
+
+K3_SLOPE = math.exp(K3_TANGENT_FROM) - 1
+
+
+def k3_tangent(log_ratio: float) -> float:
+    return K3_SLOPE - K3_TANGENT_FROM + K3_SLOPE * (log_ratio - K3_TANGENT_FROM)
 
 
 def kl_term(logprob: float, mu: float, reference: float, algorithm: AlgorithmConfig) -> tuple[float, float]:
@@ -82,20 +101,21 @@ def kl_term(logprob: float, mu: float, reference: float, algorithm: AlgorithmCon
     value, slope = {
         "k1": (x, 1.0),
         "k2": (x * x / 2, x),
-        "k3": (math.exp(-x) - 1 + x, 1 - math.exp(-x)),
+        "k3": (math.exp(-x) - 1 + x, 1 - math.exp(-x)) if -x < K3_TANGENT_FROM else (k3_tangent(-x), -K3_SLOPE),
     }[algorithm.kl_estimator]
     ratio = math.exp(logprob - mu)
     return (ratio * value, ratio * x) if algorithm.kl_unbiased else (value, slope)
 
 
-def loop(data: Ragged, algorithm: AlgorithmConfig) -> tuple[float, list[float], list[float]]:
+def loop(data: Ragged, algorithm: AlgorithmConfig, progress: float) -> tuple[float, list[float], list[float]]:
     """Total loss, its gradient by log π of each token, and by each entropy."""
     total, by_logprob, by_entropy = 0.0, [], []
     for sequence in data.sequences:
         proximal = sequence.proximal
         if algorithm.proximal == "interpolate":
-            pairs = zip(sequence.logprobs, sequence.behaviour, sequence.lags, strict=True)
-            proximal = [mu + lag / (lag + 1) * (p - mu) for p, mu, lag in pairs]
+            pairs = zip(sequence.logprobs, sequence.behaviour, strict=True)
+            shares = [lag / (lag + progress) if progress else 1.0 for lag in sequence.lags]
+            proximal = [mu + share * (p - mu) for (p, mu), share in zip(pairs, shares, strict=True)]
         terms, factor = policy_terms(sequence, proximal, algorithm), factors(sequence, proximal, algorithm)
         shared = sum(w * f * slope for w, f, (_, slope) in zip(sequence.weights, factor, terms, strict=True))
         for t, weight in enumerate(sequence.weights):
@@ -112,7 +132,9 @@ def loop(data: Ragged, algorithm: AlgorithmConfig) -> tuple[float, list[float], 
     return total, by_logprob, by_entropy
 
 
-def evaluate(data: Ragged, algorithm: AlgorithmConfig) -> tuple[Objective, torch.Tensor, torch.Tensor]:
+def evaluate(
+    data: Ragged, algorithm: AlgorithmConfig, progress: float = 0.0
+) -> tuple[Objective, torch.Tensor, torch.Tensor]:
     logprobs, entropy = data.packed("logprobs").requires_grad_(), data.packed("entropy").requires_grad_()
     result = objective(
         logprobs,
@@ -121,15 +143,18 @@ def evaluate(data: Ragged, algorithm: AlgorithmConfig) -> tuple[Objective, torch
         algorithm,
         reference_logprobs=data.packed("reference") if algorithm.kl_coef else None,
         proximal_logprobs=data.packed("proximal"),
+        progress=progress,
     )
     gradients = torch.autograd.grad(result.losses["loss/total"], (logprobs, entropy), allow_unused=True)
     return result, gradients[0], torch.zeros_like(entropy) if gradients[1] is None else gradients[1]
 
 
-@given(ragged, algorithms)
-def test_value_and_gradient_equal_a_loop_over_sequences(data: Ragged, algorithm: AlgorithmConfig) -> None:
-    result, by_logprob, by_entropy = evaluate(data, algorithm)
-    total, expected_by_logprob, expected_by_entropy = loop(data, algorithm)
+@given(ragged, algorithms, st.sampled_from([0.0, 0.5]))
+def test_value_and_gradient_equal_a_loop_over_sequences(
+    data: Ragged, algorithm: AlgorithmConfig, progress: float
+) -> None:
+    result, by_logprob, by_entropy = evaluate(data, algorithm, progress)
+    total, expected_by_logprob, expected_by_entropy = loop(data, algorithm, progress)
     assert result.losses["loss/total"].item() == pytest.approx(total, rel=1e-6, abs=1e-6)
     torch.testing.assert_close(by_logprob.tolist(), expected_by_logprob, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(by_entropy.tolist(), expected_by_entropy, rtol=1e-6, atol=1e-6)
@@ -184,3 +209,57 @@ def test_a_mean_correction_divides_the_policy_loss_alone(data: Ragged) -> None:
     assert halved["loss/policy"].item() == pytest.approx(plain["loss/policy"].item() / 2)
     bonus = plain["loss/policy"] - plain["loss/total"]
     torch.testing.assert_close(halved["loss/policy"] - halved["loss/total"], bonus)
+
+
+def sum_of_gradients(data: Ragged, algorithm: AlgorithmConfig) -> float:
+    """Σ|∂loss/∂log π| of the normalised correction, in the step's first update."""
+    logprobs, actions = data.packed("logprobs").requires_grad_(), data.actions()
+    weights = correction_of(logprobs, None, actions, algorithm, 0.0).weights
+    mean = weights[actions.mask].mean().item()
+    result = objective(logprobs, data.packed("entropy"), actions, algorithm, mean_correction=mean)
+    (gradient,) = torch.autograd.grad(result.losses["loss/total"], logprobs)
+    return gradient.abs().sum().item()
+
+
+def equally_weighted(data: Ragged) -> Ragged:
+    """Every trained token with the same share, and advantages of size 1."""
+    num_trained = sum(len(sequence.trained) for sequence in data.sequences)
+    return Ragged(
+        [
+            replace(
+                sequence,
+                weights=[(weight > 0) / max(1, num_trained) for weight in sequence.weights],
+                advantage=1.0 if sequence.advantage > 0 else -1.0,
+            )
+            for sequence in data.sequences
+        ]
+    )
+
+
+@given(ragged, algorithms)
+def test_a_normalised_correction_spends_a_weight_of_one_whatever_loss_and_correction(
+    data: Ragged, algorithm: AlgorithmConfig
+) -> None:
+    algorithm = replace(algorithm, behaviour_coef=0.0, kl_coef=0.0, entropy_coef=0.0)
+    data = equally_weighted(data)
+    weights = correction_of(data.packed("logprobs"), None, data.actions(), algorithm, 0.0).weights
+    assume(weights[data.actions().mask].sum() > 0)
+    assert sum_of_gradients(data, algorithm) <= 1 + 1e-6  # less where the loss's own clip takes tokens out
+
+
+@pytest.mark.parametrize("loss", ["dppo_tv", "ppo_clip", "gspo", "reinforce"])
+@pytest.mark.parametrize("correction", ["sequence_truncate", "sequence_mask", "geometric_truncate"])
+def test_a_normalised_sequence_correction_of_long_sequences_has_a_gradient_of_about_one(
+    loss: str, correction: str
+) -> None:
+    rng = np.random.default_rng(0)
+
+    def sequence() -> Sequence:
+        behaviour = rng.uniform(-3, -1, 1000)
+        logprobs, zeros = behaviour + rng.normal(-0.01, 0.05, 1000), [0.0] * 1000
+        weights, lags = [1 / 8000] * 1000, [0] * 1000
+        return Sequence(logprobs.tolist(), behaviour.tolist(), zeros, zeros, zeros, lags, weights, 1.0)
+
+    data = Ragged([sequence() for _ in range(8)])
+    algorithm = AlgorithmConfig(loss=loss, correction=correction)
+    assert sum_of_gradients(data, algorithm) == pytest.approx(1.0, abs=0.02)

@@ -13,7 +13,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from asyncrl.learn.update.batch_metrics import Metrics
 from asyncrl.learn.update.step import Learner
 from asyncrl.types import Batch, Group
-from tests.support.learn import full_parameters, random_batch, run_ranks, save_tiny_model, tiny_config
+from tests.support.learn import (
+    full_parameters,
+    plain_k3,
+    plain_ratio,
+    random_batch,
+    run_ranks,
+    save_tiny_model,
+    tiny_config,
+)
 
 pytestmark = pytest.mark.system
 
@@ -61,7 +69,7 @@ def plain_step(path: str, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]
         proximal = [completion_logprobs(model, group) for group in batch.groups]
         penalties = [
             [
-                KL_COEF * ((ref - mu).exp() - 1 - (ref - mu)).sum().item()
+                KL_COEF * plain_k3(ref - mu).sum().item()
                 for ref, mu in zip(completion_logprobs(reference, group), behaviour(group), strict=True)
             ]
             for group in batch.groups
@@ -76,7 +84,7 @@ def plain_step(path: str, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]
             for j, mu in enumerate(behaviour(group)):
                 if not mu.isfinite().all():
                     continue
-                ratio = (logprobs[j] - proximal[i][j]).exp()
+                ratio = plain_ratio(logprobs[j], proximal[i][j])
                 surrogates.append(-torch.minimum(ratio * advantages[j], ratio.clamp(0.8, 1.28) * advantages[j]))
                 weights.append((proximal[i][j] - mu).exp().clamp(max=UPPER))
         weight = torch.cat(weights)

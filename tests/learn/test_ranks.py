@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,15 @@ from transformers import AutoModelForCausalLM
 from asyncrl.config.schema import Config
 from asyncrl.learn.update.step import Learner
 from asyncrl.types import Batch
-from tests.support.learn import full_parameters, random_batch, run_ranks, save_tiny_model, tiny_config
+from tests.support.learn import (
+    full_parameters,
+    plain_k3,
+    plain_ratio,
+    random_batch,
+    run_ranks,
+    save_tiny_model,
+    tiny_config,
+)
 
 pytestmark = pytest.mark.system
 
@@ -93,7 +102,9 @@ def train_unusual_batches(mesh: DeviceMesh, model: str) -> dict[str, Any]:
     broken = random_batch(7, step=9)
     broken.groups[3].rewards[0] = np.inf
     cases = {"batch": batch, "tampered": tampered, "later": replace(batch, step=99), "broken": broken}
-    results = {}
+    messages: list[str] = []
+    logging.getLogger("asyncrl.learn.update.step").addFilter(lambda record: not messages.append(record.getMessage()))
+    results: dict[str, Any] = {"warnings": messages}
     for name, chosen in cases.items():
         learner = Learner(config, mesh, 1)
         before = full_parameters(learner)
@@ -129,15 +140,14 @@ def plain_step(config: Config, batch: Batch) -> dict[str, float]:
                 if batch.step - group.versions[span][t] > config.replay.max_staleness:
                     continue
                 logprob = table[t, token]
-                ratio = (logprob - group.logprobs[span][t]).exp()
+                ratio = plain_ratio(logprob, float(group.logprobs[span][t]))
                 surrogate = torch.minimum(
                     ratio * advantage,
                     ratio.clamp(1 - algorithm.clip_lower, 1 + algorithm.clip_upper) * advantage,
                 )
                 cut = min(1.0, algorithm.correction_upper / ratio.item())
                 token_losses.append(-cut * surrogate)
-                difference = other[t, token] - logprob
-                kls.append(difference.exp() - 1 - difference)
+                kls.append(plain_k3(other[t, token] - logprob))
                 entropies.append(-(table[t].exp() * table[t]).sum())
     policy, kl, entropy = (torch.stack(values).mean() for values in (token_losses, kls, entropies))
     total = policy + algorithm.kl_coef * kl - algorithm.entropy_coef * entropy
@@ -220,6 +230,7 @@ def test_an_update_without_a_trained_token_is_skipped_and_counted(one_step: dict
 
 def test_an_update_whose_gradient_is_not_finite_is_skipped_and_counted(one_step: dict[str, Any]) -> None:
     before, metrics, after = one_step["broken"]
+    assert one_step["warnings"] == ["update 1 is skipped: its gradient norm is nan (the largest advantage is nan)"]
     assert metrics["tokens/trained"] > 0
     assert metrics["optim/skipped_updates"] == 1
     assert all(torch.equal(after[name], before[name]) for name in after)

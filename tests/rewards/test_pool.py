@@ -45,6 +45,7 @@ def test_rewards_are_weighted_sums_and_the_first_term_says_what_is_correct(open_
         ("kills its process", "exit code 7"),
         ("returns text", "returned 'x', not a finite number"),
         ("returns NaN", "returned nan, not a finite number"),
+        ("returns 1e39", "the reward, 1e+39, is beyond float32 (±3.4e+38); scale it down"),
         ("loops", r"took longer than reward.time_limit_s = 0.2 s"),
         ("swallows and loops", r"took longer than reward.time_limit_s = 0.2 s"),
         ("sleeps", r"took longer than reward.time_limit_s = 0.2 s"),

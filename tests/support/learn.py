@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import tempfile
 from collections.abc import Callable
@@ -106,6 +107,19 @@ def full_reference(learner: Learner) -> dict[str, torch.Tensor]:
 def _whole(model: PolicyModel) -> dict[str, torch.Tensor]:
     parameters = model.hf_parameters()
     return {name: value.full_tensor().detach().clone() for name, value in parameters}  # type: ignore[attr-defined]
+
+
+def plain_ratio(logprobs: torch.Tensor, behaviour: torch.Tensor | float) -> torch.Tensor:
+    """ρ; one above 20 counts as 20 with its gradient in proportion."""
+    ratio = (logprobs - behaviour).exp()
+    return torch.where(ratio <= 20, ratio, 20 * ratio / ratio.detach())
+
+
+def plain_k3(log_ratio: torch.Tensor) -> torch.Tensor:
+    """e^x − 1 − x, which is 10 at x = 2.611; beyond, along its tangent there."""
+    at = 2.611
+    tangent = math.exp(at) - 1 - at + (math.exp(at) - 1) * (log_ratio - at)
+    return torch.where(log_ratio < at, log_ratio.exp() - 1 - log_ratio, tangent)
 
 
 def run_ranks(num_ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:

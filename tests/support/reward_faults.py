@@ -18,6 +18,8 @@ def fault(prompt: str, completion: str, answer: str) -> float:
         return "x"  # type: ignore[return-value]
     if completion == "returns NaN":
         return math.nan
+    if completion == "returns 1e39":
+        return 1e39
     if completion == "loops":
         while True:
             pass

@@ -94,6 +94,7 @@ def algorithm_problems(config: Config) -> list[str]:
         *_correction_problems(algorithm),
         *_unused_problems(algorithm),
         *_overlong_problems(algorithm, config.generator.max_tokens),
+        *_proximal_problems(config),
     ]
 
 
@@ -195,5 +196,19 @@ def _overlong_problems(algorithm: AlgorithmConfig, max_tokens: int) -> list[str]
         return [
             f"algorithm.overlong=penalty needs algorithm.overlong_buffer_tokens in 1 … {max_tokens} "
             f"(generator.max_tokens), not {buffer_tokens}"
+        ]
+    return []
+
+
+def _proximal_problems(config: Config) -> list[str]:
+    """Interpolation is by the lag: at lag 0, after the step's first update, it can only take μ for π_prox."""
+    algorithm, learner = config.algorithm, config.learner
+    several_updates = learner.mini_batch_size not in (None, learner.batch_size)
+    if algorithm.proximal == "interpolate" and config.replay.max_staleness == 0 and several_updates:
+        return [
+            "algorithm.proximal=interpolate with replay.max_staleness=0 and several updates a step "
+            f"(learner.mini_batch_size={learner.mini_batch_size}): every token has lag 0, where π_prox would be μ and "
+            "nothing would correct the mismatch of the engines; set algorithm.proximal=recompute, or "
+            "algorithm.loss=ppo_clip for the ratio to μ"
         ]
     return []

@@ -1,9 +1,8 @@
-"""The loss of one micro-batch, with w_t the importance correction and ρ = π_θ/μ:
+"""The loss of one micro-batch, with s_t the correction's scale (see `algorithms.correction`) and ρ = π_θ/μ:
 
-    Σ_t weight_t · (w_t · policy_t + behaviour_coef · (log ρ_t)² + kl_coef · KL_t − entropy_coef · H_t)
+    Σ_t weight_t · (s_t · policy_t + behaviour_coef · (log ρ_t)² + kl_coef · KL_t − entropy_coef · H_t)
 
-w_t is the correction's whole weight for a loss without a ratio to μ of its own, else its scale alone (see
-`algorithms.correction`). Legend: T action tokens.
+Legend: T action tokens.
 """
 
 from __future__ import annotations
@@ -14,15 +13,12 @@ from torch import Tensor
 
 from asyncrl.algorithms.correction import Correction, correct
 from asyncrl.algorithms.kl import KL_ESTIMATORS, unbiased
-from asyncrl.algorithms.loss import policy_loss
+from asyncrl.algorithms.loss import carried_ratio, policy_loss
 from asyncrl.algorithms.proximal import interpolated
 from asyncrl.algorithms.ratio import clamped_log_ratio
 from asyncrl.algorithms.stats import policy_stats
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.learn.update.mini_batches import ActionTokens
-
-LOSSES_WITHOUT_BEHAVIOUR_RATIO = ("decoupled_ppo", "reinforce")
-"""Their ratio, if any, is not to μ, so that the correction has to bring the whole importance weight."""
 
 
 class Objective(NamedTuple):
@@ -42,6 +38,7 @@ def objective(
     *,
     reference_logprobs: Tensor | None = None,
     proximal_logprobs: Tensor | None = None,
+    progress: float = 0.0,
     mean_correction: float = 1.0,
 ) -> Objective:
     """This micro-batch's share of the mini-batch's loss, and of its parts.
@@ -53,15 +50,15 @@ def objective(
         algorithm: which loss, correction and coefficients.
         reference_logprobs: [T] log of the reference; None leaves the KL out.
         proximal_logprobs: [T] log π_prox of decoupled_ppo with proximal=recompute; None = π_θ itself.
+        progress: share of the step's updates made before this one, for proximal=interpolate.
         mean_correction: divides the corrections; global, see correction_normalise.
     """
-    log_ratio, correction = _log_ratio_and_correction(logprobs, proximal_logprobs, actions, algorithm)
+    log_ratio, correction = _log_ratio_and_correction(logprobs, proximal_logprobs, actions, algorithm, progress)
     behaviour = actions.behaviour_logprobs
     policy = policy_loss(
         logprobs, behaviour, log_ratio, actions.advantages, actions.mask, actions.segment_ids, algorithm
     )
-    factor = correction.weights if algorithm.loss in LOSSES_WITHOUT_BEHAVIOUR_RATIO else correction.scale
-    total = (actions.weights * factor * policy.losses).sum() / mean_correction
+    total = (actions.weights * correction.scale * policy.losses).sum() / mean_correction
     losses = {"loss/policy": total}
     behaviour_log_ratio = clamped_log_ratio(logprobs, behaviour)
     if algorithm.behaviour_coef:
@@ -79,23 +76,32 @@ def objective(
 
 
 def correction_of(
-    logprobs: Tensor, proximal_logprobs: Tensor | None, actions: ActionTokens, algorithm: AlgorithmConfig
+    logprobs: Tensor,
+    proximal_logprobs: Tensor | None,
+    actions: ActionTokens,
+    algorithm: AlgorithmConfig,
+    progress: float,
 ) -> Correction:
-    """The correction that `objective` applies. Arguments as there."""
-    return _log_ratio_and_correction(logprobs, proximal_logprobs, actions, algorithm)[1]
+    """What `objective` corrects by. Arguments as there."""
+    return _log_ratio_and_correction(logprobs, proximal_logprobs, actions, algorithm, progress)[1]
 
 
 def _log_ratio_and_correction(
-    logprobs: Tensor, proximal_logprobs: Tensor | None, actions: ActionTokens, algorithm: AlgorithmConfig
+    logprobs: Tensor,
+    proximal_logprobs: Tensor | None,
+    actions: ActionTokens,
+    algorithm: AlgorithmConfig,
+    progress: float,
 ) -> tuple[Tensor, Correction]:
     """[T] log of the ratio that the loss clips, which carries the gradient, and the correction."""
-    behaviour = actions.behaviour_logprobs
+    behaviour, mask, segment_ids = actions.behaviour_logprobs, actions.mask, actions.segment_ids
     if algorithm.loss != "decoupled_ppo":
         log_ratio = to_correct = clamped_log_ratio(logprobs, behaviour)
     else:
         if algorithm.proximal == "interpolate":
-            proximal = interpolated(logprobs, behaviour, actions.lags)
+            proximal = interpolated(logprobs, behaviour, actions.lags, progress)
         else:
             proximal = logprobs.detach() if proximal_logprobs is None else proximal_logprobs
         log_ratio, to_correct = clamped_log_ratio(logprobs, proximal), clamped_log_ratio(proximal, behaviour)
-    return log_ratio, correct(to_correct, actions.mask, actions.segment_ids, actions.lags, algorithm)
+    carried = carried_ratio(log_ratio, mask, segment_ids, algorithm)
+    return log_ratio, correct(to_correct, carried, mask, segment_ids, actions.lags, algorithm)

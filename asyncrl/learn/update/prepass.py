@@ -28,16 +28,23 @@ def proximal_logprobs(forward: Forward, policy: PolicyModel, mini_batch: MiniBat
 
 
 def mean_correction(
-    forward: Forward, policy: PolicyModel, mini_batch: MiniBatch, proximal: Proximal | None, algorithm: AlgorithmConfig
+    forward: Forward,
+    policy: PolicyModel,
+    mini_batch: MiniBatch,
+    proximal: Proximal | None,
+    algorithm: AlgorithmConfig,
+    progress: float,
 ) -> float:
     """Mean corrected importance weight over the trained tokens of all ranks; 1 when every weight is 0.
 
-    It does not change while gradients add up, since the policy changes only after the last micro-batch.
+    It does not change while gradients add up, since the policy changes only after the last micro-batch. `progress` is
+    as in `objective`.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=forward.mesh.device_type)
     for position, micro_batch in enumerate(forward.micro_batches(mini_batch, mini_batch.trained_sequences)):
         logprobs, actions = forward.logprobs(policy, micro_batch), micro_batch.actions
-        correction = correction_of(logprobs, None if proximal is None else proximal[position], actions, algorithm)
+        proximal_logprobs = None if proximal is None else proximal[position]
+        correction = correction_of(logprobs, proximal_logprobs, actions, algorithm, progress)
         sums[0] += correction.weights.where(actions.mask, 0.0).sum(dtype=torch.float64)
         sums[1] += actions.mask.sum()
     dist.all_reduce(sums, group=forward.mesh.get_group())

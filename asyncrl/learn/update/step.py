@@ -6,6 +6,7 @@ depend on the number of ranks, on the micro-batch size or on the layout, up to r
 
 from __future__ import annotations
 
+import logging
 import math
 
 import torch
@@ -24,6 +25,8 @@ from asyncrl.learn.update.prepass import Proximal, completion_kl, mean_correctio
 from asyncrl.learn.update.quarantine import quarantine_broken_logprobs
 from asyncrl.learn.update.token_metrics import TokenMetrics
 from asyncrl.types import Batch
+
+log = logging.getLogger(__name__)
 
 
 class Learner:
@@ -78,7 +81,10 @@ class Learner:
         parts, penalty = self._mini_batches(batch)
         proximals = self._proximals(parts)
         tokens = TokenMetrics(self.device)
-        grad_norms = [self._update(part, proximal, tokens) for part, proximal in zip(parts, proximals, strict=True)]
+        grad_norms = [
+            self._update(part, proximal, position / len(parts), tokens)
+            for position, (part, proximal) in enumerate(zip(parts, proximals, strict=True))
+        ]
         if self.reference is not None and self.config.algorithm.reference == "ema":
             move_towards(self.reference, self.policy, self.config.algorithm.reference_ema_decay)
         made = [norm for norm in grad_norms if math.isfinite(norm)]
@@ -107,8 +113,11 @@ class Learner:
             return [None] * len(parts)
         return [None, *(proximal_logprobs(self.forward, self.policy, part) for part in parts[1:])]
 
-    def _update(self, mini_batch: MiniBatch, proximal: Proximal | None, tokens: TokenMetrics) -> float:
-        """One optimizer update. Returns the gradient norm before clipping; not finite = the update was skipped."""
+    def _update(self, mini_batch: MiniBatch, proximal: Proximal | None, progress: float, tokens: TokenMetrics) -> float:
+        """One optimizer update. Returns the gradient norm before clipping; not finite = the update was skipped.
+
+        `progress` is the share of the step's updates that are made.
+        """
         sequences = mini_batch.trained_sequences
         algorithm, learner = self.config.algorithm, self.config.learner
         for group in self.optimizer.param_groups:
@@ -117,20 +126,33 @@ class Learner:
         tokens.begin_update()
         divisor = 1.0
         if algorithm.correction_normalise:
-            divisor = mean_correction(self.forward, self.policy, mini_batch, proximal, algorithm)
+            divisor = mean_correction(self.forward, self.policy, mini_batch, proximal, algorithm, progress)
         for position, micro_batch in enumerate(self.forward.micro_batches(mini_batch, sequences)):
-            self._backward(micro_batch, None if proximal is None else proximal[position], divisor, tokens)
+            self._backward(micro_batch, None if proximal is None else proximal[position], progress, divisor, tokens)
         if not sequences:
             return math.nan
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), learner.max_grad_norm)
         grad_norm = norm.full_tensor().item()  # type: ignore[attr-defined]  # a DTensor
         if math.isfinite(grad_norm):
             self.optimizer.step()
+        else:
+            largest = mini_batch.actions.advantages.abs().max().item()
+            log.warning(
+                "update %d is skipped: its gradient norm is %g (the largest advantage is %.3g)",
+                self.update,
+                grad_norm,
+                largest,
+            )
         self.optimizer.zero_grad()
         return grad_norm
 
     def _backward(
-        self, micro_batch: MicroBatch, proximal: Tensor | None, mean_correction: float, tokens: TokenMetrics
+        self,
+        micro_batch: MicroBatch,
+        proximal: Tensor | None,
+        progress: float,
+        mean_correction: float,
+        tokens: TokenMetrics,
     ) -> None:
         """Forward and backward; the gradients add up, reduced and sharded after each micro-batch to save memory."""
         reference_logprobs = None
@@ -144,6 +166,7 @@ class Learner:
             self.config.algorithm,
             reference_logprobs=reference_logprobs,
             proximal_logprobs=proximal,
+            progress=progress,
             mean_correction=mean_correction,
         )
         # FSDP averages gradients over the ranks, and the weights already hold the global counts: the sum is wanted.
