@@ -1,1 +1,1 @@
-"""Benchmarks: what they measure and how to read it stands in README.md."""
+"""Benchmarks; README.md says what each measures and how to read it."""

@@ -1,0 +1,1 @@
+"""Tests, in the package's folders; `system/` starts whole runs."""

@@ -1,0 +1,1 @@
+"""What runs where: the topology, memory estimates, Ray, and each role's process."""

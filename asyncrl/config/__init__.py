@@ -1,0 +1,1 @@
+"""The configuration: every key, how it is read, and what one key allows another to be."""

@@ -1,0 +1,1 @@
+"""Prompts: reading rows, tokenizing, the order in which prompts are drawn; data sets and the tiny model."""

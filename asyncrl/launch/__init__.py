@@ -1,0 +1,1 @@
+"""The commands launch, check, scale and export, and what a resumed run may change."""

@@ -1,0 +1,1 @@
+"""Messages between processes: ZeroMQ sockets, the wire format, the link between role and launcher."""

@@ -1,0 +1,1 @@
+"""Seeing a run: the console, the recorder of metrics, the report."""

@@ -1,1 +1,1 @@
-"""Benchmarks, see ../README.md."""
+"""Roles killed and frozen in a live run, again and again, and the run's books afterwards."""

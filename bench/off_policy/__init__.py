@@ -1,1 +1,1 @@
-"""Benchmarks, see ../README.md."""
+"""What stale tokens cost, and what each correction and the controller of η get back."""

@@ -1,1 +1,1 @@
-"""Benchmarks, see ../README.md."""
+"""How fast the whole pipeline runs: overlap, durability, the ledger by itself."""

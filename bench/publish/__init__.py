@@ -1,1 +1,1 @@
-"""Benchmarks, see ../README.md."""
+"""How fast, how exact and how fault-tolerant a publish is."""

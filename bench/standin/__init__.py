@@ -1,1 +1,1 @@
-"""Benchmarks, see ../README.md."""
+"""An engine that starts in seconds, in place of vLLM, for soaks and tests."""

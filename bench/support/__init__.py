@@ -1,1 +1,1 @@
-"""Benchmarks, see ../README.md."""
+"""What benchmarks and system tests share: generator processes, and the processes of a run."""

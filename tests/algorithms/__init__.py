@@ -1,0 +1,1 @@
+"""Advantages, losses, corrections, KL and aggregation against references computed another way."""

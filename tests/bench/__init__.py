@@ -1,0 +1,1 @@
+"""The arithmetic and the samplers that the benchmarks rely on."""

@@ -1,0 +1,1 @@
+"""Reading and checking configurations; every shipped one loads."""

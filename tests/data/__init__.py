@@ -1,0 +1,1 @@
+"""Rows, prompts, their order, prepared data sets, the tiny model."""

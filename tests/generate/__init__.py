@@ -1,0 +1,1 @@
+"""Engines, rollouts and the generator's loop, without vLLM."""

@@ -1,0 +1,1 @@
+"""The learner: mini-batches, packing, objective, model, several ranks, checkpoints."""

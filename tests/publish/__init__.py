@@ -1,0 +1,1 @@
+"""Plans of slices and the commands to generators."""

@@ -1,0 +1,1 @@
+"""The replay server over real sockets, and its restart."""

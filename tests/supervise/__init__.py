@@ -1,0 +1,1 @@
+"""Restarts, and nodes that leave the cluster."""

@@ -1,0 +1,1 @@
+"""What tests share: models, groups, servers, launched runs."""

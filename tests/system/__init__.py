@@ -1,0 +1,1 @@
+"""Whole runs: real vLLM, real Ray, several ranks, killed processes."""

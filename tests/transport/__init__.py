@@ -1,0 +1,1 @@
+"""The wire format, the sockets and the control link."""

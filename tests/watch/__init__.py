@@ -1,0 +1,1 @@
+"""The console, the recorder and the report."""

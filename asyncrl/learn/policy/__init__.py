@@ -1,0 +1,1 @@
+"""The policy that is trained: the sharded model, its log-probabilities, its optimizer."""

@@ -1,0 +1,1 @@
+"""The process groups over which weights travel."""

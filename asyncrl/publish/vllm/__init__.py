@@ -1,0 +1,1 @@
+"""The vLLM side of a publish: finding slices, staging, the switch; and vLLM's own NCCL engines."""

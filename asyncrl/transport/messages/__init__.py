@@ -1,0 +1,1 @@
+"""Every message, a file a conversation; `schema.py` is their union."""
