@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM
 
 import asyncrl.learn.policy.logprob as logprob_module
+from asyncrl.algorithms.ratio import MAX_RATIO
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.config.schema import ModelConfig
 from asyncrl.errors import ConfigError, DataError
@@ -96,7 +97,7 @@ def test_the_objective_equals_its_formula_token_by_token() -> None:
     losses = objective(logprobs, entropy, actions, algorithm, reference_logprobs=reference).losses
     policy = kl = bonus = 0.0
     for t in range(len(logprobs)):
-        ratio = (logprobs[t] - actions.behaviour_logprobs[t]).exp().item()
+        ratio = min((logprobs[t] - actions.behaviour_logprobs[t]).exp().item(), MAX_RATIO)
         advantage, weight = actions.advantages[t].item(), actions.weights[t].item()
         policy -= weight * min(ratio * advantage, min(max(ratio, 0.9), 1.3) * advantage)
         difference = (reference[t] - logprobs[t]).double()
