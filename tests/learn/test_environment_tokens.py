@@ -15,7 +15,7 @@ from asyncrl.errors import StalenessError
 from asyncrl.learn.update.batch_metrics import batch_metrics
 from asyncrl.learn.update.mini_batches import mini_batches, token_lags
 from asyncrl.learn.update.objective import objective
-from asyncrl.learn.update.packing import Layout, build_micro_batch
+from asyncrl.learn.update.packing import Layout, build_micro_batch, num_tokens_of
 from asyncrl.transport.wire import group_from_wire, group_to_wire
 from asyncrl.types import Batch, Group
 from tests.support.learn import VOCABULARY, random_batch, with_turns
@@ -50,7 +50,7 @@ def expected_gradient_rows(group: Group) -> list[list[int]]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from(["padded", "packed"]), st.sampled_from(AGGREGATIONS))
+@given(st.integers(0, 10**6), st.sampled_from(["padded", "shared", "packed"]), st.sampled_from(AGGREGATIONS))
 def test_only_outputs_that_predict_a_sampled_token_have_a_gradient(seed: int, layout: Layout, aggregation: str) -> None:
     batch = over_the_wire(episodes(seed))
     for group in batch.groups:
@@ -58,24 +58,24 @@ def test_only_outputs_that_predict_a_sampled_token_have_a_gradient(seed: int, la
     algorithm = AlgorithmConfig(aggregation=aggregation, loss="reinforce", behaviour_coef=0.1)
     (mini_batch,) = mini_batches(batch, algorithm, 9, 3, 8)
     expected = [rows for group in batch.groups for rows in expected_gradient_rows(group)]
-    micro_batch = build_micro_batch(mini_batch, list(range(12)), layout)
+    micro_batch = build_micro_batch(mini_batch, [[i] for i in range(12)], layout)
     logits = torch.randn(micro_batch.input_ids.numel(), VOCABULARY, requires_grad=True)
     log_probs = logits.log_softmax(-1)[micro_batch.indices]
     chosen = log_probs.gather(1, micro_batch.actions.targets[:, None])[:, 0]
     entropy = -(log_probs.exp() * log_probs).sum(1)
     objective(chosen, entropy, micro_batch.actions, algorithm).losses["loss/total"].backward()
     assert logits.grad is not None
-    lengths = [mini_batch.num_tokens(i) for i in range(12)]
+    lengths = [num_tokens_of(mini_batch, [i]) for i in range(12)]
     starts = np.cumsum(lengths) - lengths if layout == "packed" else np.arange(12) * micro_batch.input_ids.shape[1]
     with_gradient = logits.grad.abs().sum(1).nonzero()[:, 0].tolist()
     assert with_gradient == [start + row for start, rows in zip(starts, expected, strict=True) for row in rows]
 
 
-@given(st.integers(0, 10**6), st.sampled_from(["padded", "packed"]))
+@given(st.integers(0, 10**6), st.sampled_from(["padded", "shared", "packed"]))
 def test_the_model_reads_the_whole_episode_and_each_target_follows_its_output(seed: int, layout: Layout) -> None:
     batch = over_the_wire(episodes(seed))
     (mini_batch,) = mini_batches(batch, AlgorithmConfig(), 9, 3, 8)
-    micro_batch = build_micro_batch(mini_batch, [5], layout)
+    micro_batch = build_micro_batch(mini_batch, [[5]], layout)
     group = batch.groups[1]
     start, end = group.lengths[0], group.lengths[:2].sum()
     assert micro_batch.input_ids[0].tolist() == [*group.prompt_token_ids, *group.tokens[start:end]]

@@ -115,7 +115,7 @@ def test_groups_of_unequal_size_and_an_empty_completion_are_trained_around() -> 
     )
     mini_batch = whole(replace(batch, groups=[batch.groups[0], small, batch.groups[2]]), AlgorithmConfig())
     assert mini_batch.trained_sequences == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10]
-    assert mini_batch.num_tokens(5) == len(small.prompt_token_ids)
+    assert len(mini_batch.completions[5]) == 0
     assert len(mini_batch.prompts) == 11
 
 

@@ -19,7 +19,7 @@ from asyncrl.learn.policy.logprob import token_logprobs
 from asyncrl.learn.policy.model import PolicyModel, compute_dtype, load_causal_lm_config, load_policy
 from asyncrl.learn.update.mini_batches import MiniBatch, mini_batches
 from asyncrl.learn.update.objective import objective
-from asyncrl.learn.update.packing import Layout, build_micro_batch
+from asyncrl.learn.update.packing import Layout, build_micro_batch, rows_of
 from asyncrl.learn.update.step import Learner
 from tests.support.learn import random_batch, run_ranks, save_tiny_model, tiny_config
 
@@ -46,12 +46,14 @@ def plain_forward(model: torch.nn.Module, mini_batch: MiniBatch) -> tuple[torch.
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed"])
-def test_both_layouts_equal_a_plain_forward_of_each_sequence_and_its_gradient(model_path: str, layout: Layout) -> None:
+@pytest.mark.parametrize("layout", ["padded", "shared", "packed"])
+def test_every_layout_equals_a_plain_forward_of_each_sequence_and_its_gradient(model_path: str, layout: Layout) -> None:
     mini_batch = one_mini_batch()
     plain = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     policy = PolicyModel(AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32))
-    micro_batch = build_micro_batch(mini_batch, list(range(len(mini_batch.prompts))), layout)
+    micro_batch = build_micro_batch(
+        mini_batch, rows_of(mini_batch, range(len(mini_batch.prompts)), layout, 1, limit=30), layout
+    )
     logprobs, entropy = policy(
         micro_batch.input_ids,
         micro_batch.position_ids,

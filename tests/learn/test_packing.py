@@ -12,19 +12,19 @@ from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.errors import StalenessError
 from asyncrl.learn.update.batch_metrics import batch_metrics
 from asyncrl.learn.update.mini_batches import mini_batches
-from asyncrl.learn.update.packing import Layout, build_micro_batch, plan_micro_batches
+from asyncrl.learn.update.packing import Layout, build_micro_batch, num_tokens_of, plan_micro_batches, rows_of
 from asyncrl.types import Batch
 from tests.support.learn import random_batch
 
 ALGORITHM = AlgorithmConfig()
-layouts = st.sampled_from(["padded", "packed"])
+layouts = st.sampled_from(["padded", "shared", "packed"])
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 5), st.integers(1, 120), layouts)
 def test_each_sequence_is_planned_once_within_the_budget_and_ranks_stay_in_step(
     lengths: list[int], num_ranks: int, budget: int, layout: Layout
 ) -> None:
-    plan = plan_micro_batches(dict(enumerate(lengths)), num_ranks, budget, layout)
+    plan = plan_micro_batches(lengths, num_ranks, budget, layout)
     assert len(plan) == num_ranks
     assert len({len(micro_batches) for micro_batches in plan}) == 1
     planned = [sequence for micro_batches in plan for chosen in micro_batches for sequence in chosen]
@@ -32,41 +32,66 @@ def test_each_sequence_is_planned_once_within_the_budget_and_ranks_stay_in_step(
     for micro_batches in plan:
         for chosen in micro_batches:
             sizes = [lengths[sequence] for sequence in chosen]
-            num_tokens = max(sizes, default=0) * len(sizes) if layout == "padded" else sum(sizes)
+            num_tokens = sum(sizes) if layout == "packed" else max(sizes, default=0) * len(sizes)
             assert num_tokens <= budget or len(chosen) == 1
     loads = [sum(lengths[sequence] for chosen in micro_batches for sequence in chosen) for micro_batches in plan]
     assert max(loads) - min(loads) <= max(lengths, default=0)
 
 
 @given(st.integers(0, 20), st.integers(1, 3), st.integers(5, 60), layouts)
-def test_a_micro_batch_predicts_each_sampled_token_from_the_position_before_it(
+def test_a_micro_batch_predicts_each_sampled_token_from_the_token_before_it(
     seed: int, num_ranks: int, budget: int, layout: Layout
 ) -> None:
     (mini_batch,) = mini_batches(random_batch(seed, step=3), ALGORITHM, 2, 4, 8)
-    lengths = {sequence: mini_batch.num_tokens(sequence) for sequence in mini_batch.trained_sequences}
+    rows = rows_of(mini_batch, mini_batch.trained_sequences, layout, num_ranks, budget)
+    lengths = [num_tokens_of(mini_batch, row) for row in rows]
     seen = torch.zeros(len(mini_batch.actions.targets), dtype=torch.int64)
     for micro_batches in plan_micro_batches(lengths, num_ranks, budget, layout):
-        for chosen in micro_batches:
+        for numbers in micro_batches:
+            chosen = [rows[number] for number in numbers]
             micro_batch = build_micro_batch(mini_batch, chosen, layout)
             actions = micro_batch.actions
             if not chosen:
                 assert actions.weights.tolist() == [0.0]
                 continue
-            following = micro_batch.input_ids.flatten()[micro_batch.indices + 1]
-            assert torch.equal(following, actions.targets)
+            places = torch.cat([torch.arange(*mini_batch.offsets[i : i + 2]) for row in chosen for i in row])
+            in_sequence = torch.from_numpy(mini_batch.positions)[places]
+            before = [
+                mini_batch.completions[i][place - 1] if place else mini_batch.prompts[i][-1]
+                for i, place in zip(actions.segment_ids.tolist(), in_sequence.tolist(), strict=True)
+            ]
+            assert micro_batch.input_ids.flatten()[micro_batch.indices].tolist() == before
             prompt_lengths = torch.tensor([len(mini_batch.prompts[i]) for i in actions.segment_ids.tolist()])
-            offsets = torch.from_numpy(mini_batch.offsets)[actions.segment_ids]
-            places = torch.cat([torch.arange(mini_batch.offsets[i], mini_batch.offsets[i + 1]) for i in chosen])
             positions = micro_batch.position_ids.flatten()[micro_batch.indices]
-            assert torch.equal(positions, prompt_lengths - 1 + places - offsets)
+            assert torch.equal(positions, prompt_lengths - 1 + in_sequence)
             seen[places] += 1
-            if layout == "padded":
-                assert micro_batch.attention_mask is not None
-                assert micro_batch.attention_mask.sum() == sum(lengths[i] for i in chosen)
-            else:
-                assert micro_batch.attention_mask is None
-                assert micro_batch.input_ids.shape == (1, sum(lengths[i] for i in chosen))
     assert torch.equal(seen, torch.ones_like(seen))
+
+
+@given(st.integers(0, 20), st.integers(1, 40))
+def test_in_a_shared_row_a_token_sees_its_prompt_and_its_own_completion_alone(seed: int, limit: int) -> None:
+    (mini_batch,) = mini_batches(random_batch(seed, step=3), ALGORITHM, 2, 4, 8)
+    rows = rows_of(mini_batch, mini_batch.trained_sequences, "shared", 1, limit)
+    mask = build_micro_batch(mini_batch, rows, "shared").attention_mask
+    assert mask is not None
+    for row, sees in zip(rows, mask[:, 0], strict=True):
+        assert len({mini_batch.group_ids[i] for i in row}) == 1
+        assert len(row) == 1 or num_tokens_of(mini_batch, row) <= limit
+        start = num_prompt = len(mini_batch.prompts[row[0]])
+        for i in row:
+            for place in range(len(mini_batch.completions[i])):
+                visible = {*range(num_prompt), *range(start, start + place + 1)}
+                assert set(sees[start + place].nonzero()[:, 0].tolist()) == visible
+            start += len(mini_batch.completions[i])
+
+
+@given(st.integers(0, 20), st.integers(1, 6))
+def test_a_group_is_cut_so_that_no_rank_has_more_than_its_share_in_one_row(seed: int, num_ranks: int) -> None:
+    (mini_batch,) = mini_batches(random_batch(seed, step=3), ALGORITHM, 2, 4, 8)
+    sequences = mini_batch.trained_sequences
+    rows = rows_of(mini_batch, sequences, "shared", num_ranks, 10_000)
+    assert [i for row in rows for i in row] == sequences
+    assert all(len(row) <= -(-len(sequences) // num_ranks) for row in rows)
 
 
 def test_mini_batches_keep_the_order_of_the_groups_and_weigh_each_on_its_own() -> None:

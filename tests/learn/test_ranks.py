@@ -59,6 +59,7 @@ CASES: dict[str, tuple[bool, str, list[str]]] = {
     "a padded": (True, "padded", [*RICH, "learner.micro_batch_tokens=10000"]),
     "a small micro-batches": (True, "padded", [*RICH, "learner.micro_batch_tokens=20"]),
     "a packed": (True, "packed", [*RICH, "learner.micro_batch_tokens=40"]),
+    "a shared": (True, "shared", [*RICH, "learner.micro_batch_tokens=40"]),
     "a checkpointed": (True, "padded", [*RICH, "learner.gradient_checkpointing=true"]),
     "b padded": (False, "padded", ["algorithm.aggregation=sequence_mean", "learner.mini_batch_size=2"]),
     "b packed": (
@@ -66,10 +67,13 @@ CASES: dict[str, tuple[bool, str, list[str]]] = {
         "packed",
         ["algorithm.aggregation=sequence_mean", "learner.mini_batch_size=2", "learner.micro_batch_tokens=30"],
     ),
+    "b shared": (False, "shared", ["algorithm.aggregation=sequence_mean", "learner.mini_batch_size=2"]),
     "c padded": (True, "padded", [*DECOUPLED, "learner.micro_batch_tokens=10000"]),
     "c packed": (True, "packed", [*DECOUPLED, "learner.micro_batch_tokens=30"]),
+    "c shared": (True, "shared", [*DECOUPLED, "learner.micro_batch_tokens=30"]),
     "d padded": (False, "padded", [*SEQUENCES, "learner.micro_batch_tokens=10000"]),
     "d packed": (False, "packed", [*SEQUENCES, "learner.micro_batch_tokens=30"]),
+    "d shared": (False, "shared", [*SEQUENCES, "learner.micro_batch_tokens=10000"]),
 }
 
 
@@ -190,7 +194,12 @@ def test_more_ranks_train_as_one_does(by_num_ranks: dict[int, dict[str, Any]], n
 
 
 @pytest.mark.parametrize(
-    "case", ["a small micro-batches", "a packed", "a checkpointed", "b packed", "c packed", "d packed"]
+    "case",
+    [
+        "a small micro-batches",
+        "a checkpointed",
+        *(f"{case} {layout}" for case in "abcd" for layout in ("packed", "shared")),
+    ],
 )
 def test_layout_and_micro_batch_size_change_nothing(by_num_ranks: dict[int, dict[str, Any]], case: str) -> None:
     assert_same(by_num_ranks[2][case], by_num_ranks[2][f"{case[0]} padded"])

@@ -29,6 +29,8 @@ class PolicyModel(nn.Module):
         self.hf = hf
         self.packs_sequences = str(hf.config._attn_implementation).startswith("flash_attention")
         """Whether the attention kernel keeps sequences that share a row apart at no cost."""
+        self.takes_branch_masks = hf.config._attn_implementation == "sdpa" and _attends_to_all(hf.config)
+        """Whether a mask alone decides who sees whom."""
 
     def forward(
         self,
@@ -44,7 +46,7 @@ class PolicyModel(nn.Module):
         Args:
             input_ids: [N, S] int64.
             position_ids: [N, S] int64; without a mask, each restart at 0 begins a sequence that sees only itself.
-            attention_mask: [N, S] int64, or None for packed sequences (then N = 1).
+            attention_mask: [N, S] int64, [N, 1, S, S] bool, or None for packed sequences (then N = 1).
             indices: [T] int64 into the flattened [N · S]: the position whose output predicts the target.
             targets: [T] int64.
             temperature: divides the logits.
@@ -157,6 +159,12 @@ def _attention(model: ModelConfig, device_type: str) -> str:
         return model.attention
     half = compute_dtype(model, device_type) != torch.float32  # flash attention has no float32 kernels
     return "flash_attention_2" if device_type == "cuda" and half and is_flash_attn_2_available() else "sdpa"
+
+
+def _attends_to_all(config: PretrainedConfig) -> bool:
+    """No layer has a window, whose mask transformers would make itself."""
+    layer_types = getattr(config, "layer_types", None) or []
+    return getattr(config, "sliding_window", None) is None and set(layer_types) <= {"full_attention"}
 
 
 def _refuse_logit_transforms(config: PretrainedConfig, path: str) -> None:

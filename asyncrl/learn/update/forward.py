@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,14 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from asyncrl.learn.policy.model import PolicyModel
 from asyncrl.learn.update.mini_batches import MiniBatch
-from asyncrl.learn.update.packing import Layout, MicroBatch, build_micro_batch, plan_micro_batches
+from asyncrl.learn.update.packing import (
+    Layout,
+    MicroBatch,
+    build_micro_batch,
+    num_tokens_of,
+    plan_micro_batches,
+    rows_of,
+)
 
 
 @dataclass
@@ -21,15 +28,20 @@ class Forward:
     mesh: DeviceMesh
     """One dimension, all learner ranks."""
     layout: Layout
+    row_tokens: int
+    """Longest row that completions share; more would cost more in attention than it saves."""
     micro_batch_tokens: int
     temperature: float
 
-    def micro_batches(self, mini_batch: MiniBatch, sequences: Iterable[int]) -> Iterator[MicroBatch]:
+    def micro_batches(self, mini_batch: MiniBatch, sequences: Sequence[int]) -> Iterator[MicroBatch]:
         """This rank's share of `sequences`, on its device; the same micro-batches whenever it is asked again."""
-        lengths = {sequence: mini_batch.num_tokens(sequence) for sequence in sequences}
+        limit = min(self.row_tokens, self.micro_batch_tokens)
+        rows = rows_of(mini_batch, sequences, self.layout, self.mesh.size(), limit)
+        lengths = [num_tokens_of(mini_batch, row) for row in rows]
         plan = plan_micro_batches(lengths, self.mesh.size(), self.micro_batch_tokens, self.layout)
         for chosen in plan[self.mesh.get_local_rank()]:
-            yield build_micro_batch(mini_batch, chosen, self.layout).to(torch.device(self.mesh.device_type))
+            micro_batch = build_micro_batch(mini_batch, [rows[row] for row in chosen], self.layout)
+            yield micro_batch.to(torch.device(self.mesh.device_type))
 
     def run(self, model: PolicyModel, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities [T] and entropies [T] of the micro-batch's action tokens. Collective."""

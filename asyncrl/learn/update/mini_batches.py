@@ -69,6 +69,8 @@ class MiniBatch:
     """[T] place of each action token in its completion."""
     offsets: NDArray[np.int64]
     """[N + 1]: sequence i has the action tokens offsets[i] … offsets[i + 1] − 1."""
+    group_ids: NDArray[np.int64]
+    """[N] ascending; the sequences of a group have the same prompt."""
     actions: ActionTokens
     """[T], sequence after sequence."""
 
@@ -76,10 +78,6 @@ class MiniBatch:
     def trained_sequences(self) -> list[int]:
         """Sequences with at least one trained token; the others need no forward pass."""
         return self.actions.segment_ids[self.actions.mask].unique().tolist()
-
-    def num_tokens(self, sequence: int) -> int:
-        """Prompt and completion of one sequence."""
-        return len(self.prompts[sequence]) + len(self.completions[sequence])
 
 
 def token_lags(batch: Batch) -> NDArray[np.int64]:
@@ -153,6 +151,7 @@ def mini_batches(
                 flat.completions[first:end],
                 flat.positions[tokens],
                 flat.offsets[first : end + 1] - flat.offsets[first],
+                flat.group_ids[first:end].numpy(),
                 actions,
             )
         )

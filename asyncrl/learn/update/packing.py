@@ -1,24 +1,33 @@
 """A mini-batch's sequences → ranks and micro-batches, deterministically, so that every rank computes the same plan.
 
-Two layouts: `padded` puts each sequence in a row, right-padded, with an attention mask (sdpa); `packed` puts them one
-after another in a single row whose position ids restart, without a mask (flash attention's variable-length kernels).
+Three layouts:
+
+    padded   each sequence in a row of its own, right-padded, with an attention mask
+    shared   a group's completions in one row behind their prompt, which is computed once; the mask keeps them apart
+    packed   all one after another in a single row whose position ids restart, without a mask, for kernels that know
+             sequences of variable length (flash attention)
 """
 
 from __future__ import annotations
 
 import heapq
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from asyncrl.learn.update.mini_batches import ActionTokens, MiniBatch
 
-Layout = Literal["padded", "packed"]
+Layout = Literal["padded", "shared", "packed"]
+Row = list[int]
+"""Sequences that stand behind one prompt."""
 Plan = list[list[list[int]]]
-"""[rank][micro-batch] → sequences; an empty list is a micro-batch that only keeps the rank in step."""
+"""[rank][micro-batch] → rows; an empty list is a micro-batch that only keeps the rank in step."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,7 @@ class MicroBatch:
     position_ids: Tensor
     """[N, S] int64, from 0 in each sequence."""
     attention_mask: Tensor | None
-    """[N, S] int64, 1 = token, 0 = padding; None when packed."""
+    """padded: [N, S] int64, 1 = token, 0 = padding. shared: [N, 1, S, S] bool, who sees whom. packed: None."""
     indices: Tensor
     """[T] int64 into the flattened [N · S]: the position whose output predicts the action token."""
     actions: ActionTokens
@@ -49,79 +58,150 @@ class MicroBatch:
         )
 
 
-def plan_micro_batches(lengths: dict[int, int], num_ranks: int, budget: int, layout: Layout) -> Plan:
-    """Balance sequences over ranks, then fill each rank's micro-batches up to the budget.
+def rows_of(mini_batch: MiniBatch, sequences: Sequence[int], layout: Layout, num_ranks: int, limit: int) -> list[Row]:
+    """Which sequences share a row: with `shared` those of a group, while the row has at most `limit` tokens.
+
+    A group is cut further where there would be fewer rows than ranks.
+    """
+    if layout != "shared":
+        return [[sequence] for sequence in sequences]
+    most = math.ceil(len(sequences) / num_ranks)
+    rows: list[Row] = []
+    num_tokens, group = 0, -1
+    for sequence in sequences:
+        added = len(mini_batch.completions[sequence])
+        if mini_batch.group_ids[sequence] != group or num_tokens + added > limit or len(rows[-1]) == most:
+            rows.append([])
+            num_tokens, group = len(mini_batch.prompts[sequence]), mini_batch.group_ids[sequence]
+        rows[-1].append(sequence)
+        num_tokens += added
+    return rows
+
+
+def num_tokens_of(mini_batch: MiniBatch, row: Row) -> int:
+    """Of a row: its prompt once, and its completions."""
+    return len(mini_batch.prompts[row[0]]) + sum(len(mini_batch.completions[sequence]) for sequence in row)
+
+
+def plan_micro_batches(lengths: Sequence[int], num_ranks: int, budget: int, layout: Layout) -> Plan:
+    """Balance rows over ranks, then fill each rank's micro-batches up to the budget.
 
     Ranks are balanced by longest-processing-time-first (Graham 1969: within 4/3 of the best), micro-batches filled by
     first-fit decreasing. FSDP's collectives need every rank to run the same number of micro-batches, so the ranks with
-    fewer get empty ones. A sequence over the budget has a micro-batch of its own.
+    fewer get empty ones. A row over the budget has a micro-batch of its own.
 
     Args:
-        lengths: sequence → number of tokens (prompt and completion).
+        lengths: tokens of each row.
         num_ranks: learner ranks.
         budget: tokens of one micro-batch, padding included.
-        layout: how the tokens are counted: padded = rows · longest, packed = the sum.
+        layout: how the tokens are counted: packed = the sum, else rows · longest.
     """
     loads = [(0, rank) for rank in range(num_ranks)]
     per_rank: list[list[int]] = [[] for _ in range(num_ranks)]
-    for sequence in sorted(lengths, key=lambda sequence: (-lengths[sequence], sequence)):
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
         load, rank = heapq.heappop(loads)
-        per_rank[rank].append(sequence)
-        heapq.heappush(loads, (load + lengths[sequence], rank))
-    plan = [_fill(sequences, lengths, budget, layout) for sequences in per_rank]
+        per_rank[rank].append(row)
+        heapq.heappush(loads, (load + lengths[row], rank))
+    plan = [_fill(rows, lengths, budget, layout) for rows in per_rank]
     num_micro_batches = max(len(micro_batches) for micro_batches in plan)
     return [micro_batches + [[]] * (num_micro_batches - len(micro_batches)) for micro_batches in plan]
 
 
-def _fill(sequences: list[int], lengths: dict[int, int], budget: int, layout: Layout) -> list[list[int]]:
-    """First fit; `sequences` come longest first, so a padded micro-batch is as wide as its first one."""
+def _fill(rows: list[int], lengths: Sequence[int], budget: int, layout: Layout) -> list[list[int]]:
+    """First fit; `rows` come longest first, so a padded micro-batch is as wide as its first one."""
     micro_batches: list[list[int]] = []
-    for sequence in sequences:
+    for row in rows:
         for chosen in micro_batches:
-            if layout == "padded":
-                num_tokens = lengths[chosen[0]] * (len(chosen) + 1)
+            if layout == "packed":
+                num_tokens = sum(lengths[other] for other in chosen) + lengths[row]
             else:
-                num_tokens = sum(lengths[other] for other in chosen) + lengths[sequence]
+                num_tokens = lengths[chosen[0]] * (len(chosen) + 1)
             if num_tokens <= budget:
-                chosen.append(sequence)
+                chosen.append(row)
                 break
         else:
-            micro_batches.append([sequence])
+            micro_batches.append([row])
     return micro_batches
 
 
-def build_micro_batch(mini_batch: MiniBatch, sequences: list[int], layout: Layout) -> MicroBatch:
-    """Lay the given sequences out; an empty list gives one token of weight 0."""
-    if not sequences:
+def build_micro_batch(mini_batch: MiniBatch, rows: list[Row], layout: Layout) -> MicroBatch:
+    """Lay the given rows out; an empty list gives one token of weight 0."""
+    if not rows:
         return _idle_micro_batch(layout)
-    rows = [np.concatenate([mini_batch.prompts[i], mini_batch.completions[i]]) for i in sequences]
-    lengths = np.array([len(row) for row in rows])
-    positions = [np.arange(length) for length in lengths]
+    laid = [_lay_out(mini_batch, row) for row in rows]
+    lengths = np.array([len(row.token_ids) for row in laid])
+    width = lengths.max()
     if layout == "packed":
         starts = np.cumsum(lengths) - lengths
-        input_ids, position_ids = np.concatenate(rows)[None], np.concatenate(positions)[None]
+        input_ids = np.concatenate([row.token_ids for row in laid])[None]
+        position_ids = np.concatenate([row.position_ids for row in laid])[None]
         attention_mask = None
     else:
-        width = lengths.max()
         starts = np.arange(len(rows)) * width
-        input_ids = np.stack([np.pad(row, (0, width - len(row))) for row in rows])
-        position_ids = np.tile(np.arange(width), (len(rows), 1))
-        attention_mask = torch.from_numpy((position_ids < lengths[:, None]).astype(np.int64))
+        input_ids = _padded([row.token_ids for row in laid], width)
+        position_ids = _padded([row.position_ids for row in laid], width)
+        is_token = np.arange(width) < lengths[:, None]
+        attention_mask = torch.from_numpy(is_token.astype(np.int64))
+        if layout == "shared":
+            branches = torch.from_numpy(_padded([row.branches for row in laid], width, fill=-1))
+            attention_mask = _branch_mask(branches)
+    sequences = [sequence for row in rows for sequence in row]
     actions = [np.arange(mini_batch.offsets[i], mini_batch.offsets[i + 1]) for i in sequences]
-    # The output at a position predicts the next token: a completion's first token is predicted by the prompt's last.
-    before = [start + len(mini_batch.prompts[i]) - 1 for start, i in zip(starts, sequences, strict=True)]
-    indices = [at + mini_batch.positions[chosen] for at, chosen in zip(before, actions, strict=True)]
     return MicroBatch(
         torch.from_numpy(input_ids.astype(np.int64)),
-        torch.from_numpy(position_ids),
+        torch.from_numpy(position_ids.astype(np.int64)),
         attention_mask,
-        torch.from_numpy(np.concatenate(indices)),
+        torch.from_numpy(np.concatenate([start + row.predictors for start, row in zip(starts, laid, strict=True)])),
         mini_batch.actions.select(torch.from_numpy(np.concatenate(actions))),
     )
 
 
+class _LaidOut(NamedTuple):
+    """One row of L tokens with T action tokens."""
+
+    token_ids: NDArray[np.int32]
+    """[L]"""
+    position_ids: NDArray[np.int64]
+    """[L]"""
+    branches: NDArray[np.int64]
+    """[L] 0 = the prompt, k = the k-th completion."""
+    predictors: NDArray[np.int64]
+    """[T] the position whose output predicts the action token."""
+
+
+def _lay_out(mini_batch: MiniBatch, row: Row) -> _LaidOut:
+    prompt = mini_batch.prompts[row[0]]
+    completions = [mini_batch.completions[sequence] for sequence in row]
+    lengths = [len(completion) for completion in completions]
+    starts = len(prompt) + np.cumsum(lengths) - lengths
+    predictors = []
+    for sequence, start in zip(row, starts, strict=True):
+        place = mini_batch.positions[mini_batch.offsets[sequence] : mini_batch.offsets[sequence + 1]]
+        # The output at a position predicts the next token; a completion's first is predicted by the prompt's last.
+        predictors.append(np.where(place == 0, len(prompt) - 1, start + place - 1))
+    return _LaidOut(
+        np.concatenate([prompt, *completions]),
+        np.concatenate([np.arange(len(prompt)), *(len(prompt) + np.arange(length) for length in lengths)]),
+        np.repeat(np.arange(len(row) + 1), [len(prompt), *lengths]),
+        np.concatenate(predictors),
+    )
+
+
+def _padded(rows: list[NDArray[Any]], width: int, fill: int = 0) -> NDArray[Any]:
+    return np.stack([np.pad(row, (0, width - len(row)), constant_values=fill) for row in rows])
+
+
+def _branch_mask(branches: Tensor) -> Tensor:
+    """[N, S] branches, −1 = padding → [N, 1, S, S] bool: a token sees the prompt and its own completion up to itself.
+
+    Padding sees padding, since a token that sees nothing would have no softmax.
+    """
+    seen, by = branches[:, None, None, :], branches[:, None, :, None]
+    return ((seen == by) | ((seen == 0) & (by > 0))).tril()
+
+
 def _idle_micro_batch(layout: Layout) -> MicroBatch:
     zero = torch.zeros(1, dtype=torch.int64)
-    mask = torch.ones(1, 1, dtype=torch.int64) if layout == "padded" else None
+    masks = {"padded": torch.ones(1, 1, dtype=torch.int64), "shared": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
     actions = ActionTokens(zero, zero.float(), zero, zero, zero.float(), weights=zero.float())
-    return MicroBatch(zero[None], zero[None], mask, zero, actions, is_idle=True)
+    return MicroBatch(zero[None], zero[None], masks.get(layout), zero, actions, is_idle=True)

@@ -14,19 +14,24 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from asyncrl.config.schema import Config
-from asyncrl.learn.policy.model import load_policy, load_reference, move_towards
+from asyncrl.learn.policy.model import PolicyModel, load_policy, load_reference, move_towards
 from asyncrl.learn.policy.optimizer import build_optimizer, learning_rate
 from asyncrl.learn.update.batch_metrics import Metrics, batch_metrics
 from asyncrl.learn.update.forward import Forward
 from asyncrl.learn.update.mini_batches import MiniBatch, mini_batches
 from asyncrl.learn.update.objective import objective
-from asyncrl.learn.update.packing import MicroBatch
+from asyncrl.learn.update.packing import Layout, MicroBatch
 from asyncrl.learn.update.prepass import Proximal, completion_kl, mean_correction, proximal_logprobs
 from asyncrl.learn.update.quarantine import quarantine_broken_logprobs
 from asyncrl.learn.update.token_metrics import TokenMetrics
 from asyncrl.types import Batch
 
 log = logging.getLogger(__name__)
+
+
+ROW_TOKENS_PER_HIDDEN = 2
+"""A token's matrix products cost about 24 · hidden², its attention 4 · hidden · (tokens of the row). At twice the
+hidden size attention costs a third of the products."""
 
 
 class Learner:
@@ -58,7 +63,8 @@ class Learner:
         self.optimizer = build_optimizer(self.policy.parameters(), learner)
         self.forward = Forward(
             mesh,
-            layout="packed" if self.policy.packs_sequences else "padded",
+            layout=_layout(self.policy, self.device),
+            row_tokens=ROW_TOKENS_PER_HIDDEN * self.policy.hf.config.hidden_size,
             micro_batch_tokens=learner.micro_batch_tokens,
             temperature=config.generator.temperature,
         )
@@ -172,3 +178,10 @@ class Learner:
         # FSDP averages gradients over the ranks, and the weights already hold the global counts: the sum is wanted.
         (losses["loss/total"] * self.mesh.size()).backward()
         tokens.add(losses, stats, micro_batch.actions)
+
+
+def _layout(policy: PolicyModel, device: torch.device) -> Layout:
+    """On a CPU the prompt of a group is computed once; on a GPU that is not measured yet."""
+    if policy.packs_sequences:
+        return "packed"
+    return "shared" if policy.takes_branch_masks and device.type == "cpu" else "padded"
