@@ -13,7 +13,7 @@ from asyncrl.transport.messages.base import Message
 
 
 class GroupHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A group without its arrays, which travel as four raw frames (see `group_codec`)."""
+    """A group without its arrays, which travel as four raw frames (see `wire.py`)."""
 
     index: int
     row: int
@@ -76,6 +76,6 @@ class LeaseFailed(Message, frozen=True):
 
 
 class Ack(Message, frozen=True):
-    """The message about this lease (or version) was taken and will not be lost by its receiver."""
+    """Replay has the message about this lease, version or step, and will not lose it."""
 
     ref: int
