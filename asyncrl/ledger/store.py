@@ -178,7 +178,7 @@ class LedgerStore:
     def written(self, transaction: Transaction) -> None:
         """Drops groups from memory that are on disk and whose batch has been taken."""
         for record in transaction.records:
-            if record.state != "queued" and record.index not in self._new:  # a prompt may have come back anew meanwhile
+            if record.state != "queued" and record.index not in self._new:  # a prompt may come back a second time
                 self._memory.pop(record.index, None)
 
     def commit(self, records: Collection[PromptRecord], counters: Mapping[str, int]) -> None:

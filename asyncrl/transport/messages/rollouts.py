@@ -13,7 +13,7 @@ from asyncrl.transport.messages.base import Message
 
 
 class GroupHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A group without its arrays, which travel as four raw frames (see `wire.py`)."""
+    """A group without its arrays, which travel as four raw frames (see `group_codec`)."""
 
     index: int
     row: int
