@@ -8,7 +8,7 @@
         ├── DeadlineError      names what was waited for, how long, and who should have come
         ├── RoleDiedError      names the role and shows its last log lines
         ├── WireError          a message that does not fit the schema
-        ├── RunStopping            the run was told to stop while a role waited
+        ├── RunStopping        the run was told to stop while a role waited
         ├── PublishError       new weights did not reach every generator whole
         │   └── NotWholeError  … but every generator answered: a second try may mend it
         └── StalenessError     the staleness bound was broken; carries every number

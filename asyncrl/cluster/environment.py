@@ -1,4 +1,4 @@
-"""Environment variables of each role's process. They must stand before its Python starts, so Ray sets them."""
+"""Environment variables of each role's process. They must be set before its Python starts, so Ray sets them."""
 
 from __future__ import annotations
 

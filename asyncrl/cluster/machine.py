@@ -1,4 +1,4 @@
-"""The machine this process runs on, as a node that can be planned for."""
+"""The machine this process runs on, as a node for the topology."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def this_node() -> Node:
 
 
 def require_free_port(port: int) -> None:
-    """Refuses a port of this machine that is in use, before anything is started that would then find it so.
+    """Refuses a port that is in use on this machine, before anything is started.
 
     Raises:
         ConfigError: names replay.port, the only one that is configured.

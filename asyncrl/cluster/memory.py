@@ -1,4 +1,4 @@
-"""Memory that each role will take, from the model's shape alone, without allocator slack and kernels' workspaces.
+"""Estimates of each role's memory, from the model's shape alone, without allocator slack and kernels' workspaces.
 
 P parameters, of which R outside the layers; h hidden size, H heads, K KV heads, d head size, I intermediate size,
 L layers, V vocabulary; c bytes of the compute type; M learner ranks; k = tensor_parallel; B, G, η as everywhere.

@@ -1,4 +1,4 @@
-"""Ray: starting or joining it, what nodes it has, one actor a role. The only module that knows Ray."""
+"""Ray: starting or joining it, its nodes, one actor per role. The only module that knows Ray."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ OBJECT_STORE_BYTES = 128 << 20
 """Rollouts and weights do not go through Ray; this is about the least it accepts."""
 
 RAY_SETTINGS = {"kill_worker_timeout_milliseconds": 500}
-"""A process that is to be killed has so long to answer Ray, then it gets SIGKILL; a frozen one never answers. Ray's own
-is 5 s, in which a publish waits for the frozen generator, new learners for the old. A joined cluster has its own."""
+"""How long a process that is to be killed may take to answer Ray before it gets SIGKILL. A frozen one never answers.
+Ray's default is 5 s; meanwhile a publish waits for the frozen generator, and new learners wait for the old. A cluster
+that is joined has settings of its own."""
 
 PROBE_TIMEOUT_S = 5.0
 NODE_TIMEOUT_S = 2.0
@@ -52,7 +53,7 @@ class RoleProcess:
 
 
 class Cluster:
-    """A Ray of its own on this machine, or a running one.
+    """A Ray started on this machine, or a running one that is joined.
 
     Raises:
         ConfigError: cluster.ray_address cannot be joined.
@@ -74,7 +75,7 @@ class Cluster:
         alive = _alive_nodes()
         alive.sort(key=lambda node: (node.ray_id != own_id, node.host))
         self.nodes = alive
-        """The launcher's own node first. Those that join come behind, those that leave keep their place."""
+        """The launcher's own node is first. Nodes that join are appended; nodes that leave keep their place."""
         self._keys = Keys.generate() if len(self.nodes) > 1 else None
 
     @property
@@ -86,7 +87,7 @@ class Cluster:
         return Network(node.host if self._keys else LOOPBACK, self._keys)
 
     def has_left(self, node: int) -> bool:
-        """This one of `nodes` is not there any more."""
+        """Whether this one of `nodes` has left the cluster."""
         ray_id = self.nodes[node].ray_id
         return not any(_is_alive(one) for one in ray.nodes() if one["NodeID"] == ray_id)
 
@@ -158,13 +159,13 @@ class Failure:
     """Why a role's `run` did not end well."""
 
     reason: str
-    """One line that goes on from the role's name."""
+    """One line, to be read after the role's name."""
     process_died: bool
     """Killed, crashed or frozen; False = it raised an error, perhaps because another role had died."""
 
 
 def failure_of(process: RoleProcess) -> Failure | None:
-    """None = a role that has ended ended well."""
+    """Why a role that has ended failed; None = it ended well."""
     try:
         ray.get(process.ended, timeout=0)
     except ray.exceptions.RayTaskError as error:
@@ -184,7 +185,7 @@ def _alive_nodes() -> list[ClusterNode]:
 
 
 def _is_alive(node: dict[str, Any]) -> bool:
-    """Ray counts it, and it answers: Ray takes about 15 s to see that a node has gone."""
+    """Whether Ray counts it and it answers. Ray takes about 15 s to see that a node has gone."""
     if not node["Alive"]:
         return False
     try:

@@ -50,7 +50,7 @@ class RoleActor:
         return endpoint
 
     def _bind_again(self, replay_endpoint: str) -> zmq.Socket:
-        """At the address of the replay process before this one, which may take a moment to let go of it."""
+        """Binds the address of the previous replay process, which may take a moment to release it."""
         context: zmq.Context = zmq.Context.instance()
         deadline_s = time.monotonic() + REBIND_TIMEOUT_S
         while True:

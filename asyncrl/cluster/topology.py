@@ -40,7 +40,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Placement:
-    """One role's process (a generator's tensor-parallel workers are its children) and what Ray reserves for it."""
+    """One role's process and what Ray reserves for it. A generator's tensor-parallel workers are its children."""
 
     role: Role
     rank: int

@@ -50,7 +50,7 @@ class PublishServer:
     async def _carry_out(self, message: AnyMessage) -> Done | Failed:
         """An error of the engine is the learner's to judge: it goes back as Failed, and is logged here in full.
 
-        A dead engine is no answer but this generator's end.
+        A dead engine gets no answer. It ends this generator.
         """
         try:
             stall_s = await self._dispatch(message)
@@ -77,7 +77,7 @@ class PublishServer:
         return 0.0
 
     async def _switch(self, message: Switch) -> float:
-        """Ends without the learner, should that die. When it fails, generation stands still until one succeeds."""
+        """Completes even if the learner dies. When it fails, generation stands still until a switch succeeds."""
         await self._engine.pause(message.recompute_kv)
         self.activity.pause()
         start_s = time.perf_counter()

@@ -1,10 +1,10 @@
 """The generator process: takes leases, returns scored groups, takes new weights in flight.
 
 Consumes   LeaseGrants from replay; publish commands from learner rank 0.
-Produces   GroupDone or LeaseFailed for every lease, again when replay's process is another one and has not
-           acknowledged it; Done or Failed for every publish command.
+Produces   GroupDone or LeaseFailed for every lease, repeated after a restart of replay until it is acknowledged; Done
+           or Failed for every publish command.
 Waits for  the first publish (the learner), then leases (replay grants them as admission permits). Neither wait has a
-           deadline here: the learner's deadlines, and the launcher that watches all, end a run that stands still.
+           deadline here. The learner's deadlines and the launcher end a run that stands still.
 Unblocked  by replay (leases) and the learner (publishes).
 """
 
@@ -62,7 +62,7 @@ class GeneratorWorker:
         self._handshakes = handshakes
         self._control_endpoint = ""
         self._held: set[int] = set()
-        """Leases that replay has not acknowledged an answer to."""
+        """Leases whose answer replay has not acknowledged."""
         self._unacknowledged: dict[int, list[Frame]] = {}
         """Answers, by lease."""
 
@@ -89,7 +89,7 @@ class GeneratorWorker:
         await self._replay.send_multipart(encode(hello))
 
     async def _reconnect(self) -> None:
-        """Tells a replay process that has taken the place of another what this generator has, and answers again."""
+        """After a reconnection: tells replay which leases this generator holds, and repeats its answers."""
         while True:
             if self._handshakes.reconnected():
                 log.warning("connected to replay anew; %d answers go again", len(self._unacknowledged))

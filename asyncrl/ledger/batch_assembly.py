@@ -1,7 +1,7 @@
-"""Finished groups in line, and the batches that are made of them. Pure.
+"""The queue of finished groups, and the batches made from it. Pure.
 
-A batch that was taken is kept, as it is, until a checkpoint contains it. A learner that goes on from a checkpoint is
-given the same batches again, so it retraces its steps, and a version number means the same policy as before.
+A batch is kept unchanged until a checkpoint contains it. A learner that restarts from a checkpoint gets the same
+batches again. So it retraces its steps, and a version number means the same policy as before.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from asyncrl.ledger.records import LedgerSnapshot, PromptRecord, Stragglers
 
 
 class BatchAssembly:
-    """Which prompts have ended, which wait for their batch, and who is in which batch.
+    """Which prompts have ended, which are queued, and which are in which batch.
 
     Args:
         batch_size: B.
         stragglers: wait = batches in admission order; else in order of completion.
-        snapshot: to go on from.
+        snapshot: where to continue.
     """
 
     def __init__(self, batch_size: int, stragglers: Stragglers, snapshot: LedgerSnapshot) -> None:
@@ -47,13 +47,13 @@ class BatchAssembly:
         return self.next_step * self._batch_size
 
     def put(self, index: int, first_version: int) -> PromptRecord:
-        """A group that came back with a signal."""
+        """Queues a group that is to be trained."""
         self.queued[index] = first_version
         self._num_queued_ever += 1
         return PromptRecord(index, "queued", place=self._num_queued_ever - 1, first_version=first_version)
 
     def drop_stale(self, max_staleness: int) -> list[int]:
-        """Takes those out of the line whose oldest token is over the bound for the next batch."""
+        """Removes from the queue the prompts whose oldest token is over the bound for the next batch."""
         stale = [index for index, version in self.queued.items() if self.next_step - version > max_staleness]
         for index in stale:
             del self.queued[index]
@@ -67,7 +67,7 @@ class BatchAssembly:
             self.low += 1
 
     def kept(self, step: int) -> list[int] | None:
-        """The batch of a step, when it was taken before.
+        """The batch of a step that was taken before. None: the step is the next one, and its batch has not been taken.
 
         Raises:
             RunError: it is not kept any more, or steps before it have not been taken.
@@ -91,7 +91,7 @@ class BatchAssembly:
         return records
 
     def checkpointed(self, step: int) -> list[PromptRecord]:
-        """A checkpoint of the policy after `step` steps is whole: their batches need not be kept any more."""
+        """The checkpoint after `step` steps is whole, so the batches of these steps need not be kept."""
         in_it = [taken for taken in self._taken if taken < step]
         return [PromptRecord(index, "trained", step=taken) for taken in in_it for index in self._taken.pop(taken)]
 

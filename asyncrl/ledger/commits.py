@@ -1,10 +1,10 @@
-"""Nothing leaves replay before it is durable: messages wait here for the transaction that has what they tell.
+"""Nothing leaves replay before it is durable. Each message waits here for the transaction that records what it says.
 
-    the loop   handles what comes ──▶ records, groups, messages gather          ──▶ the next transaction begins
-    a thread                          writes the transaction before (fsync)   ──▶ its messages go
+    the loop   handles messages ──▶ records, groups and replies collect       ──▶ the next transaction begins
+    a thread                        writes the previous transaction (fsync)   ──▶ its replies are sent
 
-So the loop never waits for a disk. What only generators hear gathers for a while, which they do not wait for: fewer
-transactions, and the thread is mostly free when a learner asks.
+So the loop never waits for the disk. Replies to generators wait up to GATHER_S, to share a transaction. That makes
+transactions fewer, and the thread is mostly free when a learner asks.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from asyncrl.ledger.records import PromptRecord
 from asyncrl.ledger.store import LedgerStore, Transaction
 
 GATHER_S = 0.01
-"""Messages that are not urgent wait at most so long for others to share their transaction."""
+"""Messages that are not urgent wait at most this long, so that others can share their transaction."""
 
 Send = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class _Writing:
-    """A transaction that the thread is at, and what waits for it."""
+    """The transaction that the thread is writing, and the messages that wait for it."""
 
     transaction: Transaction
     messages: list[Send]
@@ -47,27 +47,33 @@ class Commits:
         self._store = store
         self._take_changes = take_changes
         self._counters: Mapping[str, int] = store.counters()
-        """As written, or being written."""
+        """As they are on disk, or are being written."""
         self._messages: list[Send] = []
-        """Of what is in no transaction yet."""
+        """They wait for the next transaction."""
         self._due_s = math.inf
-        """time.monotonic when that becomes one."""
+        """time.monotonic at which the next transaction begins."""
         self._writing: _Writing | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commits")
         self.ended, self._wake = socket.socketpair()
-        """`ended` has something to read when a transaction has ended: to be polled with other sockets."""
+        """`ended` becomes readable when a transaction has ended, so that it can be polled with other sockets."""
 
     def send_when_durable(self, send: Send, urgent: bool = False) -> None:
-        """Called in the order given, once all that has changed so far is on disk."""
+        """Calls `send` once all changes so far are on disk. Messages keep their order.
+
+        Args:
+            urgent: begin the next transaction without waiting for others to share it.
+        """
         self._messages.append(send)
         now_s = time.monotonic()
         self._due_s = now_s if urgent else min(self._due_s, now_s + GATHER_S)
 
     def advance(self) -> float:
-        """Sends what has become durable, and has the next transaction written when it is due; waits for nothing.
+        """Sends the messages that are durable by now, and begins the next transaction when its time has come.
+
+        It does not block.
 
         Returns:
-            The seconds after which to call it again, if nothing happens before.
+            Seconds until it must be called again if nothing else happens.
 
         Raises:
             RunError: the ledger cannot be written.
@@ -82,7 +88,7 @@ class Commits:
         return wait_s if wait_s > 0 else math.inf
 
     def finish(self) -> None:
-        """Writes and sends all that there is.
+        """Writes everything that is left and sends all messages.
 
         Raises:
             RunError: the ledger cannot be written.
@@ -92,7 +98,7 @@ class Commits:
         self._end()
 
     def close(self) -> None:
-        """After the transaction that is being written; messages that wait are dropped."""
+        """Ends the thread after its present transaction. Drops the messages that still wait."""
         self._thread.shutdown()
         self.ended.close()
         self._wake.close()
@@ -110,7 +116,7 @@ class Commits:
             _send_all(messages)
 
     def _end(self) -> None:
-        """Waits for it if it has not come."""
+        """Ends the transaction that is being written. Waits for it if necessary."""
         if self._writing is None:
             return
         writing, self._writing = self._writing, None

@@ -28,7 +28,7 @@ class LeaseTable:
         self._num_failures: dict[int, int] = {}
 
     def restore(self, record: PromptRecord, now_s: float) -> None:
-        """A prompt as an earlier process left it; its lease begins anew."""
+        """Restores a prompt from an earlier process. Its lease starts over."""
         if record.state not in ("leased", "waiting"):
             return
         if record.num_failures:
@@ -67,7 +67,7 @@ class LeaseTable:
         return self._unanswered.pop(lease_id, None)
 
     def holds(self, lease: LeaseRecord) -> bool:
-        """No other lease has taken its place, and it has not expired."""
+        """Whether it still holds its prompt: it has not expired, and no other lease has taken its place."""
         return self._lease_of.get(lease.index) == lease.lease_id
 
     def is_open(self, index: int) -> bool:
@@ -119,11 +119,11 @@ class LeaseTable:
         return [*self._lease_of, *self._in_line]
 
     def late(self, now_s: float) -> list[LeaseRecord]:
-        """Those whose deadline has passed and that still hold their prompt."""
+        """The leases whose deadline has passed and that still hold their prompt."""
         return [lease for lease in self._unanswered.values() if lease.deadline_s <= now_s and self.holds(lease)]
 
     def unanswered(self, generator: str | None = None, kept: Collection[int] = ()) -> list[LeaseRecord]:
-        """Of one generator or of all, but for the ids in `kept`."""
+        """The unanswered leases of one generator or of all, except the ids in `kept`."""
         return [
             lease
             for lease in self._unanswered.values()

@@ -1,10 +1,10 @@
-"""The ledger: every prompt's life, and who may draw the next one. Pure: no clock, no sockets, no threads of its own.
+"""The ledger: every prompt's life, and when the next one may be drawn. Pure: no clock, no sockets, no threads.
 
     drawn ──▶ leased ──▶ queued ──▶ batched ──▶ trained     (each prompt ends exactly once: trained, filtered or
       ▲          │  │                                                                                   quarantined)
-      │          │  └──▶ filtered: its group came back without a signal, and another prompt takes its place
+      │          │  └──▶ filtered: its rewards are all equal, so another prompt takes its place
       └─ waiting ┤ failed, expired or released
-                 └──▶ quarantined, after `max_attempts` failures; deaths of its generator among them
+                 └──▶ quarantined, after `max_attempts` failures; a death of its generator counts as one
 
 A prompt's name is its admission index: 0, 1, 2, … in the order in which prompts were drawn.
 """
@@ -32,14 +32,14 @@ class Ledger:
         batch_size: B.
         max_staleness: η; `eta` may be set lower later.
         num_steps: the run's length; num_steps·B prompts are drawn, and replacements of those filtered and quarantined.
-        stragglers: what becomes of prompts that come back late, see `records.Stragglers`.
+        stragglers: what happens to prompts that come back late, see `records.Stragglers`.
         lease_timeout_s: a lease not answered by then is taken back.
         max_attempts: failures (or expired leases) after which a prompt is quarantined.
-        max_refill_prompts: of the prompts drawn after one batch was taken, the first so many are filtered when they
-            come back without a signal. Counted by admission index, not by time, so that at η = 0 it does not depend
-            on who answers first. 0 = none is filtered.
-        snapshot: where another ledger stood, to go on from there.
-        now_s: the leases of `snapshot` begin anew at this time.
+        max_refill_prompts: after each batch, this many of the prompts drawn next are filtered if their rewards are all
+            equal. Counted by admission index, not by time, so that at η = 0 it does not depend on who answers first.
+            0 = none is filtered.
+        snapshot: where an earlier ledger stood; this one continues there.
+        now_s: the leases of `snapshot` start over at this time.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Ledger:
         self._changes[record.index] = record
 
     def begin_session(self) -> None:
-        """No generator of before is there any more: every lease is taken back, and no version is served."""
+        """All generators are new: takes back every lease; no version is served."""
         self._release(self._leases.unanswered())
         self.served_version = None
 
@@ -144,7 +144,7 @@ class Ledger:
         A late answer to an expired lease counts while its prompt is still open.
 
         Args:
-            first_version: that sampled its oldest token.
+            first_version: the version that sampled the group's oldest token.
         """
         lease = self._leases.answer(lease_id)
         if lease is None or not self._leases.is_open(lease.index):
@@ -170,7 +170,7 @@ class Ledger:
         return [(lease, self._failed(lease, f"{lease.generator} did not answer in time")) for lease in late]
 
     def release(self, generator: str, kept: Collection[int] = ()) -> list[LeaseRecord]:
-        """Takes back the leases of a generator that it will not answer: all, but for those whose ids it says it has."""
+        """Takes back a generator's leases, except those whose ids it says it still has."""
         return self._release(self._leases.unanswered(generator, kept))
 
     def _release(self, leases: list[LeaseRecord]) -> list[LeaseRecord]:
@@ -181,7 +181,7 @@ class Ledger:
         return held
 
     def generator_died(self, generator: str, reason: str) -> list[tuple[LeaseRecord, Failure]]:
-        """As `release`, for a generator that died: each prompt that it held may be what killed it, so it counts."""
+        """Takes back the leases of a generator that died. Each prompt may be the cause, so each counts a failure."""
         leases = self._leases.unanswered(generator)
         lost = [(lease, self._failed(lease, reason)) for lease in leases if self._leases.holds(lease)]
         self._leases.forget(leases)
@@ -218,7 +218,7 @@ class Ledger:
     def take_batch(self, step: int) -> list[int] | None:
         """The admission indices of the step's B finished groups, in order, or None until they are there.
 
-        They count as trained from here on. A step whose batch was taken before has the same again.
+        They count as trained from here on. A step whose batch was taken before gets the same batch.
 
         Raises:
             RunError: a checkpoint contains the step, or steps before it have not been taken.
@@ -240,7 +240,7 @@ class Ledger:
         return [record.index for record in taken]
 
     def checkpointed(self, step: int) -> None:
-        """A checkpoint of the policy after `step` steps is whole: their batches need not be kept any more."""
+        """The checkpoint after `step` steps is whole, so the batches of these steps need not be kept."""
         for record in self._batches.checkpointed(step):
             self._note(record)
 
@@ -274,7 +274,7 @@ class Ledger:
         return self._leases.num_held
 
     def missing_for_batch(self) -> list[int]:
-        """Those of the B oldest prompts in play that have not come back: for messages."""
+        """Which of the B oldest prompts in play have not come back; for messages."""
         queued = self._batches.queued
         oldest = heapq.nsmallest(self._batch_size, [*self._leases.open_indices, *queued])
         return [index for index in oldest if index not in queued]

@@ -1,4 +1,4 @@
-"""What is kept of a prompt, and of a ledger as a whole, so that another process can go on with it."""
+"""The records of leases and prompts, and the snapshot from which another process continues a ledger."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Stragglers = Literal["wait", "mask", "requeue"]
-"""What becomes of a prompt that comes back late: its batch waits for it; or batches come in order of completion, and
-its tokens over the bound are masked by the learner, or it is sampled again."""
+"""What happens to a prompt that comes back late. wait: its batch waits for it. With mask and requeue, batches come in
+order of completion. mask: the learner masks its tokens over the bound. requeue: it is sampled again."""
 
 State = Literal["leased", "waiting", "queued", "batched", "trained", "filtered", "quarantined"]
-"""waiting: to be leased again. batched: in a batch that the learner has, or had; trained: and in a checkpoint."""
+"""waiting: to be leased again. batched: in a batch that was handed out. trained: a checkpoint contains that batch."""
 
 IN_HAND: tuple[State, ...] = ("leased", "waiting", "queued", "batched", "quarantined")
-"""What a ledger has in memory. The others are history."""
+"""The states of prompts that a ledger keeps in memory. The others are history."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class PromptRecord:
     place: int | None = None
     """0, 1, 2, … in order of completion, while it is queued."""
     step: int | None = None
-    """Whose batch it is in."""
+    """The step whose batch it is in."""
     reason: str | None = None
     """Why it was quarantined."""
     first_version: int | None = None
-    """That sampled its oldest token, from when it is queued."""
+    """The version that sampled its oldest token; set once it is queued."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class LedgerSnapshot:
     drawn_to: int = 0
     """Every admission index below has been drawn."""
     records: list[PromptRecord] = field(default_factory=list)
-    """Of the prompts in hand."""
+    """The prompts in hand."""
     num_filtered: int = 0
     num_requeued: int = 0
     next_lease_id: int = 0

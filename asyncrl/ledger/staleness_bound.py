@@ -1,25 +1,25 @@
 """The staleness bound: its formula and its proof.
 
     v   version that every generator serves whole (the last publish that was acknowledged by all)
-    η   replay.max_staleness, or less where a controller moves it (`controller.py`)
+    η   replay.max_staleness, or less where a controller moves it (`staleness_controller.py`)
     B   prompts per step
     a   prompts drawn so far, less those dropped (quarantined or filtered): a prompt that is not trained takes no place
 
 A new prompt is drawn only while a < (v + η + 1)·B.
 
-Proof that with batches in admission order no token has lag > η. Let a prompt be drawn when a of the prompts before it
-still count, so a < (v + η + 1)·B. Prompts before it may still be dropped, never come back, so at consumption at most a
-prompts stand before it, and step s = ⌊position / B⌋ ≤ ⌊a / B⌋ < v + η + 1 consumes it. Its tokens are sampled by
-generators that serve v or later. The lag of a token, s − (version that sampled it), is thus at most s − v ≤ η.  ∎
+Proof that with batches in admission order no token has lag > η. When a prompt is drawn, a prompts count before it, and
+a < (v + η + 1)·B. Some of these may be dropped later, but none comes back. So at consumption at most a prompts stand
+before it, and step s = ⌊position / B⌋ ≤ ⌊a / B⌋ < v + η + 1 consumes it. Generators that serve v or later sample its
+tokens. The lag of a token, s − (version that sampled it), is thus at most s − v ≤ η.  ∎
 
-Where η moves, it is in the proof the η of the moment of the draw: the lag of a prompt's tokens is at most the η under
-which the prompt was drawn, and that is at most replay.max_staleness. A rise changes nothing for prompts already drawn.
-A fall takes none of them back; it only stops drawing until v has caught up, which always comes, since the next B of
-them make the next version. η + 1 steps after a fall from η, every batch holds to the new bound.
+Where η moves, the proof takes the η at the moment of the draw. A token's lag is at most the η under which its prompt
+was drawn, and that is at most replay.max_staleness. Raising η changes nothing for prompts already drawn. Lowering it
+takes none of them back; it only stops drawing until v has caught up. That always happens, because the next B of them
+make the next version. η + 1 steps after a fall from η, every batch keeps the new bound.
 
-With batches in order of completion the count of prompts is bounded the same way, but a straggler may be overtaken. With
-stragglers=mask the learner's guard then masks its tokens that are over the bound, and counts them; with requeue such a
-prompt is not taken but sampled again, by generators that serve v or later, as if it had failed without its fault.
+With batches in order of completion the number of prompts is bounded the same way, but a straggler may be overtaken.
+With stragglers=mask, the learner's guard masks and counts its tokens over the bound. With requeue, such a prompt is not
+put into a batch; generators that serve v or later sample it again, and this counts as no failure.
 """
 
 from __future__ import annotations

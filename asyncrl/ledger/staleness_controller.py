@@ -11,12 +11,11 @@ them that counts. If log ρ is normal with variance σ², −log e = σ². The c
     between              η stays (the dead band)
 
 No factor is above 2 or below 1/2. The median keeps one wild step from moving η. After a change, the steps that were
-drawn under the old η pass unjudged: acting on them again, while the first action is still on its way through the queue,
-is what makes a controller with a delay swing. Growth starts from min_staleness and can double, so that η = 63 is
-reached in about 100 steps where the data allow it.
+drawn under the old η are not judged: a controller that acts again while its first action is still in the queue swings.
+Growth starts from min_staleness and can double, so η reaches 63 in about 100 steps where the data allow it.
 
-Where e is below the target at η = min_staleness too (the two engines disagree, or the policy moves far in one step), η
-stays at min_staleness: staleness is not the cause then.
+If e is below the target even at η = min_staleness, staleness is not the cause: the two engines disagree, or the policy
+moves far in one step. Then η stays at min_staleness.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class StalenessController:
         ess_target: in (0, 1).
         min_staleness: ≥ 0.
         max_staleness: ≥ min_staleness; the contract, which no η exceeds.
-        eta: where to go on from, as a resumed run does; None = min_staleness.
+        eta: where a resumed run continues; None = min_staleness.
     """
 
     def __init__(self, *, ess_target: float, min_staleness: int, max_staleness: int, eta: int | None = None) -> None:

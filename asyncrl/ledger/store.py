@@ -1,14 +1,14 @@
-"""The durable half of replay: SQLite keeps every prompt's life, the groups that are still needed, and who generates.
+"""The ledger's SQLite file: every prompt's life, the groups that are still needed, and the generators that are up.
 
     RUN/ledger.sqlite
-      prompts      a row a prompt that was drawn: its state, and what came of it
-      groups       what was sampled, until a checkpoint has it: msgpack header, raw int32 / float32 arrays
+      prompts      a row per prompt that was drawn: its state and its outcome
+      groups       the sampled groups, until a checkpoint contains them: msgpack header, raw int32 / float32 arrays
       counters     the rest of `records.LedgerSnapshot`, and replay's own counts
-      generators   who has said hello and has not gone
+      generators   the generators that are up
       sessions     each start of the replay process
 
-What a `Transaction` has is on disk when `write` returns; replay tells nobody of it before (`commits.py`). Memory is the
-hot path: a group is read from disk only after a restart, or when its batch is asked for again.
+A `Transaction` is on disk when `write` returns; no message tells of it before (`commits.py`). Groups normally come from
+memory. They are read from disk only after a restart, or when a learner asks for a batch again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from asyncrl.transport.wire import Frame, sampled_versions
 
 SCHEMA_VERSION = 1
 SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL", "off": "OFF"}
-"""replay.durability → SQLite's pragma. Each of them survives a killed process; full a loss of power too."""
+"""replay.durability → SQLite's pragma. Each of them survives a killed process; full survives a loss of power too."""
 
 _SCHEMA = """
 CREATE TABLE prompts (
@@ -81,20 +81,20 @@ class StoredGroup:
 
 @dataclass(frozen=True)
 class Transaction:
-    """What is written together."""
+    """Changes that are written together."""
 
     records: Collection[PromptRecord]
     counters: Mapping[str, int]
     groups: Mapping[int, StoredGroup]
     generators: Collection[tuple[Member, int]] | None
-    """With their credit; None = as they were."""
+    """With their credit; None = unchanged."""
 
 
 class LedgerStore:
-    """One file, one writer. One thread uses it, but for `write`, which may be in another, once at a time.
+    """One file, one writer. One thread calls it; only `write` may run in another thread, one call at a time.
 
     Args:
-        path: made when it is not there.
+        path: created if it does not exist.
         durability: full | normal | off.
 
     Raises:
@@ -105,9 +105,9 @@ class LedgerStore:
     def __init__(self, path: Path, durability: str) -> None:
         self._path = path
         self._memory: dict[int, StoredGroup] = {}
-        """Groups whose batch has not been taken."""
+        """Groups whose batch has not been taken, by index."""
         self._new: dict[int, StoredGroup] = {}
-        """In no transaction yet."""
+        """Groups for the next transaction."""
         self._new_generators: Collection[tuple[Member, int]] | None = None
         self.commit_total_s = 0.0
         try:
@@ -143,7 +143,7 @@ class LedgerStore:
     # ── transactions ──
 
     def begin(self, records: Collection[PromptRecord], counters: Mapping[str, int]) -> Transaction:
-        """With the groups that were put, and the generators that were set, since the one before."""
+        """A transaction with the groups put and the generators set since the previous one."""
         transaction = Transaction(records, counters, self._new, self._new_generators)
         self._new, self._new_generators = {}, None
         return transaction
@@ -176,13 +176,13 @@ class LedgerStore:
         self.commit_total_s += time.perf_counter() - start_s
 
     def written(self, transaction: Transaction) -> None:
-        """Groups that are on disk, and whose batch has been taken, go out of memory."""
+        """Drops groups from memory that are on disk and whose batch has been taken."""
         for record in transaction.records:
-            if record.state != "queued" and record.index not in self._new:  # a prompt may have come back anew meanwhile
+            if record.state != "queued" and record.index not in self._new:  # a prompt may come back a second time
                 self._memory.pop(record.index, None)
 
     def commit(self, records: Collection[PromptRecord], counters: Mapping[str, int]) -> None:
-        """A transaction from its beginning to its end, here."""
+        """Begins, writes and ends a transaction in this thread."""
         transaction = self.begin(records, counters)
         self.write(transaction)
         self.written(transaction)
@@ -210,7 +210,7 @@ class LedgerStore:
         """Notes a start of replay, and returns its number: 1, 2, …
 
         Args:
-            began_anew: with the whole run, so that no generator of before is there.
+            began_anew: the whole run starts, so no earlier generator is left.
         """
         try:
             if began_anew:
@@ -223,12 +223,12 @@ class LedgerStore:
         return started.lastrowid
 
     def generators(self) -> list[tuple[Member, int]]:
-        """Those of the session before, with their credit."""
+        """The generators of the previous session, with their credit."""
         rows = self._db.execute("SELECT name, control_endpoint, tensor_parallel, credit FROM generators ORDER BY name")
         return [(Member(name, endpoint, parts), credit) for name, endpoint, parts, credit in rows]
 
     def set_generators(self, generators: Collection[tuple[Member, int]]) -> None:
-        """Who is there now, with their credit; part of the next transaction."""
+        """Sets the generators that are up, with their credit, in the next transaction."""
         self._new_generators = generators
 
     def _write_generators(self, generators: Collection[tuple[Member, int]]) -> None:

@@ -1,4 +1,4 @@
-"""The learner's side of replay: batches, versions, evaluations, and who the generators are."""
+"""The learner's client of replay: batches, versions, evaluations, membership."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from asyncrl.transport.sockets import Network, connect_watched
 from asyncrl.transport.wire import FRAMES_PER_GROUP, Frame, decode, encode
 
 POLL_MS = 200
-"""Between two looks at whether a wait should go on."""
+"""How often a wait checks whether it should go on."""
 MEMBERS_INTERVAL_S = 0.25
 
 
 class ReplayClient:
-    """One DEALER, one question at a time; of one thread alone.
+    """One DEALER, one question at a time, for one thread.
 
-    When replay's process is another one than it was, the open question is asked again: replay answers alike.
+    After replay has restarted, the client repeats its open question and gets the same answer.
 
     Args:
         stopping: set when the run is to end; a wait then raises RunStopping.
@@ -47,13 +47,13 @@ class ReplayClient:
         self._evaluation: EvalReply | None = None
         """The answer to the last EvalRequest."""
         self._awaited_eval: EvalRequest | None = None
-        """Not answered yet."""
+        """The last EvalRequest, until it is answered."""
         self._newcomers_wait = False
         self.while_waiting: Callable[[], None] = lambda: None
         """Called at every poll of a wait; what it raises ends the wait."""
 
     def members(self, timeout_s: float) -> Members:
-        """The generators that have said hello and have not gone since."""
+        """The generators that are up and are to stay."""
         reply, _ = self._ask(
             MembersRequest(), lambda message: isinstance(message, Members), timeout_s, "the list of generators"
         )
@@ -109,9 +109,9 @@ class ReplayClient:
         self._tell(Checkpointed(step), step, timeout_s, f"replay to take note of the checkpoint of step {step}")
 
     def newcomers_wait(self) -> bool:
-        """Whether, since the last call, a generator has come up that waits for weights. Does not wait.
+        """Whether a generator has come up since the last call and needs weights. Does not block.
 
-        Replay tells the client that publishes.
+        Replay tells only the client that publishes.
         """
         if self._handshakes.reconnected():
             self._ask_again(None)
@@ -177,7 +177,7 @@ class ReplayClient:
                 self._socket.send_multipart(encode(open_question))
 
     def _take_unasked(self, message: AnyMessage) -> None:
-        """What comes beside the answer. A second answer to a question that was asked again is for nobody."""
+        """Handles what comes beside the answer. Drops a second answer to a repeated question."""
         match message:
             case EvalReply():
                 if self._awaited_eval is not None and message.version == self._awaited_eval.version:

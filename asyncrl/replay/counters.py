@@ -1,4 +1,4 @@
-"""What replay counts of the messages it gets, and the figures it reports of the queue."""
+"""Replay's counts of refused messages and unscored completions, and the figures of the queue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ReplayCounters:
 
     Args:
         max_failures: completions without a reward before the run is stopped.
-        num_unscored: so many there have been already.
+        num_unscored: the count so far, from earlier replay processes.
     """
 
     def __init__(self, max_failures: int, num_unscored: int = 0) -> None:
@@ -37,7 +37,7 @@ class ReplayCounters:
             )
 
     def metrics(self, ledger: Ledger) -> dict[str, float]:
-        """`queue/*` of this moment."""
+        """`queue/*` as it stands now."""
         return {
             "queue/depth": float(ledger.num_queued),
             "queue/leased": float(ledger.num_leased),

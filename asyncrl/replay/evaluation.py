@@ -1,7 +1,7 @@
-"""One evaluation on the generators: which held-out prompts are out, which came back, and the figures of it.
+"""One evaluation on the generators: which held-out prompts are leased, which came back, and the resulting figures.
 
-Evaluation leases have negative ids, so they never meet the ledger's. Training goes on meanwhile: `eval/num_versions`
-says how many versions the tokens of one evaluation came from (1 = one policy alone).
+Evaluation leases have negative ids, so they never collide with the ledger's. Training goes on meanwhile:
+`eval/num_versions` says how many versions the tokens of one evaluation came from (1 = one policy alone).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Evaluation:
         self._prompts = prompts[: config.run.eval_prompts]
         self._config = config
         self.version: int | None = None
-        """Of the evaluation that has not ended."""
+        """The version that is being evaluated; None = no evaluation is in progress."""
         self._waiting: deque[int] = deque()
         self._out: dict[int, _Lease] = {}
         self._attempts: dict[int, int] = {}
@@ -96,7 +96,7 @@ class Evaluation:
             self._versions.update(np.unique(versions).tolist())
 
     def fail(self, lease_id: int) -> None:
-        """A lease failed; the prompt is asked again, and given up (and counted) after replay.max_lease_attempts."""
+        """A lease failed: the prompt is leased again, or given up and counted after replay.max_lease_attempts."""
         lease = self._out.pop(lease_id, None)
         if lease is None:
             return
@@ -113,13 +113,13 @@ class Evaluation:
             self.fail(lease_id)
 
     def release(self, generator: str, kept: Collection[int] = ()) -> None:
-        """Takes back the leases of a generator that it will not answer: all, but for those that it says it has."""
+        """Takes back a generator's leases, except those that it says it still has."""
         gone = [lease_id for lease_id, lease in self._out.items() if lease.generator == generator]
         for lease_id in set(gone) - set(kept):
             self._waiting.appendleft(self._out.pop(lease_id).position)
 
     def generator_died(self, generator: str) -> None:
-        """As `release`, for a generator that died: it counts as a failure of each prompt that it held."""
+        """Takes back the leases of a generator that died, which counts as a failure of each of its prompts."""
         for lease_id in [lease_id for lease_id, lease in self._out.items() if lease.generator == generator]:
             self.fail(lease_id)
 
@@ -144,7 +144,7 @@ class Evaluation:
 
 
 def first_lease_id(session: int) -> int:
-    """Of the evaluations of one replay process, so that none has an id twice in a run."""
+    """The first evaluation lease of one replay process. No id is used twice in a run."""
     return -(session << 32) - 1
 
 

@@ -1,4 +1,4 @@
-"""What replay tells people of prompts that came to nothing, and the limit at which they end the run."""
+"""What replay reports of failed prompts, and the limit at which they end the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asyncrl.types import Prompt
 
 
 class FailedPrompts:
-    """Notes each failure; raises at the quarantined prompt that is one too many.
+    """Reports each failure. Ends the run when too many prompts are quarantined.
 
     Args:
         draw: admission index → training prompt.
@@ -27,7 +27,8 @@ class FailedPrompts:
         self._refill_ran_out = False
 
     def prompt_failed(self, index: int, outcome: Failure, reason: str) -> None:
-        """
+        """Reports one failure.
+
         Raises:
             RunError: more prompts are quarantined than replay.max_quarantined.
         """
@@ -41,7 +42,7 @@ class FailedPrompts:
             )
 
     def generator_gone(self, name: str, reason: str, lost: list[tuple[LeaseRecord, Failure]]) -> None:
-        """What becomes of the prompts that it held.
+        """Reports what happens to the prompts that a generator held.
 
         Raises:
             RunError: as `prompt_failed`.
@@ -53,7 +54,7 @@ class FailedPrompts:
                 self.prompt_failed(lease.index, outcome, reason)
 
     def refill_ran_out(self, index: int) -> None:
-        """A group of equal rewards takes a place in a batch; said once."""
+        """Reports once that groups of equal rewards now get places in batches."""
         if self._refill_ran_out:
             return
         self._refill_ran_out = True

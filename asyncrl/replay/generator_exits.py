@@ -1,7 +1,7 @@
-"""Generators that leave: at once when they have died, else when they have nothing left to do.
+"""Generators that leave: at once when they have died, otherwise after a drain.
 
-Gone    leases back in line, each a failed attempt
-Drain   no new leases, not among the members ──▶ no lease left, and a version published without it ──▶ Drained
+Gone    its leases go back in line, each as a failed attempt
+Drain   no new leases, no longer a member ──▶ no lease left, and a version published without it ──▶ Drained
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class GeneratorExits:
     """Carries out the launcher's orders.
 
     Args:
-        timeout_s: of a drain; then the leases that are left are handed to others.
+        timeout_s: the deadline of a drain. After it other generators get the leases that are left.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class GeneratorExits:
         self._leaving: dict[str, _Leaving] = {}
 
     def advance(self, now_s: float) -> None:
-        """Takes orders, and says which generators have nothing left to do."""
+        """Carries out new orders. Ends the drains that are complete or late."""
         while not self._link.orders.empty():
             match self._link.orders.get():
                 case Gone(generator, reason):
@@ -73,7 +73,7 @@ class GeneratorExits:
             leaving.is_published_past = True
 
     def _gone(self, name: str, reason: str) -> None:
-        """Its prompts need not wait for their leases to expire. A prompt that takes its generators down is poison."""
+        """Its prompts need not wait for their leases to expire. Each may be the cause, so each counts a failure."""
         self._leaving.pop(name, None)
         self._membership.remove(name)
         self._store.set_generators(self._membership.credits)

@@ -1,6 +1,6 @@
-"""What replay does for generators: it takes their groups, and grants them leases.
+"""What replay does for generators: it takes their groups and grants them leases.
 
-A generator may send an answer again when its connection was interrupted; the ledger drops the second one.
+A generator may repeat an answer after an interrupted connection. The ledger drops the second one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Send = Callable[[str, AnyMessage], None]
 
 
 class GeneratorRequests:
-    """Handles one message at a time.
+    """Handles the messages of generators, one at a time.
 
     Args:
         draw: admission index → training prompt.
@@ -62,7 +62,8 @@ class GeneratorRequests:
         self._refills = config.algorithm.zero_variance == "refill"
 
     def handle(self, sender: str, request: GeneratorRequest, frames: Sequence[Frame]) -> None:
-        """
+        """Handles one message.
+
         Raises:
             WireError: it does not fit what the generator was granted.
             RunError: it is one failure too many.
@@ -80,7 +81,7 @@ class GeneratorRequests:
                 self._send(sender, Ack(request.lease_id))
 
     def grant_leases(self, now_s: float) -> None:
-        """One at a time to the generator with the most free places; held-out prompts first."""
+        """Grants one lease at a time to the generator with the most credit left. Held-out prompts go first."""
         while generator := self._membership.freest():
             grant = self._evaluation.lease(generator, now_s) or self._train_grant(generator, now_s)
             if grant is None:

@@ -1,6 +1,6 @@
-"""What replay does for the learner: who generates, batches, versions, checkpoints, evaluations.
+"""What replay does for the learner: membership, batches, versions, checkpoints, evaluations.
 
-Every question may be asked again, as a learner does whose connection was interrupted: it is answered alike.
+A learner may repeat a question after an interrupted connection. It gets the same answer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Send = Callable[[str, AnyMessage, Sequence[Frame]], None]
 
 
 class LearnerRequests:
-    """Answers at once, or when a batch or an evaluation is there.
+    """Answers at once, or as soon as a batch or an evaluation is ready.
 
     Args:
         controller: moves η; None leaves it at replay.max_staleness.
@@ -62,7 +62,7 @@ class LearnerRequests:
         self._link = link
         self._send = send
         self._publisher: str | None = None
-        """Who tells of versions: learner rank 0's thread that publishes."""
+        """The client that reports versions: learner rank 0's publish thread."""
         self._batch_request: tuple[str, int] | None = None
         self._eval_asker: str | None = None
         if controller is not None:
@@ -89,12 +89,12 @@ class LearnerRequests:
                 self._start_evaluation(sender, question.version)
 
     def announce_newcomers(self) -> None:
-        """Tells who publishes that they wait; before the first version it asks who is there by itself."""
+        """Tells the publisher that newcomers wait. Before the first version it asks for the members by itself."""
         if self._publisher is not None and self._membership.has_newcomers:
             self._send(self._publisher, Newcomers(), ())
 
     def answer_ready(self) -> None:
-        """What has become ready.
+        """Answers the open requests whose batch or evaluation is ready.
 
         Raises:
             RunError: the learner asks for a batch that is not kept, or for one after the next.
@@ -103,7 +103,7 @@ class LearnerRequests:
         self._answer_evaluation()
 
     def _observe(self, request: BatchRequest) -> None:
-        """Once for each new step: neither when the question is repeated nor when the learner retraces its steps."""
+        """Once for each new step: neither for a repeated question nor while the learner retraces its steps."""
         is_new = request.step == self._ledger.next_step and self._batch_request is None
         if is_new and self._controller is not None and request.effective_sample_size is not None:
             self._ledger.eta = self._controller.observe(request.effective_sample_size)

@@ -1,4 +1,4 @@
-"""The generators that have said hello, which of them serve, and the leases that each of them has not answered."""
+"""Which generators are up, which of them serve, and which leases each has not answered."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Generator:
 
 
 class Membership:
-    """Who may be given how many leases. An expired lease keeps its place: the generator may still be at work on it."""
+    """How many leases each generator may get. An expired lease takes credit: its generator may still work on it."""
 
     def __init__(self) -> None:
         self._generators: dict[str, _Generator] = {}
@@ -34,16 +34,16 @@ class Membership:
 
     @property
     def members(self) -> list[Member]:
-        """Those that are to stay, in order of their names."""
+        """The generators that are up and are to stay, in order of their names."""
         return [self._generators[name].member for name in sorted(self._generators) if not self._generators[name].leaves]
 
     @property
     def credits(self) -> list[tuple[Member, int]]:
-        """All of them, with their credit."""
+        """All generators that are up, with their credit."""
         return [(generator.member, generator.credit) for generator in self._generators.values()]
 
     def restore(self, member: Member, credit: int, unanswered: set[int]) -> None:
-        """A generator that said hello to an earlier replay process; it is given nothing before it says hello again."""
+        """A generator that said hello to an earlier replay process. It gets no lease before it says hello again."""
         self._generators[member.name] = _Generator(
             member, credit, serves=True, is_connected=False, unanswered=unanswered
         )
@@ -64,7 +64,7 @@ class Membership:
         self._generators[name].serves = True
 
     def remove(self, name: str) -> None:
-        """It is gone; it may have gone before it said hello."""
+        """The generator is gone, perhaps before it said hello."""
         self._generators.pop(name, None)
 
     def drain(self, name: str) -> None:
@@ -78,11 +78,11 @@ class Membership:
 
     @property
     def has_newcomers(self) -> bool:
-        """One is up and has no weights of the learner's yet."""
+        """A generator is up and has no weights from the learner yet."""
         return not all(generator.serves or generator.leaves for generator in self._generators.values())
 
     def freest(self) -> str | None:
-        """The generator with the most free places, or None when there is no free place."""
+        """The generator with the most credit left, or None when none has any."""
         name = max(self._generators, key=lambda name: self._generators[name].num_free, default=None)
         return name if name is not None and self._generators[name].num_free > 0 else None
 
@@ -90,7 +90,7 @@ class Membership:
         self._generators[name].unanswered.add(lease_id)
 
     def answered(self, name: str, lease_id: int) -> None:
-        """Frees the lease's place.
+        """Gives the lease's credit back.
 
         Raises:
             WireError: this generator does not hold it: never granted, given to another, or answered before.

@@ -1,11 +1,11 @@
-"""The replay process: hands out prompts, keeps finished groups, gives batches to the learner.
+"""The replay process: grants leases, queues finished groups, hands batches to the learner.
 
 Consumes   Hello, Serving, GroupDone, LeaseFailed from generators; BatchRequest, Published, Checkpointed, EvalRequest
            from the learner; Gone and Drain from the launcher.
-Produces   LeaseGrants as credit and admission permit; one BatchReply a step; EvalReplies; Newcomers; Drained. What it
-           sends is durable before it goes: a process that takes its place knows of every lease and every answer.
-Waits for  messages, and its thread that writes the ledger, 100 ms at a time. It never waits for one peer: a lease has a
-           deadline (then another generator gets the prompt), and the learner's own covers a batch that does not fill.
+Produces   LeaseGrants as credit and admission permit; one BatchReply a step; EvalReplies; Newcomers; Drained. All that
+           it sends is durable first, so a replay process that is started again knows every lease and every answer.
+Waits for  messages and the thread that writes the ledger, 100 ms at a time. It never waits for one peer: after a
+           lease's deadline another generator gets the prompt; the learner has a deadline for its batch.
 Unblocked  by generators (groups) and the learner (Published opens admission).
 """
 
@@ -111,7 +111,7 @@ class ReplayServer:
             ledger, store, self._membership, evaluation, self._generator_exits, controller, link, self._send
         )
         self._batch_held_total_s = 0.0
-        """Batches that were ready waited so long to be durable."""
+        """How long ready batches have waited to be durable."""
 
     def run(self) -> None:
         """Serves until the launcher says stop.
@@ -183,7 +183,7 @@ class ReplayServer:
         self._commits.send_when_durable(lambda: self._link.metrics(metrics))
 
     def _send(self, receiver: str, message: AnyMessage, frames: Sequence[Frame] = ()) -> None:
-        """Goes out once all that has changed is durable."""
+        """Sends the message once all changes so far are durable."""
         parts, begun_s = [receiver.encode(), *encode(message, frames)], time.perf_counter()
 
         def send() -> None:

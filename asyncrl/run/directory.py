@@ -1,9 +1,9 @@
-"""The folder of a run: what lies where, made private to the user.
+"""The folder of a run: which file is where. Only the user can read it.
 
 runs/NAME/
   config.yaml               resolved
   prompts_*.parquet         tokenized prompts
-  ledger.sqlite             every prompt's life, and the groups that no checkpoint has yet (`ledger/store.py`)
+  ledger.sqlite             every prompt's life, and the groups that no checkpoint contains yet (`ledger/store.py`)
   metrics.jsonl, tensorboard/
   checkpoints/step_*/
   logs/ROLE.log

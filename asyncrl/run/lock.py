@@ -19,7 +19,7 @@ POLL_S = 0.2
 
 
 def lock(run_dir: Path, timeout_s: float, console: Console) -> int:
-    """Waits until no process of an earlier launch is left, and keeps others out while this process lives.
+    """Waits until no process of an earlier launch is left. Keeps other launches out while this process lives.
 
     Returns:
         The file's descriptor; closing it lets go.
@@ -47,7 +47,7 @@ def lock(run_dir: Path, timeout_s: float, console: Console) -> int:
 
 
 def share_lock(run_dir: Path) -> None:
-    """A role's part: while its process or a child of it lives, nobody else goes on with the run."""
+    """Called by a role: while its process or a child of it lives, no other launch works on the run."""
     fcntl.flock(_open_lock(run_dir), fcntl.LOCK_SH)
 
 

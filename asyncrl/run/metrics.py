@@ -45,7 +45,7 @@ class MetricsWriter:
         if resume_after is not None and path.exists():
             truncate_after(path, resume_after)
         self.last_step = last_step(path)
-        """Of the rows that are there."""
+        """The step of the last row in the file; −1 = none."""
         self._file = path.open("a", encoding="utf-8")
         purge_step = None if resume_after is None else resume_after + 1
         self._tensorboard: Any = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
@@ -95,7 +95,7 @@ def to_json(row: Row) -> str:
 
 
 def last_step(path: Path) -> int:
-    """Of a metrics file as `truncate_after` leaves it; −1 when it is empty or not there."""
+    """The last step of a metrics file whose lines are all whole; −1 when it is empty or missing."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return int(json.loads(lines[-1])["step"]) if lines else -1
 

@@ -1,4 +1,4 @@
-"""Where a run stands, as its checkpoints say it in trainer.json. Needs no torch."""
+"""Where a run stands, read from trainer.json in its checkpoints. Needs no torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def latest(run_dir: Path) -> Path | None:
 
 
 def saved_rows(run_dir: Path, after: int, up_to: int) -> list[Row]:
-    """The figures of the steps after < step ≤ up_to that the run's checkpoints have, by step."""
+    """The rows of the steps after < step ≤ up_to that the run's checkpoints contain, in order of the steps."""
     rows: dict[int, Row] = {}
     for file in (run_dir / "checkpoints").glob(f"step_*/{ROWS_FILE}"):
         for line in file.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""What a run that cannot go on leaves for people to find the cause: RUN/diagnosis/TIME/
+"""The diagnosis of a run that cannot go on, for people who look for the cause: RUN/diagnosis/TIME/
 
 ROLE.stacks.txt    where each thread of a role was; missing for a role that was dead or frozen
 state.json         the failure, each role's phase and figures (replay's: the queue), the last events

@@ -22,7 +22,7 @@ from asyncrl.watch.console import LiveView
 
 
 class Generators:
-    """Keeps as many generators as there are to be."""
+    """Keeps the wanted number of generators running."""
 
     def __init__(
         self, plan: RunPlan, cluster: Cluster, processes: Processes, control: ControlServer, view: LiveView
@@ -45,14 +45,14 @@ class Generators:
     # ── deaths ──
 
     def can_replace(self, name: str) -> bool:
-        """The run goes on without it, for a time at least."""
+        """Whether the run goes on without it, at least for a time."""
         if name not in self:
             return False
         came_up = self._control.roles[name].is_ready
         return name in self._leaving or self._drops(name) or self._restarts.allows(name, came_up)
 
     def handle_death(self, name: str, failure: Failure, stopping: bool) -> None:
-        """Ends what is left of it, tells replay, and plans its restart, unless nobody wants it back."""
+        """Ends what is left of it, tells replay, and plans its restart, unless it was to leave or never came up."""
         dropped = self._drops(name)
         self._joined.discard(name)
         placement = self._processes.end(name)
@@ -70,18 +70,18 @@ class Generators:
         self._view.event(f"{name} {failure.reason}; {plan}")
 
     def remind_replay(self) -> None:
-        """Its process is new; what the one before was told may be lost."""
+        """Repeats the orders of before to a replay process that is new and may not know them."""
         for name in self._lost:
             self._control.send("replay", Gone(name, "is being started again"))
         for name in self._leaving - self._processes.told_to_end:
             self._control.send("replay", Drain(name))
 
     def _drops(self, name: str) -> bool:
-        """A newcomer that fails before it has come up is not the end of a run that went on without it."""
+        """Whether it is a newcomer that failed before it came up. It is left out, and the run goes on as before."""
         return name in self._joined and not self._control.roles[name].is_ready
 
     def restart_due(self) -> None:
-        """Starts again whose time has come; takes leave of those that have ended."""
+        """Restarts the generators whose delay is over. Forgets the drained ones that have ended."""
         for name in self._restarts.take_due(time.monotonic()):
             if name in self._lost:  # else it was to leave
                 self._start_again(name)
@@ -91,7 +91,7 @@ class Generators:
             self._view.event(f"{name} has left")
 
     def _start_again(self, name: str) -> None:
-        """Where it was, or on another node when its own has left the cluster."""
+        """Restarts it where it was, or on another node if its own has left the cluster."""
         placement = self._lost.pop(name)
         if self._cluster.has_left(placement.node):
             try:
@@ -113,7 +113,7 @@ class Generators:
     # ── joining and leaving ──
 
     def scale(self, num_generators: int) -> str:
-        """So many generators from here on; returns what will happen, for people.
+        """Changes the number of generators. Returns what will happen, for people.
 
         Raises:
             ConfigError: that is impossible, or not now.
@@ -131,7 +131,7 @@ class Generators:
 
     @property
     def _present(self) -> list[str]:
-        """By rank, without those that leave."""
+        """The names of the generators that are to stay, by rank."""
         placements = {**self._processes.placements, **self._lost}
         generators = [placement for placement in placements.values() if placement.role == "generator"]
         generators.sort(key=lambda placement: placement.rank)
@@ -145,7 +145,7 @@ class Generators:
         return [f"{placement.name} joins" for placement in added]
 
     def _places(self, number: int) -> list[Placement]:
-        """For so many more, on the nodes that are there now.
+        """Placements for that many more generators, on the nodes of now.
 
         Raises:
             ConfigError: there is no room.

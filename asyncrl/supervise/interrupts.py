@@ -1,4 +1,4 @@
-"""Ctrl-C: once asks for a clean stop; twice raises KeyboardInterrupt wherever the launcher is, for an end at once."""
+"""Ctrl-C once asks for a clean stop. Twice raises KeyboardInterrupt wherever the launcher is: the run ends at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Interrupts:
-    """Counts SIGINT and SIGTERM while it is entered; the earlier handlers come back afterwards."""
+    """Counts SIGINT and SIGTERM inside its `with` block, and restores the earlier handlers after it."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -1,4 +1,4 @@
-"""The processes of a run's roles: starting them, what became of them, ending them."""
+"""The processes of a run's roles: starting, checking and ending them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asyncrl.transport.control_server import ControlServer
 
 
 class Processes:
-    """By role name; a role that was ended on purpose is not there any more."""
+    """The processes by role name. A role that was ended on purpose is no longer among them."""
 
     def __init__(self, plan: RunPlan, cluster: Cluster, control: ControlServer) -> None:
         self._plan = plan
@@ -27,7 +27,7 @@ class Processes:
         self._num_restarts: Counter[str] = Counter()
         """Of replay and the learners: 0 for the first."""
         self.told_to_end: set[str] = set()
-        """Before the others."""
+        """Generators that are to end before the other roles."""
 
     def start_all(self) -> None:
         """Creates every role's process and sets it running.
@@ -51,12 +51,12 @@ class Processes:
         self._run(placement, self._cluster.create(self._plan, placement))
 
     def start_replay(self, placement: Placement) -> None:
-        """Again, at the address that the others know."""
+        """Restarts replay at the address that the other roles know."""
         self._num_restarts["replay"] += 1
         self.start(placement)
 
     def start_learners(self, placements: list[Placement]) -> None:
-        """All ranks again, from the latest checkpoint; nothing here waits for their processes."""
+        """Restarts all ranks from the latest checkpoint. Does not wait for their processes."""
         checkpoint = latest(self._plan.run_dir)
         state = TrainerState() if checkpoint is None else read_state(checkpoint)
         plan = replace(self._plan, resume_from=checkpoint, state=state)

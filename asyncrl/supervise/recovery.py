@@ -1,4 +1,4 @@
-"""Replay and the learners of a live run: when one dies, it is started again, within a budget.
+"""Recovery of replay and the learners in a live run: one that dies is restarted, within a budget.
 
 replay     ──▶ the same address, from the ledger ──▶ generators and learner say what they have, and ask again
 a learner  ──▶ all ranks end ──▶ all start, from the latest checkpoint ──▶ the ledger has the batches since then
@@ -50,11 +50,11 @@ class Recovery:
 
     @property
     def awaits_learners(self) -> bool:
-        """They have ended, and will be started again."""
+        """The learners have ended and will be restarted."""
         return LEARNERS in self._lost
 
     def can_replace(self, name: str, stopping: bool) -> bool:
-        """The run goes on without it, for a time at least."""
+        """Whether the run goes on without it, at least for a time."""
         part = _part(name)
         if part is None or stopping:
             return False
@@ -72,7 +72,7 @@ class Recovery:
         self._view.event(f"{name} {failure.reason}; {part}: {self._restarts[part].grant(part, time.monotonic())}")
 
     def restart_due(self) -> None:
-        """Starts again whose time has come.
+        """Restarts the roles whose delay is over.
 
         Raises:
             RoleDiedError: its node has left the cluster.

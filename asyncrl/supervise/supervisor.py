@@ -1,10 +1,10 @@
 """Starts the roles, watches them, stops them.
 
 Consumes   heartbeats and reports of every role; requests of `asyncrl scale`; Ctrl-C.
-Produces   rows for the recorder; roles that come back; generators that join and leave; Stop for the roles; the end.
-Waits for  each role to come up (at most run.startup_timeout_s), to be heard of (every run.heartbeat_timeout_s), any of
-           them to finish something (every run.no_progress_timeout_s), and each to end after Stop (at most
-           run.stop_timeout_s). Whoever is late is named, with its last log lines.
+Produces   rows for the recorder; restarted roles; generators that join and leave; Stop for the roles; the outcome.
+Waits for  each role to come up (at most run.startup_timeout_s), to be heard from (every run.heartbeat_timeout_s), any
+           of them to finish something (every run.no_progress_timeout_s), and each to end after Stop (at most
+           run.stop_timeout_s). Its error names who is late, with the last log lines.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from asyncrl.watch.recorder import Recorder
 
 POLL_MS = 100
 LAST_WORDS_S = 1.0
-"""A role that raised an error may have sent its last rows just before, and another's death may be the cause of it; both
-are waited for this long."""
+"""How long to wait, after a role raised an error, for its last rows and for the death of another role that may be the
+cause."""
 
 Outcome = Literal["complete", "interrupted"]
 
@@ -60,7 +60,7 @@ class Supervisor:
         self._processes.start_all()
 
     def watch(self, interrupts: Interrupts) -> Outcome:
-        """Until every learner has ended well, or Ctrl-C.
+        """Watches the roles until every learner has ended well, or Ctrl-C.
 
         Raises:
             RoleDiedError: a role failed, was silent or did not come up; names it.
@@ -101,7 +101,7 @@ class Supervisor:
         self._handle_failures()
 
     def diagnose(self, failure: str) -> None:
-        """Writes down where every role is, for a run that cannot go on, and says where that is to be read."""
+        """Writes the diagnosis of a run that cannot go on, and says where it is."""
         folder = write_diagnosis(self._plan.run_dir, failure, self._control, self._processes.alive)
         self._view.event(f"where each role was (stacks, queue, last events): {folder}")
 
@@ -150,7 +150,7 @@ class Supervisor:
         return dict(sorted(failures.items(), key=lambda item: not item[1].process_died))
 
     def _answer_requests(self) -> None:
-        """Of `asyncrl scale`."""
+        """Answers `asyncrl scale`."""
         while self._control.requests:
             sender, request = self._control.requests.popleft()
             try:

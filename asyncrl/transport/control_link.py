@@ -5,9 +5,9 @@ Produces   a Status every second, the rows and notes that the role hands it, and
 Waits for  the launcher's Alive, at most `heartbeat_timeout_s`; then the launcher is gone and the role ends itself.
 Unblocks   the role's loops, which look at `stopping`.
 
-It runs in a thread of its own, so that a role that computes for long still answers for itself. When not even this
-thread can run (code in C that keeps the interpreter's lock), every thread's stack goes to the role's log before the
-launcher gives it up.
+It runs in a thread of its own, so that a role still answers while it computes. When not even this thread can run (C
+code that keeps the interpreter's lock), a timer writes every thread's stack to the role's log before the launcher gives
+the role up.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ControlLink:
         self.stopping = threading.Event()
         self.stop_reason = ""
         self.orders: queue.SimpleQueue[Gone | Drain] = queue.SimpleQueue()
-        """What the launcher told this role; its main loop takes them."""
+        """Orders from the launcher, for the role's main loop."""
         self._network = network
         self._endpoint = endpoint
         self._heartbeat_timeout_s = heartbeat_timeout_s
@@ -69,7 +69,7 @@ class ControlLink:
         self._thread.start()
 
     def phase(self, text: str) -> None:
-        """What the role is doing now, for people. A change is told at once."""
+        """What the role is doing now, for people. A change is sent at once."""
         if text != self._phase:
             self._phase = text
             self._outbox.put(self._status())

@@ -1,8 +1,8 @@
-"""The launcher's ear: hears every role's heartbeats, rows and notes; tells all of them to stop.
+"""The launcher's end of the control links: receives every role's heartbeats, rows and notes; tells roles to stop.
 
-Consumes   Status, StepRow, EvalRow, Note, Stacks from the roles.
+Consumes   Status, StepRow, EvalRow, Note, Stacks from the roles; Drained from replay; Scale from `asyncrl scale`.
 Produces   Alive for each Status, or Stop once the run is to end; DumpStacks when it is to be diagnosed; to replay, Gone
-           for a generator that died.
+           for a generator that died and Drain for one that is to leave.
 Waits for  nothing: `receive` returns after at most its poll time.
 """
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 Report = StepRow | EvalRow | Note | Drained
 
 NUM_EVENTS = 200
-"""The last so many are kept for a diagnosis."""
+"""How many of the last events are kept for a diagnosis."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class RoleState:
     phase: str = "waiting for Ray"
     is_ready: bool = False
     last_seen_s: float | None = None
-    """time.monotonic of its last message; None = never heard of."""
+    """time.monotonic of its last message; None = never heard from."""
     last_progress_s: float | None = None
     """time.monotonic when it came up or last finished a piece of work: a group, a step, a publish, an evaluation."""
     num_done: int = 0
@@ -57,7 +57,7 @@ class ControlServer:
         self.events: deque[str] = deque(maxlen=NUM_EVENTS)
         """Phases, notes and rows as they came, each with its local time and its role."""
         self.requests: deque[tuple[str, Scale]] = deque()
-        """Of `asyncrl scale`, with whom to answer."""
+        """Requests of `asyncrl scale`, each with its sender."""
         self._stops: dict[str, Stop] = {}
 
     def receive(self, poll_ms: int) -> list[tuple[str, Report]]:
@@ -78,7 +78,7 @@ class ControlServer:
         return reports
 
     def stop(self, names: Iterable[str], reason: str) -> None:
-        """Tells these roles to end cleanly; one that has not been heard of yet learns it with its first heartbeat."""
+        """Tells these roles to end cleanly. One that has not been heard from yet is told at its first heartbeat."""
         for name in names:
             self._stops[name] = Stop(reason)
             if self.roles[name].last_seen_s is not None:

@@ -30,7 +30,7 @@ AnySocket = TypeVar("AnySocket", bound=zmq.Socket)
 class Keys:
     """One CURVE key pair for the servers and one for the clients of a run (Z85 text).
 
-    Who knows `server_public` gets in: it is made for one run, given to its roles alone, and never sent on the wire.
+    Whoever knows `server_public` may connect. It is made for one run, given to its roles alone, never sent on the wire.
     """
 
     server_public: bytes
@@ -101,7 +101,7 @@ def is_refused(endpoint: str) -> bool:
 def connect_watched(
     context: zmq.Context[AnySocket], network: Network, endpoint: str, identity: str
 ) -> tuple[AnySocket, Handshakes]:
-    """As `connect`, and what tells of a connection that has come about anew."""
+    """As `connect`, with a `Handshakes` that reports reconnections."""
     socket = _dealer(context, network, identity)
     handshakes = Handshakes(socket)
     socket.connect(endpoint)
@@ -122,8 +122,8 @@ def _dealer(context: zmq.Context[AnySocket], network: Network, identity: str) ->
 
 
 class Handshakes:
-    """Tells when a client's connection has come about anew: the server is another process, or was out of reach. What
-    was on its way then may be lost.
+    """Tells when a client has reconnected: the server is a new process, or was out of reach. Messages in flight may be
+    lost.
 
     Args:
         socket: not connected yet, so that the first handshake is not missed.
@@ -134,11 +134,11 @@ class Handshakes:
         self._monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
         # An asyncio socket's monitor is an asyncio socket too; this looks at it without waiting.
         self.events: zmq.Socket = zmq.Socket.shadow(self._monitor)
-        """Readable after each handshake; to be polled together with the socket."""
+        """Readable after each handshake, so that it can be polled together with the socket."""
         self._num_seen = 0
 
     def reconnected(self) -> bool:
-        """There has been another handshake since the last call, which was not the first of all."""
+        """Whether the client has reconnected since the last call. Its very first handshake does not count."""
         num_before = self._num_seen
         while self.events.poll(0):
             self.events.recv_multipart()

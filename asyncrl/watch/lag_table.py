@@ -18,7 +18,7 @@ COLUMNS = {
     "truncated": "truncated_fraction",
     "effective sample size": "effective_sample_size",
 }
-"""Title → name of the metric within its family (see `learn.token_metrics`)."""
+"""Title → name of the metric within its family (see `learn/update/token_metrics.py`)."""
 
 
 def lag_table(row: Mapping[str, MetricValue]) -> str | None:

@@ -16,7 +16,7 @@ from asyncrl.watch.console import LiveView
 from asyncrl.watch.lag_table import lag_table
 
 LAG_TABLE_EVERY = 10
-"""Steps from one table of diagnostics by lag to the next; the last step has one too."""
+"""Steps between two tables of diagnostics by lag. The last step has one too."""
 
 
 class Recorder:

@@ -59,7 +59,8 @@ class Report:
 
 
 def read_report(run_dir: Path) -> Report:
-    """
+    """Reads the report of a run, live or ended.
+
     Raises:
         DataError: no run directory, or one without a ledger or metrics.
     """

@@ -1,6 +1,6 @@
-"""What asyncrl asks of an inference engine. vLLM stands behind it today; SGLang can follow.
+"""What asyncrl asks of an inference engine. vLLM implements it today.
 
-`generator.engine=module:Class` puts another in its place: `Class(spec, config.generator)`, called inside a running
+`generator.engine=module:Class` names another: `Class(spec, config.generator)`, called inside a running
 event loop, gives an `Engine`. Its end of a publish over gloo is `publish/receiver.py`. `bench/standin/engine.py` is an
 example.
 """
@@ -50,10 +50,10 @@ class Engine(Protocol):
 
     @property
     def dead(self) -> bool:
-        """The engine will never answer again; what was asked of it may then wait for ever."""
+        """The engine will never answer again. Requests made to it may then wait for ever."""
 
     async def warm_up(self) -> None:
-        """Does now what would make the first prompt of a run wait."""
+        """Does everything now that would delay the first prompt of a run."""
 
     async def sample(self, request_id: str, prompt_token_ids: list[int], sampling: Sampling) -> list[Completion]: ...
 
@@ -63,7 +63,7 @@ class Engine(Protocol):
     async def leave_group(self) -> None: ...
 
     async def stage(self) -> None:
-        """New weights will come beside those that serve."""
+        """Prepares to receive new weights beside those that serve."""
 
     async def pause(self, recompute_kv: bool) -> None: ...
 

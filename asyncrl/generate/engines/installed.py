@@ -1,4 +1,4 @@
-"""Whether the engine of a run is there. Of vLLM that is known without importing it, which takes seconds."""
+"""Whether a run's engine is installed. vLLM is checked without importing it, which takes seconds."""
 
 from __future__ import annotations
 

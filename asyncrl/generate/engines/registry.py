@@ -1,4 +1,4 @@
-"""Which engine the generators run: vLLM, or one of the user's own (see `engine.py`)."""
+"""Which engine the generators run: vLLM, or one of the user's own (see `base.py`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EngineClass = Callable[[EngineSpec, GeneratorConfig], Engine]
 
 
 def engine_class(name: str) -> EngineClass:
-    """What `generator.engine` names.
+    """The class that `generator.engine` names.
 
     Raises:
         ConfigError: it cannot be imported, or lacks a part of `Engine`.

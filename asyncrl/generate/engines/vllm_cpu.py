@@ -1,8 +1,8 @@
-"""vLLM on CPU: what has to be said before and around its start. One shim, for CPU alone.
+"""vLLM on CPU starts with `fork` instead of `spawn`. One shim, for CPU alone.
 
-vLLM's CPU platform starts its engine and workers with `spawn`, which imports everything again (47 s instead of 15 s to
-the first token on two cores), and inside a Ray actor it insists. Fork is safe here because OMP_NUM_THREADS=1 is set
-before Python starts, so no OpenMP pool exists that a fork could break.
+vLLM's CPU platform starts its engine and workers with `spawn`, also inside a Ray actor. That imports everything again:
+47 s instead of 15 s to the first token on two cores. Fork is safe here because OMP_NUM_THREADS=1 is set before Python
+starts, so no OpenMP pool exists that a fork could break.
 
 Expiry: vLLM 0.32; remove when fork can be asked for by a public option, or spawn starts in less than ~20 s.
 """

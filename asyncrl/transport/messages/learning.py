@@ -32,12 +32,12 @@ class Members(Message, frozen=True):
 
 
 class Newcomers(Message, frozen=True):
-    """A generator is up and has no weights yet; unasked, to who publishes."""
+    """A generator is up and has no weights yet. Sent unasked to the client that publishes."""
 
 
 class BatchRequest(Message, frozen=True):
-    """The learner wants the batch of this step. Answered when B groups are there, and alike whenever it is asked
-    again before a checkpoint contains it."""
+    """The learner wants the batch of this step. Answered when B groups are there. A repeated request gets the same
+    batch, until a checkpoint contains it."""
 
     step: int
     effective_sample_size: float | None = None

@@ -17,11 +17,11 @@ class JoinGroup(Message, frozen=True):
 
 
 class LeaveGroup(Message, frozen=True):
-    """The group is broken: wait no longer for what was to come over it."""
+    """The group is broken: stop waiting for its transfers."""
 
 
 class Stage(Message, frozen=True):
-    """Receive weights beside those that serve. Done at once; they come while the engine decodes."""
+    """Receive weights beside those that serve. Answered at once; the weights come while the engine decodes."""
 
 
 class Switch(Message, frozen=True):

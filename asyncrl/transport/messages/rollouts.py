@@ -82,6 +82,6 @@ class LeaseFailed(Message, frozen=True):
 
 
 class Ack(Message, frozen=True):
-    """The message about this lease (or version) was taken and will not be lost by its receiver."""
+    """Replay has the message about this lease, version or step, and will not lose it."""
 
     ref: int

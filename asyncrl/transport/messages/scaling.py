@@ -10,7 +10,7 @@ from asyncrl.transport.messages.base import Message
 
 
 class Gone(Message, frozen=True):
-    """This generator's process is no more."""
+    """This generator's process has ended."""
 
     generator: str
     reason: str
