@@ -20,6 +20,7 @@ from asyncrl.config.checks.algorithm import (
     algorithm_problems,
     algorithm_warnings,
 )
+from asyncrl.config.checks.environment import ENVIRONMENT_POSITIVE, environment_problems
 from asyncrl.config.schema import Config, ReplayConfig
 from asyncrl.errors import ConfigError
 
@@ -45,6 +46,7 @@ _POSITIVE = (
     "data.max_prompt_tokens",
     "reward.num_workers",
     "reward.time_limit_s",
+    *ENVIRONMENT_POSITIVE,
     *ALGORITHM_POSITIVE,
     "generator.count",
     "generator.tensor_parallel",
@@ -124,6 +126,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *_cadence_problems(config),
         *_sampling_problems(config),
         *_run_problems(config),
+        *environment_problems(config),
         *_device_problems(config, device),
     ]
     if shape is not None:
