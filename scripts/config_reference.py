@@ -1,4 +1,4 @@
-"""Writes the list of every key into docs/configuration.md, from config/schema.py and config/algorithm.py.
+"""Writes the list of every key into docs/configuration.md, from config/schema.py, algorithm.py and environment.py.
 
     .venv/bin/python scripts/config_reference.py
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"types", "errors"},
     {"transport"},
     {"config"},
-    {"data", "rewards", "algorithms", "ledger", "publish", "run"},
+    {"data", "rewards", "algorithms", "environments", "ledger", "publish", "run"},
     {"replay", "generate"},
     {"learn"},
     {"cluster", "watch"},

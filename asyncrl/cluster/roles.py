@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -13,13 +15,14 @@ import zmq.asyncio
 
 from asyncrl.cluster.topology import Topology
 from asyncrl.config.schema import VLLM, Config, ReplayConfig
-from asyncrl.generate.engines.base import EngineSpec
+from asyncrl.generate.engines.base import Engine, EngineSpec
 from asyncrl.generate.engines.registry import engine_class
 from asyncrl.run.trainer_state import TrainerState
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.sockets import Network, bind, connect_watched
 
 if TYPE_CHECKING:
+    from asyncrl.generate.rollout import RollOut
     from asyncrl.ledger.ledger import Ledger
     from asyncrl.ledger.records import LedgerSnapshot
     from asyncrl.ledger.staleness_controller import StalenessController
@@ -123,29 +126,48 @@ def run_generator(plan: RunPlan, network: Network, name: str, replay_endpoint: s
 async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint: str) -> None:
     from asyncrl.generate.publish_server import PublishServer
     from asyncrl.generate.worker import GeneratorWorker
-    from asyncrl.rewards.pool import RewardPool
 
     config = plan.config
     link = plan.link(name, network)
     name_of_engine = "vLLM" if config.generator.engine == VLLM else config.generator.engine
     link.phase(f"starting {name_of_engine}")
     engine = engine_class(config.generator.engine)(_engine_spec(plan), config.generator)
-    pool = RewardPool(config.reward.terms, config.reward.num_workers, config.reward.time_limit_s)
-    try:
+    with ExitStack() as stack:
+        stack.callback(link.close)
+        stack.callback(engine.shutdown)
+        roll_out = _roll_out(config, engine, stack)
         link.phase(f"warming up {name_of_engine}")
         await engine.warm_up()
         context = zmq.asyncio.Context.instance()
         socket, endpoint = bind(context, network)
         replay, handshakes = connect_watched(context, network, replay_endpoint, name)
         publish_server = PublishServer(socket, engine)
-        await GeneratorWorker(config, engine, pool, replay, handshakes, publish_server, link).run(endpoint)
+        await GeneratorWorker(config, engine, roll_out, replay, handshakes, publish_server, link).run(endpoint)
         socket.close()
         handshakes.close()
         replay.close()
-    finally:
-        engine.shutdown()
-        pool.close()
-        link.close()
+
+
+def _roll_out(config: Config, engine: Engine, stack: ExitStack) -> RollOut:
+    """How this run's leases are answered; the stack closes the processes of it."""
+    if config.environment.name is None:
+        from asyncrl.generate.rollout import roll_out
+        from asyncrl.rewards.pool import RewardPool
+
+        pool = RewardPool(config.reward.terms, config.reward.num_workers, config.reward.time_limit_s)
+        stack.callback(pool.close)
+        return partial(roll_out, engine=engine, scorer=pool, config=config.generator)
+    from transformers import AutoTokenizer
+
+    from asyncrl.environments.pool import EnvironmentPool
+    from asyncrl.generate.episodes import Episodes
+    from asyncrl.generate.observation_tokens import ObservationTokens
+
+    environments = EnvironmentPool(config.environment)
+    stack.callback(environments.close)
+    model = config.model
+    tokens = ObservationTokens(AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code))
+    return Episodes(engine, environments, tokens, config).roll_out
 
 
 def _engine_spec(plan: RunPlan) -> EngineSpec:

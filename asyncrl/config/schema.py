@@ -1,7 +1,7 @@
 """The configuration: every key, its default, its unit and what it means.
 
-The section `algorithm` is in `config/algorithm.py`. Files and overrides are read in `config/load.py`; what one key
-allows another to be is checked in `config/checks/check.py`.
+The sections `algorithm` and `environment` are in files of their own beside this one. Files and overrides are read in
+`config/load.py`; what one key allows another to be is checked in `config/checks/check.py`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from asyncrl.config.algorithm import AlgorithmConfig
+from asyncrl.config.environment import EnvironmentConfig
 
 CPU_KV_CACHE_BYTES = 256 * 2**20
 """On CPU vLLM would take a share of the whole machine's memory."""
@@ -36,7 +37,7 @@ class DataConfig:
     """The prompts. Files are .parquet or .jsonl; a folder means its train.parquet / test.parquet."""
 
     train: str = "???"
-    """Training prompts. `arithmetic` generates the addition task on the spot."""
+    """Training prompts. `arithmetic` generates the addition task on the spot; `environment`: the environment's own."""
     eval: str | None = None
     """Held-out prompts; null turns evaluation off."""
     prompt_column: str = "prompt"
@@ -84,7 +85,7 @@ class GeneratorConfig:
     top_p: float = 1.0
     top_k: int = -1
     max_tokens: int = 1024
-    """Longest completion, in tokens."""
+    """Longest completion, in tokens; with an environment the longest episode, what the environment gives included."""
     max_groups_in_flight: int = 16
     """Leases one generator holds at once; its concurrency is this × group_size."""
     seeded_sampling: bool = True
@@ -233,6 +234,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)

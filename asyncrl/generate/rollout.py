@@ -1,8 +1,8 @@
-"""lease → requests → scored group: what a generator does with one prompt."""
+"""lease → requests → scored group: what a generator does with one prompt that is answered in one turn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +14,12 @@ from asyncrl.rewards.worker import RewardFailure, Score
 from asyncrl.transport.messages.rollouts import LeaseGrant
 from asyncrl.types import Completion, Group
 
+RollOut = Callable[[LeaseGrant], Awaitable[tuple[Group, list[str]]]]
+"""From a lease to its group, and the reason of each completion that could not be scored (its reward is NaN).
+
+Raises RunError when the group must not be trained on.
+"""
+
 
 class Scorer(Protocol):
     """A RewardPool, as rollouts use it."""
@@ -24,16 +30,22 @@ class Scorer(Protocol):
 async def roll_out(
     grant: LeaseGrant, engine: Engine, scorer: Scorer, config: GeneratorConfig
 ) -> tuple[Group, list[str]]:
-    """Samples and scores the group of one lease.
-
-    Returns:
-        The group, and the reason of each completion that could not be scored (its reward is NaN).
+    """Samples and scores the group of one lease, see `RollOut`.
 
     Raises:
         RunError: a completion is missing, empty or has a logprob that is not finite; the group must not be trained on.
     """
+    completions = await sample(
+        grant, engine, f"{grant.kind}-{grant.lease_id}", grant.token_ids, sampling_of(grant, config)
+    )
+    scores = await scorer.score(grant.text, [completion.text for completion in completions], grant.answer)
+    return make_group(grant, completions, scores), reasons(scores)
+
+
+def sampling_of(grant: LeaseGrant, config: GeneratorConfig) -> Sampling:
+    """How the completions of a lease are sampled."""
     training = grant.kind == "train"
-    sampling = Sampling(
+    return Sampling(
         num_samples=grant.num_samples,
         temperature=grant.temperature,
         top_p=config.top_p if training else 1.0,
@@ -41,27 +53,29 @@ async def roll_out(
         max_tokens=config.max_tokens,
         seed=grant.seed if config.seeded_sampling else None,
     )
-    completions = await engine.sample(f"{grant.kind}-{grant.lease_id}", grant.token_ids, sampling)
-    _check(grant, completions)
-    scores = await scorer.score(grant.text, [completion.text for completion in completions], grant.answer)
-    return _group(grant, completions, scores), [score.reason for score in scores if isinstance(score, RewardFailure)]
 
 
-def _check(grant: LeaseGrant, completions: list[Completion]) -> None:
-    if len(completions) != grant.num_samples:
-        raise RunError(
-            f"prompt {grant.index} (row {grant.row}): {len(completions)} completions instead of {grant.num_samples}"
-        )
+async def sample(
+    grant: LeaseGrant, engine: Engine, request_id: str, token_ids: list[int], sampling: Sampling
+) -> list[Completion]:
+    """Completions that may be trained on.
+
+    Raises:
+        RunError: one is missing, empty or has a logprob that is not finite.
+    """
+    completions = await engine.sample(request_id, token_ids, sampling)
+    place = f"prompt {grant.index} (row {grant.row})"
+    if len(completions) != sampling.num_samples:
+        raise RunError(f"{place}: {len(completions)} completions instead of {sampling.num_samples}")
     for position, completion in enumerate(completions):
         if len(completion.token_ids) == 0:
-            raise RunError(f"prompt {grant.index} (row {grant.row}): completion {position} is empty")
+            raise RunError(f"{place}: completion {position} is empty")
         if not np.isfinite(completion.logprobs).all():
-            raise RunError(
-                f"prompt {grant.index} (row {grant.row}): completion {position} has logprobs that are not finite"
-            )
+            raise RunError(f"{place}: completion {position} has logprobs that are not finite")
+    return completions
 
 
-def _group(grant: LeaseGrant, completions: list[Completion], scores: Sequence[Score | RewardFailure]) -> Group:
+def make_group(grant: LeaseGrant, completions: Sequence[Completion], scores: Sequence[Score | RewardFailure]) -> Group:
     return Group(
         index=grant.index,
         row=grant.row,
@@ -75,3 +89,8 @@ def _group(grant: LeaseGrant, completions: list[Completion], scores: Sequence[Sc
         truncated=np.asarray([completion.finish_reason == "length" for completion in completions], np.bool_),
         sample_text=f"{grant.text}{completions[0].text}",
     )
+
+
+def reasons(scores: Sequence[Score | RewardFailure]) -> list[str]:
+    """Of the failures among the scores."""
+    return [score.reason for score in scores if isinstance(score, RewardFailure)]

@@ -20,7 +20,7 @@ from asyncrl.config.schema import Config
 from asyncrl.errors import RunError, WireError
 from asyncrl.generate.engines.base import Engine
 from asyncrl.generate.publish_server import PublishServer
-from asyncrl.generate.rollout import Scorer, roll_out
+from asyncrl.generate.rollout import RollOut
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
 from asyncrl.transport.messages.schema import AnyMessage
@@ -46,7 +46,7 @@ class GeneratorWorker:
         self,
         config: Config,
         engine: Engine,
-        scorer: Scorer,
+        roll_out: RollOut,
         replay: zmq.asyncio.Socket,
         handshakes: Handshakes,
         publish_server: PublishServer,
@@ -54,7 +54,7 @@ class GeneratorWorker:
     ) -> None:
         self._config = config
         self._engine = engine
-        self._scorer = scorer
+        self._roll_out = roll_out
         self._replay = replay
         self._publish_server = publish_server
         self._activity = publish_server.activity
@@ -124,8 +124,8 @@ class GeneratorWorker:
         self._activity.lease_begins()
         try:
             async with asyncio.timeout(grant.timeout_s):
-                group, unscored = await roll_out(grant, self._engine, self._scorer, self._config.generator)
-            num_tokens = group.num_tokens
+                group, unscored = await self._roll_out(grant)
+            num_tokens = int(group.sampled.sum())
         except TimeoutError:
             await self._fail(grant, f"no group within {grant.timeout_s:.0f} s (replay.lease_timeout_s)")
             return

@@ -19,6 +19,7 @@ from asyncrl.config.checks.check import check
 from asyncrl.config.load import to_yaml
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import Config
+from asyncrl.environments.resolve import make
 from asyncrl.errors import DataError
 from asyncrl.generate.engines.installed import check_own_engine
 from asyncrl.ledger.staleness_bound import admission_limit
@@ -40,6 +41,8 @@ def run_check(config: Config, console: Console, show_config: bool = False) -> No
     warnings = check(config, device, shape)
     for term in config.reward.terms:
         resolve(term.function)
+    if config.environment.name is not None:
+        make(config.environment)
     check_own_engine(config.generator.engine)
     nodes, notes = _cluster(config, here, device)
     topology = plan(config, nodes, device)
@@ -101,7 +104,9 @@ def _shape(config: Config) -> tuple[ModelShape | None, list[str]]:
 
 
 def _missing_data(config: Config) -> list[str]:
-    sources = {path for path in (config.data.train, config.data.eval) if path not in (None, "arithmetic")}
+    sources = {
+        path for path in (config.data.train, config.data.eval) if path not in (None, "arithmetic", "environment")
+    }
     return [
         f"data: {path} does not exist yet; `asyncrl prepare` makes data sets"
         for path in sorted(sources)

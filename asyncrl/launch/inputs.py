@@ -18,6 +18,7 @@ from asyncrl.data.arithmetic import arithmetic_rows, forget_carries
 from asyncrl.data.prompts import save_prompts, tokenize_prompts
 from asyncrl.data.read import read_rows, resolve_split
 from asyncrl.data.tiny_model import build_tiny_model
+from asyncrl.environments.resolve import environment_rows
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.run.directory import eval_file, train_file
 from asyncrl.types import Prompt
@@ -57,11 +58,11 @@ def make_inputs(config: Config) -> RunInputs:
     model_path = config.model.path
     if model_path == "tiny":
         parent = Path(config.run.dir) / TINY_MODELS_DIR
-        warmup_rows = forget_carries(train_rows, config.run.seed) if config.data.train == "arithmetic" else train_rows
         try:
             parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"run.dir={config.run.dir}: cannot make {parent}: {error}") from error
+        warmup_rows = _warmup_rows(config, train_rows)
         model_path = str(build_tiny_model(parent.resolve(), warmup_rows, config.model.warmup_steps, config.run.seed))
     tokenizer = _tokenizer(model_path, config.model.trust_remote_code)
     train, num_dropped = tokenize_prompts(train_rows, tokenizer, config.data, config.data.train)
@@ -84,11 +85,22 @@ def save_inputs(inputs: RunInputs, run_dir: Path) -> None:
 def _rows(config: Config, source: str, split: Split) -> Rows:
     if source == "arithmetic":
         return arithmetic_rows(split, config.run.seed)
+    if source == "environment":
+        return environment_rows(config.environment, split, config.run.seed)
     try:
         file = resolve_split(Path(source), split)
         return read_rows(file, config.data.prompt_column, config.data.answer_column)
     except DataError as error:
         raise DataError(f"data.{'train' if split == 'train' else 'eval'}: {error}") from error
+
+
+def _warmup_rows(config: Config, train_rows: Rows) -> Rows:
+    """What the tiny model learns before the run."""
+    if config.data.train == "arithmetic":
+        return forget_carries(train_rows, config.run.seed)
+    if config.data.train == "environment":
+        return environment_rows(config.environment, "warmup", config.run.seed)
+    return train_rows
 
 
 def _require_model(path: str, trust_remote_code: bool) -> None:

@@ -20,6 +20,7 @@ from asyncrl.cluster.topology import Node, Topology, plan, resolve_device
 from asyncrl.config.checks.check import check
 from asyncrl.config.model_shape import read_model_shape
 from asyncrl.config.schema import Config
+from asyncrl.environments.resolve import make
 from asyncrl.errors import ConfigError, RunError
 from asyncrl.generate.engines.installed import check_engine
 from asyncrl.launch.inputs import RunInputs, make_inputs, save_inputs
@@ -68,6 +69,8 @@ def launch(config: Config, config_name: str, resume: Path | None, console: Conso
         check_changes(resume, config)
     for term in config.reward.terms:
         resolve(term.function)
+    if config.environment.name is not None:
+        make(config.environment)
     is_local = config.cluster.ray_address is None  # else the cluster is checked once it is joined
     if is_local:
         _check(config, [this_node()])

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -199,7 +200,8 @@ class Bench:
         self.learner = connect(context, self.network, self.publish_endpoint, "learner-0-publish")
         self.sockets = [self.replay, self.dealer, publish_socket, self.learner]
         self.publish_server = PublishServer(publish_socket, engine)
-        worker = GeneratorWorker(Config(), engine, pool, self.dealer, self.handshakes, self.publish_server, self.link)
+        answer = partial(roll_out, engine=engine, scorer=pool, config=Config().generator)
+        worker = GeneratorWorker(Config(), engine, answer, self.dealer, self.handshakes, self.publish_server, self.link)
         self.running = asyncio.create_task(worker.run(self.publish_endpoint))
 
     async def receive(self) -> tuple[AnyMessage, list[Frame]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from asyncrl.config.checks.algorithm import algorithm_problems
 from asyncrl.config.checks.devices import Device, device_problems
+from asyncrl.config.checks.environment import environment_problems
 from asyncrl.config.checks.generator import model_problems, sampling_problems
 from asyncrl.config.checks.learner import batch_problems
 from asyncrl.config.checks.publish import cadence_problems
@@ -43,6 +44,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *staleness_problems(config.replay),
         *cadence_problems(config),
         *sampling_problems(config),
+        *environment_problems(config),
         *run_problems(config),
         *device_problems(config, device),
     ]

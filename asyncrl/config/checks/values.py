@@ -14,6 +14,7 @@ from asyncrl.config.checks.algorithm import (
     ALGORITHM_NOT_NEGATIVE,
     ALGORITHM_POSITIVE,
 )
+from asyncrl.config.checks.environment import ENVIRONMENT_POSITIVE
 from asyncrl.config.schema import Config
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -33,6 +34,7 @@ _POSITIVE = (
     "data.max_prompt_tokens",
     "reward.num_workers",
     "reward.time_limit_s",
+    *ENVIRONMENT_POSITIVE,
     *ALGORITHM_POSITIVE,
     "generator.count",
     "generator.tensor_parallel",

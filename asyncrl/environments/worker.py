@@ -1,0 +1,171 @@
+"""What runs inside an environment process: many episodes, one call at a time, each call under a time limit.
+
+The process holds an episode's environment from its first call to its last. One that it does not know, because it is
+newer than the episode, it makes anew and plays again up to the present call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import time
+import traceback
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, NoReturn
+
+from asyncrl.config.environment import EnvironmentConfig
+from asyncrl.environments.base import Action, Environment, Observation, Row, Step
+from asyncrl.environments.resolve import make
+
+_MAX_REASON_CHARS = 500
+"""Reasons travel to the ledger and the log; an exception's text may hold a whole observation."""
+_MAX_OBSERVATION_CHARS = 1_000_000
+"""Tokenizing a longer text would hold up the generator's event loop, and no context takes it."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The next call of an episode, with all that went before."""
+
+    episode_id: str
+    row: Row
+    actions: list[Action]
+    """Empty = `reset`; else `step` with the last of them."""
+    observed: list[Observation | None]
+    """What the calls before this one answered."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call came to."""
+
+    step: Step
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class EpisodeFailure:
+    """An episode that cannot go on."""
+
+    reason: str
+
+
+class _TimeLimitError(BaseException):
+    """Not an Exception, so that an environment's own `except Exception` does not swallow it."""
+
+
+_config = EnvironmentConfig()
+_episodes: dict[str, Environment] = {}
+_loop: asyncio.AbstractEventLoop
+
+
+def start(config: EnvironmentConfig) -> None:
+    """Imports the environment once, outside of any time limit, when the process starts."""
+    global _config, _loop
+    _config, _loop = config, asyncio.new_event_loop()
+    asyncio.set_event_loop(_loop)
+    make(config)
+
+
+def advance(call: Call) -> Answer | EpisodeFailure:
+    """Makes the call; after a failure, and when the episode is done, the environment is gone."""
+    signal.signal(signal.SIGALRM, _on_alarm)  # anew each time: an environment may have set its own
+    try:
+        environment = _episodes.pop(call.episode_id, None) or _replay(call)
+        started = time.perf_counter()
+        step = _next(environment, call.row, call.actions)
+        elapsed_s = time.perf_counter() - started
+    except _TimeLimitError:
+        return EpisodeFailure(f"took longer than environment.time_limit_s = {_config.time_limit_s:g} s")
+    except BaseException as error:  # noqa: BLE001  a user's environment may raise anything, SystemExit included
+        reason = "".join(traceback.format_exception_only(error)).strip()
+        return EpisodeFailure(reason[:_MAX_REASON_CHARS])
+    if not step.done:
+        _episodes[call.episode_id] = environment
+    return Answer(step, elapsed_s)
+
+
+def forget(episode_id: str) -> None:
+    """Drops an episode that ended before its environment was done."""
+    _episodes.pop(episode_id, None)
+
+
+def _replay(call: Call) -> Environment:
+    """A new environment, in the state in which the call finds it."""
+    with _alarm():
+        environment = make(_config)
+    for number, observed in enumerate(call.observed):
+        step = _next(environment, call.row, call.actions[:number])
+        if step.done or step.observation != observed:
+            raise RuntimeError(
+                "its process was lost to another episode, and played again it answered otherwise: "
+                "the environment is not deterministic"
+            )
+    return environment
+
+
+def _next(environment: Environment, row: Row, actions: list[Action]) -> Step:
+    if not actions:
+        observation = _run(environment.reset(row))
+        return Step(None if observation is None else _checked_observation(observation))
+    return _checked(_run(environment.step(actions[-1])))
+
+
+def _run(call: Coroutine[Any, Any, Any]) -> Any:
+    task = _loop.create_task(call)
+    try:
+        with _alarm():
+            return _loop.run_until_complete(task)
+    finally:
+        task.cancel()  # where the alarm came between two of its steps; else it has ended
+
+
+@contextmanager
+def _alarm() -> Iterator[None]:
+    signal.setitimer(signal.ITIMER_REAL, _config.time_limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _on_alarm(signum: int, frame: object) -> NoReturn:
+    raise _TimeLimitError
+
+
+def _checked(step: Any) -> Step:
+    """The step in plain types, which travel.
+
+    Raises:
+        TypeError, ValueError: it is none, its reward is no finite number, or it neither ends nor goes on.
+    """
+    if not isinstance(step, Step):
+        raise TypeError(f"step returned {step!r}, not a Step")
+    if not isinstance(step.reward, Real) or not math.isfinite(step.reward):
+        raise ValueError(f"the reward is {step.reward!r}, not a finite number")
+    observation = None if step.done else _checked_observation(step.observation)
+    return Step(observation, float(step.reward), bool(step.done))
+
+
+def _checked_observation(observation: Any) -> Observation:
+    if isinstance(observation, str) and 0 < len(observation) <= _MAX_OBSERVATION_CHARS:
+        observation.encode()  # half of a surrogate pair takes no tokenizer
+        return observation
+    if isinstance(observation, list) and 0 < len(observation) <= _MAX_OBSERVATION_CHARS:
+        if all(isinstance(item, Integral) for item in observation):
+            return [int(token) for token in observation]
+        if all(_is_message(item) for item in observation):
+            return [dict(message) for message in observation]
+    raise ValueError(
+        f"the observation {observation!r:.200} is neither text, token ids nor messages with role and content, "
+        f"or it is empty or longer than {_MAX_OBSERVATION_CHARS:,}"
+    )
+
+
+def _is_message(item: Any) -> bool:
+    is_text = isinstance(item, dict) and all(isinstance(value, str) for value in item.values())
+    return is_text and {"role", "content"} <= set(item)
