@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import zmq
 import zmq.asyncio
 
 from asyncrl.cluster.topology import Topology
-from asyncrl.config.schema import VLLM, Config, ReplayConfig
+from asyncrl.config.schema import VLLM, Config
 from asyncrl.generate.engines.base import Engine, EngineSpec
 from asyncrl.generate.engines.registry import engine_class
 from asyncrl.run.trainer_state import TrainerState
@@ -23,9 +23,6 @@ from asyncrl.transport.sockets import Network, bind, connect_watched
 
 if TYPE_CHECKING:
     from asyncrl.generate.rollout import RollOut
-    from asyncrl.ledger.ledger import Ledger
-    from asyncrl.ledger.records import LedgerSnapshot
-    from asyncrl.ledger.staleness_controller import StalenessController
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,7 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, n
     """
     from asyncrl.data.prompt_order import PromptOrder
     from asyncrl.data.prompts import load_prompts
+    from asyncrl.ledger.from_config import controller_of, ledger_of
     from asyncrl.ledger.store import LedgerStore
     from asyncrl.replay.evaluation import Evaluation, first_lease_id
     from asyncrl.replay.server import ReplayServer
@@ -70,7 +68,7 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, n
     store = LedgerStore(ledger_file(plan.run_dir), config.replay.durability)
     session = store.begin_session(began_anew=num_restarts == 0)
     snapshot = store.snapshot()
-    ledger = _ledger(plan, snapshot)
+    ledger = ledger_of(config, plan.num_steps, snapshot, time.monotonic())
     if num_restarts == 0:
         ledger.begin_session()
     ledger.checkpointed(plan.state.step)
@@ -82,40 +80,11 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, n
         ledger,
         store,
         link,
-        _controller(config.replay, snapshot.eta),
+        controller_of(config.replay, snapshot.eta),
     )
     server.run()
     store.close()
     link.close()
-
-
-def _ledger(plan: RunPlan, snapshot: LedgerSnapshot) -> Ledger:
-    from asyncrl.ledger.ledger import Ledger
-    from asyncrl.ledger.records import Stragglers
-
-    config = plan.config
-    refills = config.algorithm.zero_variance == "refill"
-    return Ledger(
-        batch_size=config.learner.batch_size,
-        max_staleness=config.replay.max_staleness,
-        num_steps=plan.num_steps,
-        stragglers=cast(Stragglers, config.replay.stragglers),
-        lease_timeout_s=config.replay.lease_timeout_s,
-        max_attempts=config.replay.max_lease_attempts,
-        max_refill_prompts=config.algorithm.max_refill_batches * config.learner.batch_size if refills else 0,
-        snapshot=snapshot,
-        now_s=time.monotonic(),
-    )
-
-
-def _controller(replay: ReplayConfig, eta: int | None) -> StalenessController | None:
-    from asyncrl.ledger.staleness_controller import StalenessController
-
-    if replay.ess_target is None:
-        return None
-    return StalenessController(
-        ess_target=replay.ess_target, min_staleness=replay.min_staleness, max_staleness=replay.max_staleness, eta=eta
-    )
 
 
 def run_generator(plan: RunPlan, network: Network, name: str, replay_endpoint: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from dataclasses import dataclass, field
 
 from asyncrl.errors import WireError
@@ -12,6 +14,8 @@ from asyncrl.transport.messages.learning import Member
 class _Generator:
     member: Member
     credit: int
+    place: int
+    """In order of arrival; of equally free generators, the first is given a lease."""
     serves: bool = False
     is_connected: bool = True
     leaves: bool = False
@@ -28,6 +32,12 @@ class Membership:
 
     def __init__(self) -> None:
         self._generators: dict[str, _Generator] = {}
+        self._places = itertools.count()
+        self._by_free: list[tuple[int, int, str]] = []
+        """Heap of (−free places, place, name); an entry that does not tell how a generator stands now is passed over.
+        With 1,024 generators, a look at each of them for each lease would cost replay more than all else."""
+        self._noted: set[tuple[int, int, str]] = set()
+        """What the heap holds, so that it holds nothing twice: at most the sum of all credits."""
 
     def __contains__(self, name: str) -> bool:
         return name in self._generators
@@ -45,13 +55,15 @@ class Membership:
     def restore(self, member: Member, credit: int, unanswered: set[int]) -> None:
         """A generator that said hello to an earlier replay process. It gets no lease before it says hello again."""
         self._generators[member.name] = _Generator(
-            member, credit, serves=True, is_connected=False, unanswered=unanswered
+            member, credit, next(self._places), serves=True, is_connected=False, unanswered=unanswered
         )
 
     def join(self, member: Member, credit: int, serves: bool, held: set[int]) -> None:
         """A generator is up, or connected again, and has the leases `held`."""
         leaves = member.name in self._generators and self._generators[member.name].leaves
-        self._generators[member.name] = _Generator(member, credit, serves, leaves=leaves, unanswered=held)
+        place = next(self._places)
+        self._generators[member.name] = _Generator(member, credit, place, serves, leaves=leaves, unanswered=held)
+        self._note_free(member.name)
 
     def serves(self, name: str) -> None:
         """It has the learner's weights and may be given leases.
@@ -62,6 +74,7 @@ class Membership:
         if name not in self._generators:
             raise WireError(f"{name} serves and never said hello")
         self._generators[name].serves = True
+        self._note_free(name)
 
     def remove(self, name: str) -> None:
         """The generator is gone, perhaps before it said hello."""
@@ -82,12 +95,25 @@ class Membership:
         return not all(generator.serves or generator.leaves for generator in self._generators.values())
 
     def freest(self) -> str | None:
-        """The generator with the most credit left, or None when none has any."""
-        name = max(self._generators, key=lambda name: self._generators[name].num_free, default=None)
-        return name if name is not None and self._generators[name].num_free > 0 else None
+        """The generator with the most free places, or None when there is no free place."""
+        while self._by_free:
+            negative_free, place, name = self._by_free[0]
+            generator = self._generators.get(name)
+            if generator is not None and (-generator.num_free, generator.place) == (negative_free, place):
+                return name
+            self._noted.remove(heapq.heappop(self._by_free))
+        return None
+
+    def _note_free(self, name: str) -> None:
+        generator = self._generators[name]
+        entry = (-generator.num_free, generator.place, name)
+        if generator.num_free > 0 and entry not in self._noted:
+            self._noted.add(entry)
+            heapq.heappush(self._by_free, entry)
 
     def granted(self, name: str, lease_id: int) -> None:
         self._generators[name].unanswered.add(lease_id)
+        self._note_free(name)
 
     def answered(self, name: str, lease_id: int) -> None:
         """Gives the lease's credit back.
@@ -99,3 +125,4 @@ class Membership:
         if generator is None or lease_id not in generator.unanswered:
             raise WireError(f"{name} answered lease {lease_id}, which it does not hold")
         generator.unanswered.remove(lease_id)
+        self._note_free(name)
