@@ -53,7 +53,7 @@ class LeaseTable:
         self._lease_of[lease.index] = lease.lease_id
 
     def line_up(self, index: int) -> None:
-        """To be leased again."""
+        """Puts the prompt in line to be leased again."""
         heapq.heappush(self._in_line, index)
 
     def next_in_line(self) -> int | None:
@@ -74,7 +74,7 @@ class LeaseTable:
         return index in self._lease_of or index in self._in_line
 
     def close(self, index: int) -> None:
-        """The prompt is neither held nor in line any more."""
+        """Takes the prompt out of the table: it is neither held nor in line any more."""
         if index in self._in_line:
             self._in_line.remove(index)
             heapq.heapify(self._in_line)
@@ -87,7 +87,7 @@ class LeaseTable:
         self.line_up(lease.index)
 
     def forget(self, leases: Iterable[LeaseRecord]) -> None:
-        """They will not be answered."""
+        """Drops leases that will not be answered."""
         for lease in leases:
             del self._unanswered[lease.lease_id]
 
@@ -97,7 +97,7 @@ class LeaseTable:
         return self._num_failures.get(index, 0)
 
     def count_failure(self, index: int) -> int:
-        """One more; returns how many there are."""
+        """Adds a failure. Returns how many the prompt has."""
         self._num_failures[index] = self.num_failures(index) + 1
         return self._num_failures[index]
 

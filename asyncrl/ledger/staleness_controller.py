@@ -24,7 +24,7 @@ import math
 import statistics
 
 WINDOW = 5
-"""Steps judged together; the median of five stands two wild ones."""
+"""Steps judged together; the median of five withstands two wild ones."""
 MARGIN = 0.8
 MAX_FACTOR = 2.0
 

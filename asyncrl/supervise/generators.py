@@ -70,7 +70,7 @@ class Generators:
         self._view.event(f"{name} {failure.reason}; {plan}")
 
     def remind_replay(self) -> None:
-        """Repeats the orders of before to a replay process that is new and may not know them."""
+        """Repeats earlier orders to a replay process that is new and may not know them."""
         for name in self._lost:
             self._control.send("replay", Gone(name, "is being started again"))
         for name in self._leaving - self._processes.told_to_end:
@@ -145,7 +145,7 @@ class Generators:
         return [f"{placement.name} joins" for placement in added]
 
     def _places(self, number: int) -> list[Placement]:
-        """Placements for that many more generators, on the nodes of now.
+        """Placements for that many more generators, on the nodes that are there now.
 
         Raises:
             ConfigError: there is no room.

@@ -78,7 +78,7 @@ class Supervisor:
         return "interrupted"
 
     def stop(self, reason: str) -> None:
-        """Ends every role cleanly: the learners first, which may be in the middle of a publish that needs the others.
+        """Ends every role cleanly. The learners end first, since they may be in a publish that needs the others.
 
         Raises:
             RoleDiedError: a role failed while it stopped.
@@ -159,7 +159,7 @@ class Supervisor:
                 self._control.send(sender, Failed(str(error)))
 
     def _check_progress(self) -> None:
-        """Catches what heartbeats do not: a role that is alive and hangs, so that in time nobody has anything to do."""
+        """Catches what heartbeats do not: a role that lives and hangs, so that in time no role has anything to do."""
         states, timeout_s = self._control.roles, self._plan.config.run.no_progress_timeout_s
         if not all(state.is_ready for state in states.values()):
             return

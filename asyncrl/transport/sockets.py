@@ -89,7 +89,7 @@ def connect(context: zmq.Context[AnySocket], network: Network, endpoint: str, id
 
 
 def is_refused(endpoint: str) -> bool:
-    """Nobody listens there any more. False for a server that is frozen, or out of reach: it may only be late."""
+    """Whether nobody listens there any more. False for a server that is frozen or out of reach: it may only be late."""
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     try:
         stdlib_socket.create_connection((host, int(port)), timeout=PROBE_TIMEOUT_S).close()
