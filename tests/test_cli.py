@@ -43,7 +43,10 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["algorithm.group_size=1"], "algorithm.group_size=1 with algorithm.advantage=grpo"),
         (["generator.max_tokens=100"], "= 108 tokens, but the model takes 64 (max_position_embeddings)"),
         (["reward.terms=[{function: no_module:f}]"], "reward.terms: 'no_module:f': cannot import 'no_module'"),
-        (["generator.engine=sglang"], "generator.engine: unknown Class 'sglang'; use vllm, module:Class or file.py:Class"),
+        (
+            ["generator.engine=sglang"],
+            "generator.engine: unknown Class 'sglang'; use vllm, module:Class or file.py:Class",
+        ),
         (["model.path=./none"], "model.path=./none: no such folder"),
         (["data.train=none"], "data.train: none does not exist"),
         (["data.train=empty.jsonl"], "data.train: empty.jsonl has no rows"),

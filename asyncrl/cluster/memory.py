@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from asyncrl.cluster.topology import Topology
 from asyncrl.config.model_shape import ModelShape
 from asyncrl.config.schema import CPU_KV_CACHE_BYTES, VLLM, Config
-from asyncrl.learn.policy.logprob import MAX_CHUNK_LOGITS
+from asyncrl.learn.policy.logprob import BYTES_PER_LOGIT, chunk_bytes
 
 ASSUMED_GPU_BYTES = 80 * 10**9
 """Where no GPU can be asked: an 80 GB A100 or H100."""
@@ -59,9 +59,10 @@ def estimate(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: i
         gpu_bytes: memory of one GPU where it is known; else `ASSUMED_GPU_BYTES`.
     """
     compute_bytes = bytes_per_value(config, topology)
-    estimates = _learner(config, shape, topology, compute_bytes)
+    gpu_bytes = gpu_bytes or ASSUMED_GPU_BYTES
+    estimates = _learner(config, shape, topology, compute_bytes, gpu_bytes)
     if config.generator.engine == VLLM:
-        estimates.append(_generator(config, shape, topology, compute_bytes, gpu_bytes or ASSUMED_GPU_BYTES))
+        estimates.append(_generator(config, shape, topology, compute_bytes, gpu_bytes))
     return [*estimates, _replay(config)]
 
 
@@ -88,7 +89,10 @@ def bytes_per_value(config: Config, topology: Topology) -> int:
     return 2 if config.model.dtype == "bfloat16" else 4
 
 
-def _learner(config: Config, shape: ModelShape, topology: Topology, compute_bytes: int) -> list[Estimate]:
+def _learner(
+    config: Config, shape: ModelShape, topology: Topology, compute_bytes: int, gpu_bytes: int
+) -> list[Estimate]:
+    on_gpu = topology.device == "gpu"
     num_ranks, parameters = len(topology.learners), shape.num_parameters
     largest_unit = max(shape.num_root_parameters, shape.num_layer_parameters)
     gathered = shape.num_root_parameters + 2 * shape.num_layer_parameters
@@ -101,13 +105,12 @@ def _learner(config: Config, shape: ModelShape, topology: Topology, compute_byte
         Item("gathered weights: root and two layers", compute_bytes * gathered, "c·(R + 2·layer)"),
         Item("one unit's whole gradient", (compute_bytes + 4) * largest_unit, "(c + 4)·max(R, layer)"),
         _activations(config, shape, compute_bytes),
-        _logits(config, shape),
+        _logits(config, shape, gpu_bytes if on_gpu else None),
     ]
     reference = Item("reference, float32", 4 * parameters / num_ranks, "4·P/M")
     published = Item("publish, rank 0: the whole new policy", compute_bytes * parameters, "c·P")
     kept = Item("publish, rank 0: the last one, for newcomers", compute_bytes * parameters, "c·P")
     host = [Item("while loading: the whole model, float32", 4 * parameters, "4·P, freed once it is sharded")]
-    on_gpu = topology.device == "gpu"
     (host if on_gpu else work).append(kept)
     if config.algorithm.kl_coef > 0:
         (host if on_gpu and config.learner.offload_reference else work).append(reference)
@@ -131,9 +134,10 @@ def _activations(config: Config, shape: ModelShape, compute_bytes: int) -> Item:
     return Item(f"activations of {num_tokens} tokens", per_layer * shape.num_layers, "c·T·L·(6h + 4(H+K)d + 4I)")
 
 
-def _logits(config: Config, shape: ModelShape) -> Item:
-    num_logits = min(MAX_CHUNK_LOGITS, config.learner.micro_batch_tokens * shape.vocab_size)
-    return Item("logits of one chunk, float32", 4 * 4 * num_logits, "4 tensors of at most 2²⁵ values")
+def _logits(config: Config, shape: ModelShape, gpu_bytes: int | None) -> Item:
+    all_logits = BYTES_PER_LOGIT * config.learner.micro_batch_tokens * shape.vocab_size
+    formula = "12·T·V, at most 2²⁸" if gpu_bytes is None else "12·T·V, at most 1/64 of the GPU"
+    return Item("logits of one chunk, float32", min(chunk_bytes(gpu_bytes), all_logits), formula)
 
 
 def _generator(config: Config, shape: ModelShape, topology: Topology, compute_bytes: int, gpu_bytes: int) -> Estimate:

@@ -15,9 +15,11 @@ import torch
 from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import build_hf_headers
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from asyncrl.errors import DataError
+from asyncrl.config.logit_transform import read_logit_transform
+from asyncrl.config.weight_files import check_weight_files
+from asyncrl.errors import ConfigError, DataError
 
 HUB_TIMEOUT_S = 5.0
 """transformers retries an unreachable hub for half a minute; a check should answer at once."""
@@ -55,6 +57,7 @@ def read_model_shape(path: str, trust_remote_code: bool = False) -> ModelShape:
 
     Raises:
         DataError: the model cannot be reached; says which folder or hub name was tried and what would do.
+        ConfigError: it is there and cannot be trained here; weights are looked at in a local folder alone.
     """
     config = read_model_config(path, trust_remote_code)
     try:
@@ -62,6 +65,9 @@ def read_model_shape(path: str, trust_remote_code: bool = False) -> ModelShape:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
         raise DataError(f"model.path={path}: not a causal language model: {error}") from error
+    read_logit_transform(model, path)
+    if Path(path).is_dir():
+        check_weight_files(Path(path), _tied_parameters(model))
     text = config.get_text_config()
     layers = next(
         module
@@ -87,6 +93,12 @@ def read_model_shape(path: str, trust_remote_code: bool = False) -> ModelShape:
     )
 
 
+def _tied_parameters(model: PreTrainedModel) -> dict[str, str]:
+    """As `check_weight_files` takes them."""
+    keys = model._tied_weights_keys
+    return keys if isinstance(keys, dict) and model.config.get_text_config().tie_word_embeddings else {}
+
+
 def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -96,8 +108,25 @@ def read_model_config(path: str, trust_remote_code: bool = False) -> PretrainedC
 
     Raises:
         DataError: as in `read_model_shape`.
+        ConfigError: the folder holds an adapter, or the weights are quantised.
     """
+    config = _find_config(path, trust_remote_code)
+    if quantisation := getattr(config, "quantization_config", None):
+        method = quantisation["quant_method"] if isinstance(quantisation, dict) else quantisation.quant_method
+        raise ConfigError(
+            f"model.path={path}: its weights are quantised ({method}), and the learner trains float32 ones; give the "
+            "model that it was made from"
+        )
+    return config
+
+
+def _find_config(path: str, trust_remote_code: bool) -> PretrainedConfig:
     folder = Path(path)
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"model.path={path}: the folder holds an adapter (adapter_config.json); merge it into its base model, with "
+            "merge_and_unload of peft, and give the folder of the result"
+        )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise DataError(f"model.path={path}: the folder has no config.json; give a Hugging Face model folder")
     if not folder.is_dir() and _looks_local(path):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from asyncrl.config.model_shape import read_model_config
+from asyncrl.config.model_shape import read_model_shape
 from asyncrl.config.schema import Config
 from asyncrl.data.arithmetic import arithmetic_rows, forget_carries
 from asyncrl.data.prompts import save_prompts, tokenize_prompts
@@ -105,7 +105,7 @@ def _warmup_rows(config: Config, train_rows: Rows) -> Rows:
 
 def _require_model(path: str, trust_remote_code: bool) -> None:
     """Refuses at once what transformers would look for on the hub for a minute, or miss only when Ray has started."""
-    read_model_config(path, trust_remote_code)
+    read_model_shape(path, trust_remote_code)
     folder = Path(path)
     if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise DataError(f"model.path={path}: the folder has no weights (*.safetensors or *.bin)")

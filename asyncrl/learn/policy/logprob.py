@@ -5,40 +5,133 @@ Legend: T tokens, H hidden size, V vocabulary size.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-MAX_CHUNK_LOGITS = 2**25
-"""Logits that exist at once: 128 MiB in float32, and the backward pass holds about four tensors of that size. For
-V = 151,936 that is 220 tokens, enough rows to keep the matrix product efficient."""
+from asyncrl.config.logit_transform import LogitTransform
+
+CPU_CHUNK_BYTES = 2**28
+"""For V = 151,936 that is 147 tokens, enough rows to keep the matrix product efficient."""
+GPU_CHUNK_SHARE = 64
+"""A GPU takes this part of its memory: products of few rows would wait for the head's weights to be read."""
+BYTES_PER_LOGIT = 12
+"""Three float32 values at the peak: the logit, its probability, and the slope of a soft cap."""
 
 
-def token_logprobs(hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def chunk_bytes(gpu_bytes: int | None) -> int:
+    """What the logits of one chunk may take, with all that is computed from them.
+
+    Args:
+        gpu_bytes: memory of the device; None on the CPU.
+    """
+    return CPU_CHUNK_BYTES if gpu_bytes is None else gpu_bytes // GPU_CHUNK_SHARE
+
+
+def token_logprobs(
+    hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float, transform: LogitTransform
+) -> tuple[Tensor, Tensor]:
     """Log-softmax at the targets and entropy, chunk by chunk; the backward pass recomputes each chunk's logits.
 
-    The logits are divided by the temperature first, because the engine reports log μ after that division.
+    The logits are divided by the temperature, because the engine reports log μ after that division. Where no gradient
+    of the entropies is asked for, none is computed.
 
     Args:
         hidden: [T, H], the decoder's output at the positions that predict the targets.
         head: the output embedding, [T, H] → [T, V].
         targets: [T] int64.
         temperature: > 0.
+        transform: of the logits, before the temperature.
 
     Returns:
         logprobs [T] and entropy [T] (nats), float32 whatever the compute type.
     """
-    chunk_size = max(1, MAX_CHUNK_LOGITS // head.out_features)
-    chunks = [
-        checkpoint(_chunk, part, head, target, temperature, use_reentrant=False, preserve_rng_state=False)
-        for part, target in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
-    ]
-    logprobs, entropies = zip(*chunks, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
+    outputs: tuple[Tensor, Tensor] = _HeadLogprobs.apply(
+        hidden, head.weight, head.bias, targets, temperature, transform
+    )
+    return outputs
 
 
-def _chunk(hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = head(hidden).float() / temperature
-    logprobs = logits.log_softmax(-1)
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return logprobs.gather(-1, targets[:, None]).squeeze(-1), entropy
+class _HeadLogprobs(torch.autograd.Function):
+    """From hidden states to log-probabilities and entropies, with y the logits after transform and temperature:
+
+        logprob = y[target] − logsumexp(y)        ∂logprob/∂y = onehot(target) − p
+        entropy = logsumexp(y) − Σ p·y            ∂entropy/∂y = −p·(log p + entropy)
+
+    The head's gradient adds up over the chunks in float32 and is rounded once more, to the type of its weight.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        transform: LogitTransform,
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropies, normalisers = (torch.empty(len(hidden), device=hidden.device) for _ in range(3))
+        for chunk in _chunks(hidden, weight):
+            y = transform(_logits(hidden[chunk], weight, bias)).div_(temperature)
+            largest = y.amax(-1, keepdim=True)
+            p = (y - largest).exp_()
+            total = p.sum(-1)
+            normaliser = total.log() + largest.squeeze(-1)
+            logprobs[chunk] = y.gather(-1, targets[chunk, None]).squeeze(-1) - normaliser
+            entropies[chunk] = normaliser - torch.einsum("tv,tv->t", p, y) / total
+            normalisers[chunk] = normaliser
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, entropies)
+        ctx.temperature, ctx.transform = temperature, transform
+        ctx.set_materialize_grads(False)  # the gradient of an output that is not used is None
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        by_logprob, by_entropy = gradients
+        hidden, weight, bias, targets, normalisers, entropies = ctx.saved_tensors
+        if by_logprob is None:
+            by_logprob = torch.zeros_like(normalisers)
+        by_hidden, by_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
+        by_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        for chunk in _chunks(hidden, weight):
+            transformed = ctx.transform(_logits(hidden[chunk], weight, bias))
+            slope = ctx.transform.slope(transformed)
+            log_p = transformed.div_(ctx.temperature).sub_(normalisers[chunk, None])
+            by_y = log_p.exp()
+            if by_entropy is None:
+                by_y.mul_(-by_logprob[chunk, None])
+            else:
+                log_p.add_(entropies[chunk, None]).mul_(by_entropy[chunk, None]).add_(by_logprob[chunk, None])
+                by_y.mul_(log_p.neg_())
+            by_y.scatter_add_(-1, targets[chunk, None], by_logprob[chunk, None])
+            by_logits = by_y.mul_(slope).div_(ctx.temperature).to(weight.dtype)
+            by_hidden[chunk] = by_logits @ weight
+            if by_logits.dtype == torch.float32:
+                by_weight.addmm_(by_logits.T, hidden[chunk])
+            else:
+                by_weight += by_logits.T @ hidden[chunk]
+            if by_bias is not None:
+                by_bias += by_logits.sum(0, dtype=torch.float32)
+        return (
+            by_hidden,
+            by_weight.to(weight.dtype),
+            None if by_bias is None else by_bias.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    """Of the T tokens, each with at most `chunk_bytes` of logits."""
+    device = hidden.device
+    gpu_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    size = max(1, chunk_bytes(gpu_bytes) // (BYTES_PER_LOGIT * len(weight)))
+    return [slice(start, start + size) for start in range(0, len(hidden), size)]
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[chunk, V] float32, a tensor of its own."""
+    return nn.functional.linear(hidden, weight, bias).float()

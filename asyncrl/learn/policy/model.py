@@ -13,20 +13,23 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
+from asyncrl.config.logit_transform import read_logit_transform
 from asyncrl.config.schema import ModelConfig
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.learn.policy.logprob import token_logprobs
 
-LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Config keys of models that change their logits after the output embedding, which `PolicyModel` does not do."""
-
 
 class PolicyModel(nn.Module):
-    """A causal LM whose forward pass gives log π_θ and entropy of chosen tokens instead of logits."""
+    """A causal LM whose forward pass gives log π_θ and entropy of chosen tokens instead of logits.
+
+    Raises:
+        ConfigError: it changes its logits in a way that is not computed here.
+    """
 
     def __init__(self, hf: PreTrainedModel) -> None:
         super().__init__()
         self.hf = hf
+        self.logit_transform = read_logit_transform(hf, hf.name_or_path)
         self.packs_sequences = str(hf.config._attn_implementation).startswith("flash_attention")
         """Whether the attention kernel keeps sequences that share a row apart at no cost."""
         self.takes_branch_masks = hf.config._attn_implementation == "sdpa" and _attends_to_all(hf.config)
@@ -59,7 +62,7 @@ class PolicyModel(nn.Module):
             input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
         )
         hidden = output.last_hidden_state.flatten(0, 1)[indices]
-        return token_logprobs(hidden, self.hf.get_output_embeddings(), targets, temperature)
+        return token_logprobs(hidden, self.hf.get_output_embeddings(), targets, temperature, self.logit_transform)
 
     def hf_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(Hugging Face name, sharded float32 DTensor) of each parameter; a tied one comes once, as the embedding."""
@@ -135,7 +138,6 @@ def load_causal_lm_config(path: str, *, trust_remote_code: bool = False) -> Pret
 
 def _load_causal_lm(model: ModelConfig, device_type: str) -> PreTrainedModel:
     config = load_causal_lm_config(model.path, trust_remote_code=model.trust_remote_code)
-    _refuse_logit_transforms(config, model.path)
     _disable_dropout(config)
     try:
         hf, loading = AutoModelForCausalLM.from_pretrained(
@@ -165,15 +167,6 @@ def _attends_to_all(config: PretrainedConfig) -> bool:
     """No layer has a window, whose mask transformers would make itself."""
     layer_types = getattr(config, "layer_types", None) or []
     return getattr(config, "sliding_window", None) is None and set(layer_types) <= {"full_attention"}
-
-
-def _refuse_logit_transforms(config: PretrainedConfig, path: str) -> None:
-    for key in LOGIT_TRANSFORMS:
-        if getattr(config, key, None) not in (None, 1.0):
-            raise ConfigError(
-                f"model.path={path!r} changes its logits ({key}={getattr(config, key)}), which the learner does not "
-                "compute; train a model without it"
-            )
 
 
 def _disable_dropout(config: PretrainedConfig) -> None:

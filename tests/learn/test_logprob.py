@@ -1,0 +1,103 @@
+"""The output head as one function, against logits computed whole in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import asyncrl.learn.policy.logprob as logprob_module
+from asyncrl.config.logit_transform import LogitTransform
+from asyncrl.learn.policy.logprob import BYTES_PER_LOGIT, token_logprobs
+
+TRANSFORMS = [
+    LogitTransform(),
+    LogitTransform(soft_cap=3.0),
+    LogitTransform(scale=0.25),
+    LogitTransform(scale=1.5, soft_cap=2.0),
+]
+NUM_TOKENS, HIDDEN, VOCABULARY = 13, 8, 11
+
+
+def whole(
+    hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float, transform: LogitTransform
+) -> tuple[Tensor, Tensor]:
+    logits = head(hidden)
+    if transform.soft_cap is not None:
+        logits = torch.tanh(logits / transform.soft_cap) * transform.soft_cap
+    distribution = torch.distributions.Categorical(logits=transform.scale * logits / temperature)
+    return distribution.log_prob(targets), distribution.entropy()
+
+
+def tensors(seed: int, dtype: torch.dtype, *, bias: bool) -> tuple[Tensor, nn.Linear, Tensor, Tensor]:
+    """Hidden states, head, targets, and a weight for each output of each token."""
+    torch.manual_seed(seed)
+    hidden, targets = torch.randn(NUM_TOKENS, HIDDEN), torch.randint(VOCABULARY, (NUM_TOKENS,))
+    head, weights = nn.Linear(HIDDEN, VOCABULARY, bias=bias), torch.randn(2, NUM_TOKENS)
+    return hidden.to(dtype).requires_grad_(), head.to(dtype), targets, weights.to(dtype)
+
+
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(TRANSFORMS),
+    st.sampled_from([0.5, 1.0]),
+    st.booleans(),
+    st.sampled_from([1, 4, 13, 1000]),
+    st.sampled_from(["logprob", "entropy", "both"]),
+)
+def test_outputs_and_gradients_equal_the_whole_logits_in_chunks_of_any_size(
+    seed: int, transform: LogitTransform, temperature: float, bias: bool, tokens_a_chunk: int, used: str
+) -> None:
+    hidden, head, targets, weights = tensors(seed, torch.float32, bias=bias)
+    exact_hidden, exact_head, _, _ = tensors(seed, torch.float64, bias=bias)
+    exact_head.load_state_dict(head.state_dict())
+    exact_hidden.data.copy_(hidden.data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logprob_module, "CPU_CHUNK_BYTES", BYTES_PER_LOGIT * VOCABULARY * tokens_a_chunk)
+        outputs = token_logprobs(hidden, head, targets, temperature, transform)
+        expected = whole(exact_hidden, exact_head, targets, temperature, transform)
+        for values in (outputs, expected):
+            parts = weights.to(values[0].dtype) * torch.stack(values)
+            {"logprob": parts[0], "entropy": parts[1], "both": parts}[used].sum().backward()
+    for value, exact in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-5)
+    leaves = [(hidden, exact_hidden), *zip(head.parameters(), exact_head.parameters(), strict=True)]
+    for leaf, exact_leaf in leaves:
+        assert leaf.grad is not None
+        torch.testing.assert_close(leaf.grad.double(), exact_leaf.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_a_tied_weight_gets_the_gradient_of_both_of_its_uses() -> None:
+    hidden, head, targets, _ = tensors(0, torch.float32, bias=False)
+    ids = torch.randint(VOCABULARY, (NUM_TOKENS,))
+    gradients = []
+    for function in (token_logprobs, whole):
+        head.zero_grad()
+        logprobs, _ = function(hidden + nn.functional.embedding(ids, head.weight), head, targets, 1.0, LogitTransform())
+        logprobs.sum().backward()
+        assert head.weight.grad is not None
+        gradients.append(head.weight.grad.clone())
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+def head_gradient_error(tokens_a_chunk: int) -> float:
+    """Of a bfloat16 head, relative to float64 on the same values."""
+    torch.manual_seed(0)
+    hidden, targets = torch.randn(600, 64).bfloat16(), torch.randint(32, (600,))
+    head = nn.Linear(64, 32, bias=False).bfloat16()
+    exact = nn.Linear(64, 32, bias=False).double()
+    exact.load_state_dict(head.state_dict())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logprob_module, "CPU_CHUNK_BYTES", BYTES_PER_LOGIT * 32 * tokens_a_chunk)
+        token_logprobs(hidden, head, targets, 1.0, LogitTransform())[0].sum().backward()
+    whole(hidden.double(), exact, targets, 1.0, LogitTransform())[0].sum().backward()
+    assert head.weight.grad is not None
+    assert exact.weight.grad is not None
+    return ((head.weight.grad.double() - exact.weight.grad).norm() / exact.weight.grad.norm()).item()
+
+
+def test_in_bfloat16_many_chunks_are_as_exact_as_one() -> None:
+    assert head_gradient_error(8) < 1.5 * head_gradient_error(600)  # 0.25 % and 0.20 %; added up in bfloat16, 1.07 %
+    assert head_gradient_error(600) < 0.01
