@@ -55,7 +55,8 @@ class RewardTerm:
     """One reward function and its weight."""
 
     function: str = "numeric"
-    """numeric | math | format | shaped_numeric | module:function (imported from the config alone)."""
+    """numeric | math | format | shaped_numeric | module:function | path/to/file.py:function (imported from the config
+    alone)."""
     weight: float = 1.0
 
 
@@ -67,7 +68,8 @@ class RewardConfig:
     num_workers: int = 1
     """Processes that score, per generator."""
     time_limit_s: float = 5.0
-    """For one completion; a function that takes longer is stopped and its completion quarantined."""
+    """For one term of one completion; a function of your own that takes longer is stopped and its completion
+    quarantined, a built-in one scores 0."""
     max_failures: int = 20
     """Quarantined completions in a run before it is stopped."""
 

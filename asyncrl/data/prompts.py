@@ -19,6 +19,7 @@ _SCHEMA = pyarrow.schema(
         ("token_ids", pyarrow.list_(pyarrow.int32())),
         ("text", pyarrow.large_string()),
         ("answer", pyarrow.large_string()),
+        ("columns", pyarrow.large_string()),
     ]
 )
 

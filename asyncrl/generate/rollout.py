@@ -18,7 +18,9 @@ from asyncrl.types import Completion, Group
 class Scorer(Protocol):
     """A RewardPool, as rollouts use it."""
 
-    async def score(self, prompt: str, completions: list[str], answer: str) -> Sequence[Score | RewardFailure]: ...
+    async def score(
+        self, prompt: str, completions: list[str], answer: str, columns: str, tokens: list[list[int]]
+    ) -> Sequence[Score | RewardFailure]: ...
 
 
 async def roll_out(
@@ -43,7 +45,9 @@ async def roll_out(
     )
     completions = await engine.sample(f"{grant.kind}-{grant.lease_id}", grant.token_ids, sampling)
     _check(grant, completions)
-    scores = await scorer.score(grant.text, [completion.text for completion in completions], grant.answer)
+    texts = [completion.text for completion in completions]
+    tokens = [completion.token_ids.tolist() for completion in completions]
+    scores = await scorer.score(grant.text, texts, grant.answer, grant.columns, tokens)
     return _group(grant, completions, scores), [score.reason for score in scores if isinstance(score, RewardFailure)]
 
 

@@ -149,4 +149,4 @@ class LaggedRun:
             self._sampler.tokenizer.decode(ids[:n], skip_special_tokens=True)
             for ids, n in zip(sampled.tokens.tolist(), sampled.lengths.tolist(), strict=True)
         ]
-        return np.array([numeric(prompt, text, answer) for (prompt, answer), text in zip(rows, texts, strict=True)])
+        return np.array([numeric(text, answer) for (_, answer), text in zip(rows, texts, strict=True)])
