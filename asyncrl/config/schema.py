@@ -7,6 +7,7 @@ allows another to be is checked in `config/checks/check.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from asyncrl.config.algorithm import AlgorithmConfig
 
@@ -14,6 +15,9 @@ CPU_KV_CACHE_BYTES = 256 * 2**20
 """On CPU vLLM would take a share of the whole machine's memory."""
 
 VLLM = "vllm"
+
+TEMPLATE_CHOICES = ("auto", "always", "never")
+"""Of data.chat_template; anything else is a file."""
 
 
 @dataclass
@@ -33,16 +37,22 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """The prompts. Files are .parquet or .jsonl; a folder means its train.parquet / test.parquet."""
+    """The prompts. Files are .parquet, .jsonl or .json (these two also .gz or .zst); a folder means its train and test
+    (or validation) files, which may be shards (docs/data.md)."""
 
     train: str = "???"
     """Training prompts. `arithmetic` generates the addition task on the spot."""
     eval: str | None = None
     """Held-out prompts; null turns evaluation off."""
     prompt_column: str = "prompt"
+    """A column, or a dotted path into nested ones: text, or a list of messages with role and content."""
     answer_column: str = "answer"
+    """A column, or a dotted path into nested ones, such as `reward_model.ground_truth`: text, a number, a list or an
+    object."""
     chat_template: str = "auto"
-    """auto (apply it when the tokenizer has one) | always | never."""
+    """auto (apply the tokenizer's when it has one) | always | never | a file with a Jinja template."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the template, such as `enable_thinking: false`."""
     system_prompt: str | None = None
     max_prompt_tokens: int = 512
     overlong_prompts: str = "drop"

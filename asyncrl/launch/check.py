@@ -19,8 +19,10 @@ from asyncrl.config.checks.check import check
 from asyncrl.config.load import to_yaml
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import Config
+from asyncrl.data.prompts import tokenize_prompts
 from asyncrl.errors import DataError
 from asyncrl.generate.engines.installed import check_own_engine
+from asyncrl.launch.inputs import prompt_tokenizer, read_data
 from asyncrl.ledger.staleness import admission_limit
 from asyncrl.rewards.functions import resolve
 
@@ -30,6 +32,7 @@ def run_check(config: Config, console: Console) -> None:
 
     Raises:
         ConfigError: the configuration is impossible; nothing but the resolved config was printed.
+        DataError: a data file that exists cannot be used.
     """
     console.print(to_yaml(config), highlight=False, markup=False, soft_wrap=True)
     here = this_node()
@@ -46,7 +49,7 @@ def run_check(config: Config, console: Console) -> None:
     if shape is not None:
         console.print(_publish_text(config, shape, topology), highlight=False)
         notes += _print_memory(config, shape, topology, console)
-    notes += missing + topology.notes + warnings + _missing_data(config)
+    notes += missing + topology.notes + warnings + _print_data(config, console)
     for note in notes:
         console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
 
@@ -94,13 +97,32 @@ def _shape(config: Config) -> tuple[ModelShape | None, list[str]]:
         return None, [f"no memory estimate and no check against the model's length and heads: {error}"]
 
 
-def _missing_data(config: Config) -> list[str]:
-    sources = {path for path in (config.data.train, config.data.eval) if path not in (None, "arithmetic")}
-    return [
+def _print_data(config: Config, console: Console) -> list[str]:
+    """Read the data, and print a prompt as the model will see it; return what to say of data that is not there."""
+    notes = [
         f"data: {path} does not exist yet; `asyncrl prepare` makes data sets"
-        for path in sorted(sources)
-        if not Path(path).exists()
+        for path in sorted({config.data.train, config.data.eval or config.data.train})
+        if path != "arithmetic" and not Path(path).exists()
     ]
+    if notes:
+        return notes
+    train, held_out = read_data(config)
+    try:
+        tokenizer = prompt_tokenizer(config, train)
+    except DataError as error:
+        return [f"the data was read, but no prompt can be shown: {error}"]
+    prompts, _ = tokenize_prompts(train, tokenizer, config.data, config.data.train)
+    if held_out:
+        assert config.data.eval is not None
+        tokenize_prompts(held_out, tokenizer, config.data, config.data.eval)
+    first = prompts[0]
+    console.print(
+        f"[bold]Data[/bold]: {len(prompts)} training prompts, {len(held_out)} held out; the first one, ", end=""
+    )
+    console.print(f"{len(first.token_ids)} tokens, as the model sees it:")
+    console.print(tokenizer.decode(first.token_ids), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"its answer: {first.answer!r}\n", highlight=False, markup=False, soft_wrap=True)
+    return []
 
 
 def _topology_table(topology: Topology, nodes: list[Node]) -> Table:

@@ -33,6 +33,11 @@ def equals_reference(completion: str, reference: str) -> bool:
     return bool(verify(parse_reference(reference), _parse(_stated(completion)), timeout_seconds=None))
 
 
+def warm_up() -> None:
+    """Loads math-verify and its parser, which takes a second or more, so that no completion's limit has to cover it."""
+    equals_reference(r"\boxed{(1, \frac{\pi}{2}]}", r"\sqrt{2} x")
+
+
 def parse_reference(reference: str) -> list[Any]:
     """What math-verify makes of a reference: its final answer where it states one, else all of it.
 
@@ -51,7 +56,7 @@ def _words(text: str) -> str | None:
     r"""The final answer when it is words, which math-verify tells from `\text{words}`; None for all else."""
     answer = final_answer(text) or text
     words = _TEXT.sub(r"\1", answer).strip(" .$").lower()
-    return words if _WORDS.fullmatch(words) else None
+    return words if _WORDS.fullmatch(words) and words not in _MISSING else None
 
 
 def _stated(completion: str) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-import msgspec
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Question:
             "messages": [{"role": "user", "content": self.prompt}],
             "answer": self.answer,
         }
-        return values | (msgspec.json.decode(self.columns) if self.columns else {})
+        return values | (json.loads(self.columns) if self.columns else {})
 
 
 @dataclass(frozen=True)
@@ -33,5 +32,5 @@ class Sample:
     """One completion to be scored."""
 
     completion: str
-    tokens: Sequence[int] = field(default=())
+    tokens: Sequence[int] = ()
     """Its token ids, with the end of sequence when it was sampled."""

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from asyncrl.rewards.functions import BUILT_IN, resolve
+from asyncrl.rewards.math_answer import warm_up
 from asyncrl.rewards.reward import Reward
 from asyncrl.rewards.sample import Question, Sample
 
@@ -51,6 +52,8 @@ _terms: list[Reward] = []
 def start(names: Sequence[str]) -> None:
     """Resolves the terms once, when the process starts."""
     _terms[:] = [resolve(name) for name in names]
+    if "math" in names:
+        warm_up()
 
 
 def score_some(

@@ -20,6 +20,7 @@ from asyncrl.config.checks.algorithm import (
     algorithm_problems,
     algorithm_warnings,
 )
+from asyncrl.config.checks.data import data_problems
 from asyncrl.config.schema import Config, ReplayConfig
 from asyncrl.errors import ConfigError
 
@@ -30,7 +31,6 @@ Device = Literal["cpu", "gpu"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("auto", "float32", "bfloat16"),
-    "data.chat_template": ("auto", "always", "never"),
     "data.overlong_prompts": ("drop", "error"),
     **ALGORITHM_CHOICES,
     "learner.schedule": ("constant", "linear", "cosine"),
@@ -124,6 +124,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *_cadence_problems(config),
         *_sampling_problems(config),
         *_run_problems(config),
+        *data_problems(config.data),
         *_device_problems(config, device),
     ]
     if shape is not None:
