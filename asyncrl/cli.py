@@ -82,10 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
 
     prepare = commands.add_parser("prepare", help="make a data set", description="Write train.parquet, test.parquet.")
-    prepare.add_argument("dataset", choices=["gsm8k", "arithmetic"])
+    prepare.add_argument("dataset", metavar="gsm8k | arithmetic | FILE", help="FILE: with --from; a file or a folder")
+    prepare.add_argument("--from", dest="layout", choices=["verl", "trl"], help="convert a data set of that trainer")
     prepare.add_argument("--source", help="gsm8k: a folder with train.jsonl and test.jsonl, or a hub name")
     prepare.add_argument("--out", type=Path, required=True, metavar="DIR")
-    prepare.add_argument("--seed", type=int, default=0, help="arithmetic: of the rows")
+    prepare.add_argument("--seed", type=_not_negative, default=0, help="arithmetic: of the rows")
     prepare.set_defaults(run=_prepare)
 
     export = commands.add_parser("export", help="turn a checkpoint into a Hugging Face folder")
@@ -155,15 +156,26 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(arguments: argparse.Namespace) -> int:
-    from asyncrl.data.prepare import prepare_arithmetic, prepare_gsm8k
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must be 0 or above")
+    return number
 
-    if arguments.dataset == "gsm8k":
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from asyncrl.data.prepare import prepare_arithmetic, prepare_foreign, prepare_gsm8k
+
+    if arguments.layout is not None:
+        counts = prepare_foreign(arguments.layout, Path(arguments.dataset), arguments.out)
+    elif arguments.dataset == "gsm8k":
         if arguments.source is None:
             raise UserError("prepare gsm8k needs --source: a folder with train.jsonl and test.jsonl, or a hub name")
         counts = prepare_gsm8k(arguments.source, arguments.out)
-    else:
+    elif arguments.dataset == "arithmetic":
         counts = prepare_arithmetic(arguments.out, arguments.seed)
+    else:
+        raise UserError(f"prepare {arguments.dataset}: use gsm8k or arithmetic, or --from verl | trl for a file")
     for split, num_rows in counts.items():
         print(f"{arguments.out / split}.parquet: {num_rows} rows")  # noqa: T201
     return 0

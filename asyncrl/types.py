@@ -45,7 +45,10 @@ class Prompt:
     text: str
     """The prompt as the data gave it; reward functions see this."""
     answer: str
-    """The reference answer, as the data gave it."""
+    """The reference answer as text; a list or an object as JSON."""
+    columns: str = ""
+    """Further values of the row that the rewards take by name, as a JSON object; empty when they take none: the columns
+    that they ask for, `messages` of a prompt that is a conversation, and `answer` when it is a list or an object."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from asyncrl import cli
+from tests.support.models import random_qwen3
 
 TINY = ["--config", str(Path(__file__).parent.parent / "configs" / "quickstart.yaml"), "model.warmup_steps=0"]
 
@@ -101,3 +103,46 @@ def test_check_shows_its_verdict_first_and_the_configuration_only_on_demand(caps
     assert "max_staleness: 2" not in short
     assert cli.main(["check", "--show-config", *TINY]) == 0
     assert "max_staleness: 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "arithmetic", "--out", "/proc/x"], "--out /proc/x: cannot write there"),
+        (["prepare", "gsm9k", "--out", "x"], "prepare gsm9k: use gsm8k or arithmetic, or --from verl | trl for a file"),
+        (["prepare", "--from", "verl", "other.jsonl", "--out", "x"], "other.jsonl:1: verl's layout has the columns"),
+        (["check", "data.train=empty.jsonl"], "data.train: empty.jsonl has no rows"),
+        (["check", "data.eval=broken.parquet", "run.eval_every=1"], "broken.parquet: not a readable parquet file"),
+        (["check", "data.train=broken.parquet"], "broken.parquet: not a readable parquet file"),
+        (["check", "reward.terms=[{function: no.py:f}]"], "there is no file"),
+    ],
+)
+def test_other_commands_refuse_bad_input_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == cli.EXIT_BAD_INPUT
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_check_prints_a_prompt_as_the_model_will_see_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    messages = [{"role": "system", "content": "Add."}, {"role": "user", "content": "1+1="}]
+    (folder / "rows.jsonl").write_text(json.dumps({"prompt": messages, "answer": "2"}))
+    (folder / "chat.jinja").write_text(
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
+    )
+    model = random_qwen3(folder / "model", tied=True)
+    files = [f"model.path={model}", "data.train=rows.jsonl", "data.eval=null", "data.chat_template=chat.jinja"]
+    assert cli.main(["check", *files, "run.eval_every=0", "data.max_prompt_tokens=50", "generator.max_tokens=8"]) == 0
+    out = capsys.readouterr().out
+    assert "1 training prompts, 0 held out" in out
+    assert "1+1=" in out
+    assert "its answer: '2'" in out
+
+
+def test_a_negative_seed_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["prepare", "arithmetic", "--out", "x", "--seed", "-5"])
+    assert caught.value.code == cli.EXIT_BAD_INPUT
+    assert "--seed: must be 0 or above" in capsys.readouterr().err

@@ -57,8 +57,9 @@ def _check_section(schema: type, values: Any, prefix: str, source: str, known: l
         elif item_schema is not None:
             for position, item in enumerate(value):
                 _check_section(item_schema, item, f"{key}[{position}].", source, known)
-        elif get_origin(hints[name]) is dict and isinstance(value, dict):
-            continue  # keyword arguments, whose names are the callee's
+        elif get_origin(hints[name]) is dict:
+            if not isinstance(value, dict):
+                raise ConfigError(f"{source}: {key!r} takes names and their values, such as {key}.NAME=VALUE")
         elif isinstance(value, list | dict):
             raise ConfigError(f"{source}: {key!r} takes one value, not {value}")
 

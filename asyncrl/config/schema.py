@@ -7,6 +7,7 @@ The sections `algorithm` and `environment` are in files of their own beside this
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.config.environment import EnvironmentConfig
@@ -15,6 +16,9 @@ CPU_KV_CACHE_BYTES = 256 * 2**20
 """On CPU vLLM would take a share of the whole machine's memory."""
 
 VLLM = "vllm"
+
+TEMPLATE_CHOICES = ("auto", "always", "never")
+"""Of data.chat_template; anything else is a file."""
 
 
 @dataclass
@@ -34,16 +38,22 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """The prompts. Files are .parquet or .jsonl; a folder means its train.parquet / test.parquet."""
+    """The prompts. Files are .parquet, .jsonl or .json (these two also .gz or .zst); a folder means its train and test
+    (or validation) files, which may be shards (docs/data.md)."""
 
     train: str = "???"
     """Training prompts. `arithmetic` generates the addition task on the spot; `environment`: the environment's own."""
     eval: str | None = None
     """Held-out prompts; null turns evaluation off."""
     prompt_column: str = "prompt"
+    """A column, or a dotted path into nested ones: text, or a list of messages with role and content."""
     answer_column: str = "answer"
+    """A column, or a dotted path into nested ones, such as `reward_model.ground_truth`: text, a number, a list or an
+    object."""
     chat_template: str = "auto"
-    """auto (apply it when the tokenizer has one) | always | never."""
+    """auto (apply the tokenizer's when it has one) | always | never | a file with a Jinja template."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the template, such as `enable_thinking: false`."""
     system_prompt: str | None = None
     max_prompt_tokens: int = 512
     overlong_prompts: str = "drop"
@@ -56,7 +66,8 @@ class RewardTerm:
     """One reward function and its weight."""
 
     function: str = "numeric"
-    """numeric | math | format | shaped_numeric | module:function (imported from the config alone)."""
+    """numeric | math | format | shaped_numeric | module:function | path/to/file.py:function (imported from the config
+    alone)."""
     weight: float = 1.0
 
 
@@ -68,7 +79,8 @@ class RewardConfig:
     num_workers: int = 1
     """Processes that score, per generator."""
     time_limit_s: float = 5.0
-    """For one completion; a function that takes longer is stopped and its completion quarantined."""
+    """For one term of one completion; a function of your own that takes longer is stopped and its completion
+    quarantined, a built-in one scores 0."""
     max_failures: int = 20
     """Quarantined completions in a run before it is stopped."""
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 
 from asyncrl.data.arithmetic import arithmetic_rows
-from asyncrl.data.read import read_rows, resolve_split
+from asyncrl.data.convert import read_foreign
+from asyncrl.data.files import Split, split_files
+from asyncrl.data.read import Columns, read_rows
 from asyncrl.errors import DataError, UserError
 
 GSM8K_INSTRUCTION = 'Let\'s think step by step and output the final answer after "####".'
 """verl's GSM8K recipe appends the same words."""
 
-_SPLITS = ("train", "test")
+_SPLITS: tuple[Split, ...] = ("train", "test")
 
 _Rows = list[tuple[str, str]]
 
@@ -42,7 +45,30 @@ def prepare_gsm8k(source: str, out: Path) -> dict[str, int]:
         split: [(f"{question} {GSM8K_INSTRUCTION}", answer) for question, answer in rows]
         for split, rows in splits.items()
     }
-    return _write_splits(out, instructed)
+    return _write_splits(out, {split: _table(rows) for split, rows in instructed.items()})
+
+
+def prepare_foreign(layout: str, source: Path, out: Path) -> dict[str, int]:
+    """Writes a data set of another trainer to `out` and returns the number of rows by split.
+
+    Args:
+        layout: verl or trl (`convert.py`).
+        source: a file, or a folder with train and test.
+
+    Raises:
+        DataError: a bad row, by file and line, or columns whose types differ from row to row.
+        UserError: files that exist in `out` already.
+    """
+    _refuse_existing(out)
+    tables = {}
+    for split, records in read_foreign(layout, source).items():
+        try:
+            tables[split] = pyarrow.Table.from_pylist(records)
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{source}: a column's values have different types in different rows: {error}") from error
+        if not records:
+            raise DataError(f"{source} has no rows")
+    return _write_splits(out, tables)
 
 
 def prepare_arithmetic(out: Path, seed: int) -> dict[str, int]:
@@ -52,19 +78,19 @@ def prepare_arithmetic(out: Path, seed: int) -> dict[str, int]:
         UserError: files that exist in `out` already.
     """
     _refuse_existing(out)
-    return _write_splits(out, {"train": arithmetic_rows("train", seed), "test": arithmetic_rows("test", seed)})
+    return _write_splits(out, {split: _table(arithmetic_rows(split, seed)) for split in _SPLITS})
 
 
-def _gsm8k_from_folder(folder: Path) -> dict[str, _Rows]:
-    files = {"train": resolve_split(folder, "train"), "test": resolve_split(folder, "test")}
-    hint = "GSM8K's own columns are expected"
-    splits = {split: read_rows(file, "question", "answer", column_hint=hint) for split, file in files.items()}
-    for split, rows in splits.items():
-        _require_final_answers(str(files[split]), rows, first=1 if files[split].suffix == ".jsonl" else 0)
-    return splits
+def _gsm8k_from_folder(folder: Path) -> dict[Split, _Rows]:
+    columns = Columns("question", "answer", hint="GSM8K's own columns are expected")
+    splits = {split: read_rows(split_files(folder, split), columns) for split in _SPLITS}
+    for rows in splits.values():
+        for row in rows:
+            _require_final_answer(row.place, row.answer)
+    return {split: [(row.prompt, row.answer) for row in rows] for split, rows in splits.items()}
 
 
-def _gsm8k_from_hub(name: str) -> dict[str, _Rows]:
+def _gsm8k_from_hub(name: str) -> dict[Split, _Rows]:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -78,14 +104,14 @@ def _gsm8k_from_hub(name: str) -> dict[str, _Rows]:
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{name} is no folder and cannot be loaded from the hub as GSM8K: {error}") from error
     for split, rows in splits.items():
-        _require_final_answers(f"{name}, {split}", rows, first=0)
+        for number, (_, answer) in enumerate(rows):
+            _require_final_answer(f"{name}, {split}:{number}", answer)
     return splits
 
 
-def _require_final_answers(origin: str, rows: _Rows, first: int) -> None:
-    for number, (_, answer) in enumerate(rows, start=first):
-        if "####" not in answer:
-            raise DataError(f"{origin}:{number}: 'answer' has no final answer after ####")
+def _require_final_answer(place: str, answer: str) -> None:
+    if "####" not in answer:
+        raise DataError(f"{place}: 'answer' has no final answer after ####")
 
 
 def _refuse_existing(out: Path) -> None:
@@ -96,12 +122,18 @@ def _refuse_existing(out: Path) -> None:
         raise UserError(f"{' and '.join(existing)} exist(s) already; remove or choose another --out")
 
 
-def _write_splits(out: Path, splits: dict[str, _Rows]) -> dict[str, int]:
+def _table(rows: _Rows) -> pyarrow.Table:
+    return pyarrow.table({"prompt": [prompt for prompt, _ in rows], "answer": [answer for _, answer in rows]})
+
+
+def _write_splits(out: Path, tables: Mapping[Split, pyarrow.Table]) -> dict[str, int]:
     """Writes every split beside its final name first, so that an interruption leaves no half-written file under it."""
-    out.mkdir(parents=True, exist_ok=True)
-    for split, rows in splits.items():
-        table = pyarrow.table({"prompt": [prompt for prompt, _ in rows], "answer": [answer for _, answer in rows]})
-        pyarrow.parquet.write_table(table, out / f".{split}.parquet.partial")
-    for split in splits:
-        os.replace(out / f".{split}.parquet.partial", out / f"{split}.parquet")
-    return {split: len(rows) for split, rows in splits.items()}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for split, table in tables.items():
+            pyarrow.parquet.write_table(table, out / f".{split}.parquet.partial")
+        for split in tables:
+            os.replace(out / f".{split}.parquet.partial", out / f"{split}.parquet")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot write there: {error.strerror or error}") from error
+    return {split: table.num_rows for split, table in tables.items()}

@@ -1,120 +1,140 @@
-"""Rows of (prompt, answer) from .jsonl and .parquet files. A row that cannot be used is an error, never skipped."""
+"""Rows from data files. A row that cannot be used is an error, never skipped."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
+from asyncrl.data.messages import Message, as_text, check_messages
+from asyncrl.data.records import Record, read_records
 from asyncrl.errors import DataError
 
-_SUFFIXES = (".parquet", ".jsonl")
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the data."""
+
+    prompt: str
+    """Text; of messages, their contents with a line break between them."""
+    answer: str
+    """Text; a number as Python writes it, a list or an object as JSON."""
+    messages: list[Message] | None = None
+    columns: str = ""
+    """What rewards take by name beside these two, as JSON (see `Prompt.columns`)."""
+    place: str = ""
+    """File and line, for messages."""
 
 
-def resolve_split(path: Path, split: Literal["train", "test"]) -> Path:
-    """The file itself, or a folder's `split`.parquet, else its `split`.jsonl.
+@dataclass(frozen=True)
+class Columns:
+    """What to read, by column. A name is that of a column, else a dotted path into nested ones."""
+
+    prompt: str = "prompt"
+    """Text, or a list of messages."""
+    answer: str = "answer"
+    """Text, numbers, lists or objects."""
+    extra: Mapping[str, bool] = field(default_factory=dict)
+    """Further ones that the rewards take → whether each row must have it."""
+    every: bool = False
+    """Some reward takes all columns there are."""
+    hint: str = "set data.prompt_column and data.answer_column"
+    """How to mend a missing prompt or answer, for messages."""
+
+
+def read_rows(files: Sequence[Path], columns: Columns) -> list[Row]:
+    """The rows of all files, in their order.
 
     Raises:
-        DataError: nothing there, or a folder without that split.
+        DataError: names the file and the line (from 1) or row (from 0) of the first bad row.
     """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise DataError(f"{path} does not exist; give a .parquet or .jsonl file, or a folder with one for each split")
-    for suffix in _SUFFIXES:
-        file = path / f"{split}{suffix}"
-        if file.is_file():
-            return file
-    raise DataError(f"folder {path} has neither {split}.parquet nor {split}.jsonl")
-
-
-def read_rows(
-    path: Path,
-    prompt_column: str,
-    answer_column: str,
-    column_hint: str = "set data.prompt_column and data.answer_column",
-) -> list[tuple[str, str]]:
-    """(prompt, answer) of every row, in the file's order; numbers in the answer column become text.
-
-    Args:
-        path: a .jsonl file (UTF-8, one object a line) or a .parquet file.
-        prompt_column: strings, none of them blank.
-        answer_column: strings or numbers.
-        column_hint: how to mend a missing column, for the message.
-
-    Raises:
-        DataError: names the file and the line (.jsonl, from 1) or row (.parquet, from 0) of the first bad row.
-    """
-    if path.suffix not in _SUFFIXES:
-        raise DataError(f"{path}: a data file is .jsonl or .parquet")
-    if not path.is_file():
-        raise DataError(f"{path} does not exist")
-    columns = (prompt_column, answer_column)
-    records = _jsonl_records(path) if path.suffix == ".jsonl" else _parquet_records(path, columns, column_hint)
-    rows = []
-    for place, record in records:
-        _require_columns(place, columns, list(record), column_hint)
-        prompt = _prompt_text(place, prompt_column, record[prompt_column])
-        rows.append((prompt, _answer_text(place, answer_column, record[answer_column])))
+    wanted = None if columns.every else {columns.prompt, columns.answer, *columns.extra}
+    rows = [_row(place, record, columns) for file in files for place, record in read_records(file, wanted)]
     if not rows:
-        raise DataError(f"{path} has no rows")
+        raise DataError(f"{', '.join(map(str, files))} has no rows")
     return rows
 
 
-def _jsonl_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(`file:line`, object) of each line."""
-    content = path.read_bytes().rstrip()
-    for number, line in enumerate(content.split(b"\n") if content else [], start=1):
-        place = f"{path}:{number}"
-        if not line.strip():
-            raise DataError(f"{place}: the line is empty")
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-            raise DataError(f"{place}: not valid JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{place}: a row must be a JSON object, not {type(record).__name__}")
-        yield place, record
+def _row(place: str, record: Record, columns: Columns) -> Row:
+    prompt = _look_up(place, record, columns.prompt, columns.hint)
+    answer = _look_up(place, record, columns.answer, columns.hint)
+    further = _further(place, record, columns)
+    messages = None
+    if isinstance(prompt, list):
+        messages = check_messages(f"{place}: {columns.prompt!r}", prompt)
+        further["messages"] = messages
+        prompt = as_text(messages)
+    if isinstance(answer, list | dict):
+        further["answer"] = answer
+    encoded = json.dumps(further, default=str) if further else ""
+    return Row(
+        prompt=_prompt_text(place, columns.prompt, prompt),
+        answer=_answer_text(place, columns.answer, answer),
+        messages=messages,
+        columns=encoded,
+        place=place,
+    )
 
 
-def _parquet_records(path: Path, columns: tuple[str, str], hint: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(`file, row N`, record) of each row."""
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            _require_columns(str(path), columns, file.schema_arrow.names, hint)
-            table = file.read(columns=list(dict.fromkeys(columns)))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file: {error}") from error
-    for number, record in enumerate(table.to_pylist()):
-        yield f"{path}, row {number}", record
+def _look_up(place: str, record: Record, path: str, hint: str) -> Any:
+    """The column of that name, else what the dotted path leads to."""
+    value: Any = record
+    for name in [path] if path in record else path.split("."):
+        if not isinstance(value, dict) or name not in value:
+            there = ", ".join(_paths(record)) or "none"
+            raise DataError(f"{place}: no column {path!r}; it has {there} ({hint})")
+        value = value[name]
+    return value
 
 
-def _require_columns(place: str, columns: tuple[str, str], existing: list[str], hint: str) -> None:
-    for column in columns:
-        if column not in existing:
-            raise DataError(f"{place}: no column {column!r}; it has {', '.join(existing) or 'none'} ({hint})")
+def _paths(record: Record) -> list[str]:
+    """The columns as one would name them, those of an object with what is in it."""
+    return [
+        path
+        for name, value in record.items()
+        for path in ([f"{name}.{inner}" for inner in value] if isinstance(value, dict) and value else [name])
+    ]
+
+
+def _further(place: str, record: Record, columns: Columns) -> Record:
+    """What the rewards ask for by name."""
+    for name, must_be_there in columns.extra.items():
+        if must_be_there and name not in record:
+            raise DataError(
+                f"{place}: no column {name!r}, which a function of reward.terms takes by name; it has "
+                f"{', '.join(record)}, and each function may take prompt, completion, messages, answer and tokens"
+            )
+    own = {columns.prompt, columns.answer}
+    return {
+        name: value for name, value in record.items() if name not in own and (columns.every or name in columns.extra)
+    }
 
 
 def _prompt_text(place: str, column: str, value: Any) -> str:
-    text = _text(place, column, value)
-    if not text.strip():
+    if not isinstance(value, str):
+        raise DataError(f"{place}: {column!r} must be text or a list of messages, not {type(value).__name__}")
+    if not value.strip():
         raise DataError(f"{place}: {column!r} is empty")
-    return text
+    return _valid_unicode(place, column, value)
 
 
 def _answer_text(place: str, column: str, value: Any) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{place}: {column!r} is {value}; a missing answer cannot be scored, drop the row")
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         return str(value)
-    return _text(place, column, value)
-
-
-def _text(place: str, column: str, value: Any) -> str:
+    if isinstance(value, list | dict):
+        value = json.dumps(value, ensure_ascii=False, default=str)
     if not isinstance(value, str):
-        raise DataError(f"{place}: {column!r} must be text, not {type(value).__name__}")
+        raise DataError(f"{place}: {column!r} must be text, a number, a list or an object, not {type(value).__name__}")
+    return _valid_unicode(place, column, value)
+
+
+def _valid_unicode(place: str, column: str, value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which no tokenizer takes

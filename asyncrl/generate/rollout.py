@@ -24,7 +24,9 @@ Raises RunError when the group must not be trained on.
 class Scorer(Protocol):
     """A RewardPool, as rollouts use it."""
 
-    async def score(self, prompt: str, completions: list[str], answer: str) -> Sequence[Score | RewardFailure]: ...
+    async def score(
+        self, prompt: str, completions: list[str], answer: str, columns: str, tokens: list[list[int]]
+    ) -> Sequence[Score | RewardFailure]: ...
 
 
 async def roll_out(
@@ -38,7 +40,9 @@ async def roll_out(
     completions = await sample(
         grant, engine, f"{grant.kind}-{grant.lease_id}", grant.token_ids, sampling_of(grant, config)
     )
-    scores = await scorer.score(grant.text, [completion.text for completion in completions], grant.answer)
+    texts = [completion.text for completion in completions]
+    tokens = [completion.token_ids.tolist() for completion in completions]
+    scores = await scorer.score(grant.text, texts, grant.answer, grant.columns, tokens)
     return make_group(grant, completions, scores), reasons(scores)
 
 

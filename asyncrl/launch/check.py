@@ -19,9 +19,12 @@ from asyncrl.config.checks.check import check
 from asyncrl.config.load import to_yaml
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import Config
+from asyncrl.data.prompts import tokenize_prompts
+from asyncrl.data.read import Row
 from asyncrl.environments.resolve import make
 from asyncrl.errors import DataError
 from asyncrl.generate.engines.installed import check_own_engine
+from asyncrl.launch.inputs import prompt_tokenizer, read_data
 from asyncrl.ledger.staleness_bound import admission_limit
 from asyncrl.rewards.functions import resolve
 
@@ -34,6 +37,7 @@ def run_check(config: Config, console: Console, show_config: bool = False) -> No
 
     Raises:
         ConfigError: the configuration is impossible; nothing was printed.
+        DataError: a data file that exists cannot be used; nothing was printed.
     """
     here = this_node()
     device = resolve_device(config, [here])
@@ -47,12 +51,15 @@ def run_check(config: Config, console: Console, show_config: bool = False) -> No
     nodes, notes = _cluster(config, here, device)
     topology = plan(config, nodes, device)
     absent = _missing_data(config)
+    rows = None if absent else read_data(config)
     console.print(f"This configuration can run{', once its data is there' if absent else ''}.", highlight=False)
     console.print(_topology_table(topology, nodes))
     console.print(_staleness_text(config), highlight=False, soft_wrap=True)
     if shape is not None:
         console.print(_publish_text(config, shape, topology), highlight=False)
         notes += _print_memory(config, shape, topology, console)
+    if rows is not None:
+        notes += _print_prompt(config, *rows, console)
     notes += missing + topology.notes + warnings + absent
     for note in notes:
         console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
@@ -112,6 +119,26 @@ def _missing_data(config: Config) -> list[str]:
         for path in sorted(sources)
         if not Path(path).exists()
     ]
+
+
+def _print_prompt(config: Config, train: list[Row], held_out: list[Row], console: Console) -> list[str]:
+    """Print a prompt as the model will see it; return what to say when that cannot be known."""
+    try:
+        tokenizer = prompt_tokenizer(config, train)
+    except DataError as error:
+        return [f"the data was read, but no prompt can be shown: {error}"]
+    prompts, _ = tokenize_prompts(train, tokenizer, config.data, config.data.train)
+    if held_out:
+        assert config.data.eval is not None
+        tokenize_prompts(held_out, tokenizer, config.data, config.data.eval)
+    first = prompts[0]
+    console.print(
+        f"[bold]Data[/bold]: {len(prompts)} training prompts, {len(held_out)} held out; the first one, ", end=""
+    )
+    console.print(f"{len(first.token_ids)} tokens, as the model sees it:")
+    console.print(tokenizer.decode(first.token_ids), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"its answer: {first.answer!r}\n", highlight=False, markup=False, soft_wrap=True)
+    return []
 
 
 def _topology_table(topology: Topology, nodes: list[Node]) -> Table:

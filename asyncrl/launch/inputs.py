@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -15,19 +15,23 @@ from transformers.utils.logging import disable_progress_bar
 from asyncrl.config.model_shape import read_model_shape
 from asyncrl.config.schema import Config
 from asyncrl.data.arithmetic import arithmetic_rows, forget_carries
+from asyncrl.data.files import Split, split_files
 from asyncrl.data.prompts import save_prompts, tokenize_prompts
-from asyncrl.data.read import read_rows, resolve_split
+from asyncrl.data.read import Columns, Row, read_rows
 from asyncrl.data.tiny_model import build_tiny_model
+from asyncrl.data.tiny_tokenizer import build_tokenizer
 from asyncrl.environments.resolve import environment_rows
 from asyncrl.errors import ConfigError, DataError
+from asyncrl.launch.reward_trial import check_answers, try_functions
+from asyncrl.rewards.functions import resolve
 from asyncrl.run.directory import eval_file, train_file
 from asyncrl.types import Prompt
 
-Rows = list[tuple[str, str]]
-Split = Literal["train", "test"]
-
 TINY_MODELS_DIR = "models"
 """Under run.dir, beside the runs, so that runs of the same recipe share a model."""
+
+
+_ANY_LENGTH = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -47,23 +51,15 @@ def make_inputs(config: Config) -> RunInputs:
     """Reads the data, makes the tiny model where it is asked for, tokenizes.
 
     Raises:
-        DataError: a file, row, column or model folder that cannot be used.
-        ConfigError: fewer prompts than one step needs, or a chat template that does not exist.
+        DataError: a file, row, column or model folder that cannot be used, or an answer that no reward can read.
+        ConfigError: a reward function that fails on the first row, fewer prompts than one step needs, or a chat
+            template that does not exist.
     """
     disable_progress_bar()
     if config.model.path != "tiny":
         _require_model(config.model.path, config.model.trust_remote_code)
-    train_rows = _rows(config, config.data.train, "train")
-    eval_rows = _rows(config, config.data.eval, "test") if config.data.eval is not None else []
-    model_path = config.model.path
-    if model_path == "tiny":
-        parent = Path(config.run.dir) / TINY_MODELS_DIR
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"run.dir={config.run.dir}: cannot make {parent}: {error}") from error
-        warmup_rows = _warmup_rows(config, train_rows)
-        model_path = str(build_tiny_model(parent.resolve(), warmup_rows, config.model.warmup_steps, config.run.seed))
+    train_rows, eval_rows = read_data(config)
+    model_path = config.model.path if config.model.path != "tiny" else _tiny_model(config, train_rows)
     tokenizer = _tokenizer(model_path, config.model.trust_remote_code)
     train, num_dropped = tokenize_prompts(train_rows, tokenizer, config.data, config.data.train)
     notes = [f"training prompts: {len(train)} of {len(train_rows)} rows" + _dropped(num_dropped, config)]
@@ -82,25 +78,59 @@ def save_inputs(inputs: RunInputs, run_dir: Path) -> None:
         save_prompts(eval_file(run_dir), inputs.eval)
 
 
-def _rows(config: Config, source: str, split: Split) -> Rows:
-    if source == "arithmetic":
-        return arithmetic_rows(split, config.run.seed)
-    if source == "environment":
-        return environment_rows(config.environment, split, config.run.seed)
+def read_data(config: Config) -> tuple[list[Row], list[Row]]:
+    """The training and the held-out rows, which the rewards can score.
+
+    Raises:
+        DataError, ConfigError: as `make_inputs`.
+    """
+    train = _rows(config, config.data.train, "train")
+    held_out = _rows(config, config.data.eval, "test") if config.data.eval is not None else []
+    if config.environment.name is None:  # else it scores its episodes itself
+        check_answers(config.reward, {"data.train": train, "data.eval": held_out})
+        try_functions(config.reward, train[0])
+    return train, held_out
+
+
+def _tiny_model(config: Config, rows: list[Row]) -> str:
+    """The folder of the tiny model, which learns from the rows."""
+    parent = Path(config.run.dir) / TINY_MODELS_DIR
+    pairs = [(row.prompt, row.answer) for row in rows]
+    if config.data.train == "arithmetic":
+        pairs = forget_carries(pairs, config.run.seed)
+    elif config.data.train == "environment":
+        pairs = environment_rows(config.environment, "warmup", config.run.seed)
     try:
-        file = resolve_split(Path(source), split)
-        return read_rows(file, config.data.prompt_column, config.data.answer_column)
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.dir={config.run.dir}: cannot make {parent}: {error}") from error
+    return str(build_tiny_model(parent.resolve(), pairs, config.model.warmup_steps, config.run.seed))
+
+
+def _rows(config: Config, source: str, split: Split) -> list[Row]:
+    if source == "arithmetic":
+        return [Row(prompt, answer) for prompt, answer in arithmetic_rows(split, config.run.seed)]
+    if source == "environment":
+        return [Row(prompt, answer) for prompt, answer in environment_rows(config.environment, split, config.run.seed)]
+    try:
+        return read_rows(split_files(Path(source), split), _columns(config))
     except DataError as error:
         raise DataError(f"data.{'train' if split == 'train' else 'eval'}: {error}") from error
 
 
-def _warmup_rows(config: Config, train_rows: Rows) -> Rows:
-    """What the tiny model learns before the run."""
-    if config.data.train == "arithmetic":
-        return forget_carries(train_rows, config.run.seed)
-    if config.data.train == "environment":
-        return environment_rows(config.environment, "warmup", config.run.seed)
-    return train_rows
+def _columns(config: Config) -> Columns:
+    """Those of the configuration, and what the reward functions take by name."""
+    extra: dict[str, bool] = {}
+    rewards = [resolve(term.function) for term in config.reward.terms]
+    for reward in rewards:
+        for name, must_be_there in reward.columns.items():
+            extra[name] = extra.get(name, False) or must_be_there
+    return Columns(
+        prompt=config.data.prompt_column,
+        answer=config.data.answer_column,
+        extra=extra,
+        every=any(reward.takes_every_column for reward in rewards),
+    )
 
 
 def _require_model(path: str, trust_remote_code: bool) -> None:
@@ -109,6 +139,17 @@ def _require_model(path: str, trust_remote_code: bool) -> None:
     folder = Path(path)
     if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise DataError(f"model.path={path}: the folder has no weights (*.safetensors or *.bin)")
+
+
+def prompt_tokenizer(config: Config, rows: list[Row]) -> Any:
+    """The tokenizer that a run would have, without making its tiny model.
+
+    Raises:
+        DataError: model.path has none that can be loaded.
+    """
+    if config.model.path == "tiny":
+        return build_tokenizer([(row.prompt, row.answer) for row in rows], max_length=_ANY_LENGTH)
+    return _tokenizer(config.model.path, config.model.trust_remote_code)
 
 
 def _tokenizer(model_path: str, trust_remote_code: bool) -> Any:

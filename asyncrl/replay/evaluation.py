@@ -79,6 +79,7 @@ class Evaluation:
             token_ids=prompt.token_ids,
             text=prompt.text,
             answer=prompt.answer,
+            columns=prompt.columns,
             num_samples=self._config.run.eval_samples,
             temperature=self._config.run.eval_temperature,
             seed=position,

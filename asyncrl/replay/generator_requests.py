@@ -168,6 +168,7 @@ def train_grant(lease: LeaseRecord, prompt: Prompt, config: Config) -> LeaseGran
         token_ids=prompt.token_ids,
         text=prompt.text,
         answer=prompt.answer,
+        columns=prompt.columns,
         num_samples=config.algorithm.group_size,
         temperature=config.generator.temperature,
         seed=_sampling_seed(config.run.seed, lease.index),

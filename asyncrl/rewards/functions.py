@@ -1,4 +1,4 @@
-r"""Reward functions, pure: (prompt, completion, answer) → score, where a score ≥ 1 means correct.
+r"""The built-in reward functions, pure, and how a name of reward.terms becomes one. A score ≥ 1 means correct.
 
 A function may raise on an answer that it cannot use; the pool then fails that completion, with the reason.
 """
@@ -10,15 +10,15 @@ from fractions import Fraction
 
 from asyncrl.config.user_code import import_attribute, import_module
 from asyncrl.rewards.final_answer import ends_in_final_answer, final_number
+from asyncrl.rewards.math_answer import equals_reference
+from asyncrl.rewards.reward import Reward, reward_of
 
-RewardFunction = Callable[[str, str, str], float]
 
-
-def numeric(prompt: str, completion: str, answer: str) -> float:
+def numeric(completion: str, answer: str) -> float:
     r"""1.0 if the completion's final number equals the answer's exactly, else 0.0.
 
-    The final number stands after the last `####`, else in the last `\boxed{}`, else it is the whole completion
-    (`final_answer.py`: GSM8K's strict match, no fall-back to the last number in passing).
+    The final number stands after `####`, in the last `\boxed{}`, or is the whole completion (`final_answer.py`: GSM8K's
+    strict match, no fall-back to the last number in passing).
 
     Raises:
         ValueError: the answer states no number.
@@ -26,12 +26,12 @@ def numeric(prompt: str, completion: str, answer: str) -> float:
     return float(final_number(completion) == _reference(answer))
 
 
-def format_score(prompt: str, completion: str, answer: str) -> float:
+def format_score(completion: str) -> float:
     r"""1.0 if the completion ends in a well-formed final answer, `#### number` or `\boxed{number}`, else 0.0."""
     return float(ends_in_final_answer(completion))
 
 
-def shaped_numeric(prompt: str, completion: str, answer: str) -> float:
+def shaped_numeric(completion: str, answer: str) -> float:
     """Partial credit for models too small to solve the task: 1 if correct, else 0.2·form + 0.3·closeness.
 
     form is 1 if the completion ends in a well-formed final answer, else 0. closeness is 1 / (1 + |x − a| / max(1, |a|))
@@ -50,22 +50,16 @@ def shaped_numeric(prompt: str, completion: str, answer: str) -> float:
     return form + 0.3 * float(1 / (1 + distance))
 
 
-def math(prompt: str, completion: str, answer: str) -> float:
+def math(completion: str, answer: str) -> float:
     """1.0 if math-verify finds the completion's answer equal to the reference (LaTeX and expressions), else 0.0.
 
     Raises:
         ValueError: math-verify reads nothing from the answer.
     """
-    from math_verify import parse, verify
-
-    # Its own limits use the alarm signal that the pool's limit uses, and are therefore turned off.
-    gold = parse(answer, parsing_timeout=None)
-    if not gold:
-        raise ValueError(f"the answer {answer!r} is no mathematical expression")
-    return float(verify(gold, parse(completion, parsing_timeout=None), timeout_seconds=None))
+    return float(equals_reference(completion, answer))
 
 
-_BUILT_IN: dict[str, RewardFunction] = {
+BUILT_IN: dict[str, Callable[..., float]] = {
     "numeric": numeric,
     "math": math,
     "format": format_score,
@@ -73,19 +67,18 @@ _BUILT_IN: dict[str, RewardFunction] = {
 }
 
 
-def resolve(name: str) -> RewardFunction:
-    """The built-in reward function of that name, or `module:function`, imported also from the working directory.
+def resolve(name: str) -> Reward:
+    """The built-in reward of that name, `module:function` or `path/to/file.py:function`.
 
     Raises:
-        ConfigError: unknown name, module that does not import, attribute that is missing or not callable, or `math`
-            without math-verify.
+        ConfigError: unknown name, module or file that does not import, attribute that is missing or not callable, a
+            signature that cannot be served, or `math` without math-verify.
     """
     if name == "math":
         import_module("reward.terms", name, "math_verify", "install the extra: pip install 'asyncrl[math]'")
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]
-    function: RewardFunction = import_attribute("reward.terms", name, "function", ", ".join(_BUILT_IN))
-    return function
+    if name in BUILT_IN:
+        return reward_of(name, BUILT_IN[name])
+    return reward_of(name, import_attribute("reward.terms", name, "function", ", ".join(BUILT_IN)))
 
 
 def _reference(answer: str) -> Fraction:

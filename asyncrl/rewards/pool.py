@@ -1,8 +1,9 @@
 """Processes that score completions, so that a reward function that fails or never returns costs one completion.
 
-Two limits hold. Inside the process an alarm stops Python code that takes longer than the limit of one completion
-(worker.py). Around the process a hard limit kills what ignores the alarm; a group whose process was lost is scored
-again, one completion at a time, which finds the culprit.
+Two limits hold. Inside the process an alarm stops Python code that takes longer than the limit of one term of one
+completion (worker.py). Around the process a hard limit kills what ignores the alarm; a group whose process was lost is
+scored again, one completion and one term at a time, which finds the culprit. What a built-in function cannot finish is
+a wrong answer; what a function of the user's own cannot finish is a failure.
 
 Groups are scored in the order in which they come, few at once: a function that never returns takes its limit for every
 completion, and were all groups scored in turns, the first would be reported only when all of them are through.
@@ -18,13 +19,17 @@ from concurrent.futures.process import BrokenProcessPool
 from pebble import ProcessExpired, ProcessPool
 
 from asyncrl.config.schema import RewardTerm
-from asyncrl.rewards.functions import resolve
+from asyncrl.rewards.functions import BUILT_IN, resolve
+from asyncrl.rewards.sample import Question, Sample
 from asyncrl.rewards.worker import RewardFailure, Score, score_some, start
 
 _GRACE_S = 1.0
 """What the hard limit allows beyond the alarm: for the alarm to act and the result to travel."""
 _SPARE_GROUPS = 1
 """Groups at hand beyond one a process, so that none of them waits for this event loop."""
+
+LARGEST_REWARD = 3.4028234663852886e38
+"""Float32's largest number: rewards travel and are trained on as float32, where a larger one would be infinite."""
 
 
 class RewardPool:
@@ -38,47 +43,81 @@ class RewardPool:
         """
         for term in terms:
             resolve(term.function)
-        self._terms = [(term.function, term.weight) for term in terms]
+        self._names = [term.function for term in terms]
+        self._weights = [term.weight for term in terms]
         self._num_workers = num_workers
         self._time_limit_s = time_limit_s
         self._pool = self._new_pool()
         self._turns = asyncio.Semaphore(num_workers + _SPARE_GROUPS)
 
-    async def score(self, prompt: str, completions: Sequence[str], answer: str) -> list[Score | RewardFailure]:
+    async def score(
+        self,
+        prompt: str,
+        completions: Sequence[str],
+        answer: str,
+        columns: str = "",
+        tokens: Sequence[Sequence[int]] | None = None,
+    ) -> list[Score | RewardFailure]:
         """One result per completion, in order.
 
         A function that raises, returns no finite number, ends its process or never returns fails that completion alone.
+
+        Args:
+            columns: further values of the row by name, a JSON object (`Question.columns`).
+            tokens: of each completion.
         """
-        results: list[Score | RewardFailure] = []
+        question = Question(prompt, answer, columns)
+        samples = [Sample(text, ids) for text, ids in zip(completions, tokens or [()] * len(completions), strict=True)]
+        every_term = range(len(self._names))
+        results: list[list[float] | RewardFailure] = []
         async with self._turns:
-            while len(results) < len(completions):
-                rest = completions[len(results) :]
-                scored = await self._run(prompt, rest, answer)
+            while len(results) < len(samples):
+                rest = samples[len(results) :]
+                scored = await self._run(question, rest, every_term)
                 if isinstance(scored, RewardFailure):
-                    scored = [await self._score_alone(prompt, completion, answer) for completion in rest]
+                    scored = [await self._score_by_each_term(question, sample) for sample in rest]
                 results += scored
-        return results
+        return [result if isinstance(result, RewardFailure) else self._sum(result) for result in results]
 
     def close(self) -> None:
         """Ends the processes at once; a score still awaited is cancelled."""
         self._pool.stop()
         self._pool.join()
 
-    async def _score_alone(self, prompt: str, completion: str, answer: str) -> Score | RewardFailure:
-        scored = await self._run(prompt, [completion], answer)
-        return scored if isinstance(scored, RewardFailure) else scored[0]
+    def _sum(self, scores: Sequence[float]) -> Score | RewardFailure:
+        reward = sum(weight * score for weight, score in zip(self._weights, scores, strict=True))
+        if not abs(reward) <= LARGEST_REWARD:
+            return RewardFailure(f"the reward, {reward:g}, is beyond float32 (±{LARGEST_REWARD:.1e}); scale it down")
+        return Score(reward=reward, correct=scores[0] >= 1)
+
+    async def _score_by_each_term(self, question: Question, sample: Sample) -> list[float] | RewardFailure:
+        scores: list[float] = []
+        for term, name in enumerate(self._names):
+            lost_or_scored = await self._run(question, [sample], [term])
+            if isinstance(lost_or_scored, RewardFailure):
+                result: list[float] | RewardFailure = [0.0] if name in BUILT_IN else lost_or_scored
+            else:
+                (result,) = lost_or_scored
+            if isinstance(result, RewardFailure):
+                return result
+            scores += result
+        return scores
 
     async def _run(
-        self, prompt: str, completions: Sequence[str], answer: str
-    ) -> list[Score | RewardFailure] | RewardFailure:
-        """Results of at least the first of the completions, or the failure that ended the process."""
+        self, question: Question, samples: Sequence[Sample], terms: Sequence[int]
+    ) -> list[list[float] | RewardFailure] | RewardFailure:
+        """Results of at least the first of the samples, or the failure that ended the process."""
         pool = self._working_pool()
-        hard_limit_s = min(len(completions), 2) * self._time_limit_s + _GRACE_S
-        arguments = (prompt, list(completions), answer, self._time_limit_s)
+        num_limits = len(terms) + (len(samples) > 1)
+        arguments = (question, list(samples), list(terms), self._time_limit_s)
         try:
-            return await asyncio.wrap_future(pool.schedule(score_some, arguments, timeout=hard_limit_s))
+            scored = pool.schedule(score_some, arguments, timeout=num_limits * self._time_limit_s + _GRACE_S)
+            return await asyncio.wrap_future(scored)
         except TimeoutError:
-            return RewardFailure(f"ignored reward.time_limit_s = {self._time_limit_s:g} s; its process was killed")
+            return RewardFailure(
+                f"ignored reward.time_limit_s = {self._time_limit_s:g} s; its process was killed (a long import "
+                "belongs at the top of the function's file, where no limit holds)"
+            )
         except ProcessExpired as error:
             return RewardFailure(f"ended its process with exit code {error.exitcode}")
         except BrokenProcessPool as error:
@@ -94,4 +133,4 @@ class RewardPool:
     def _new_pool(self) -> ProcessPool:
         # spawn: the parent has threads and, in a generator, vLLM; a fork would inherit their locks.
         context = multiprocessing.get_context("spawn")
-        return ProcessPool(self._num_workers, initializer=start, initargs=(self._terms,), context=context)
+        return ProcessPool(self._num_workers, initializer=start, initargs=(self._names,), context=context)

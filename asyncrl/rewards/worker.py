@@ -1,4 +1,4 @@
-"""What runs inside a reward process: scores a list of completions, each under a time limit of its own.
+"""What runs inside a reward process: scores a list of completions, each term under a time limit of its own.
 
 Imports only the reward functions, so that a process starts fast and small.
 """
@@ -9,17 +9,20 @@ import math
 import signal
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import NoReturn
+from types import FrameType
+from typing import Any
 
-from asyncrl.rewards.functions import RewardFunction, resolve
+from asyncrl.rewards.functions import BUILT_IN, resolve
+from asyncrl.rewards.math_answer import warm_up
+from asyncrl.rewards.reward import Reward
+from asyncrl.rewards.sample import Question, Sample
 
-LARGEST_REWARD = 3.4028234663852886e38
-"""Float32's largest number: rewards travel and are trained on as float32, where a larger one would be infinite."""
 _MAX_REASON_CHARS = 500
 """Reasons travel to the ledger and the log; an exception's text may hold a whole completion."""
+_IMPORT_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -43,57 +46,77 @@ class _TimeLimitError(BaseException):
     """Not an Exception, so that a reward function's own `except Exception` does not swallow it."""
 
 
-_terms: list[tuple[str, RewardFunction, float]] = []
+_terms: list[Reward] = []
 
 
-def start(terms: Sequence[tuple[str, float]]) -> None:
-    """Resolves the (function name, weight) terms once, when the process starts."""
-    _terms[:] = [(name, resolve(name), weight) for name, weight in terms]
+def start(names: Sequence[str]) -> None:
+    """Resolves the terms once, when the process starts."""
+    _terms[:] = [resolve(name) for name in names]
+    if "math" in names:
+        warm_up()
 
 
 def score_some(
-    prompt: str, completions: Sequence[str], answer: str, time_limit_s: float
-) -> list[Score | RewardFailure]:
-    """Scores the first completion, and those that follow it while less than `time_limit_s` has passed.
+    question: Question, samples: Sequence[Sample], terms: Sequence[int], time_limit_s: float
+) -> list[list[float] | RewardFailure]:
+    """Scores by these terms the first sample, and those that follow it while less than `time_limit_s` has passed.
 
-    So it returns within 2 · `time_limit_s` (1 · for a single completion) unless code that ignores signals holds it up.
+    So it returns within (1 + terms) · `time_limit_s` unless code that ignores signals holds it up.
+
+    Returns:
+        For each sample that was scored its score by each of the terms, unweighted.
     """
     signal.signal(signal.SIGALRM, _on_alarm)  # anew each time: a reward function may have set its own
     started = time.monotonic()
-    results: list[Score | RewardFailure] = []
-    for completion in completions:
+    results: list[list[float] | RewardFailure] = []
+    for sample in samples:
         if results and time.monotonic() - started >= time_limit_s:
             break
-        results.append(_score_one(prompt, completion, answer, time_limit_s))
+        # Anew for each: a function may change what it is given.
+        values = {**question.values(), "completion": sample.completion, "tokens": list(sample.tokens)}
+        results.append(_score_one([_terms[term] for term in terms], values, time_limit_s))
     return results
 
 
-def _score_one(prompt: str, completion: str, answer: str, time_limit_s: float) -> Score | RewardFailure:
+def _score_one(terms: Sequence[Reward], values: Mapping[str, Any], time_limit_s: float) -> list[float] | RewardFailure:
+    scores: list[float] = []
+    for term in terms:
+        score = _call(term, values, time_limit_s)
+        if isinstance(score, RewardFailure):
+            return score
+        scores.append(score)
+    return scores
+
+
+def _call(term: Reward, values: Mapping[str, Any], time_limit_s: float) -> float | RewardFailure:
     try:
         signal.setitimer(signal.ITIMER_REAL, time_limit_s)
         try:
-            return _score(prompt, completion, answer)
+            value = term(values)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except _TimeLimitError:
-        return RewardFailure(f"took longer than reward.time_limit_s = {time_limit_s:g} s")
+        if term.name in BUILT_IN:
+            return 0.0  # an answer that mathematics cannot finish is wrong; what a model writes must not end a run
+        return RewardFailure(f"{term.name} took longer than reward.time_limit_s = {time_limit_s:g} s")
     except BaseException as error:  # noqa: BLE001  a user's function may raise anything, SystemExit included
         reason = "".join(traceback.format_exception_only(error)).strip()
         return RewardFailure(reason[:_MAX_REASON_CHARS])
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()  # numpy's and torch's scalars
+    if not isinstance(value, Real) or not math.isfinite(value):
+        return RewardFailure(f"{term.name} returned {value!r}, not a finite number"[:_MAX_REASON_CHARS])
+    return float(value)
 
 
-def _score(prompt: str, completion: str, answer: str) -> Score | RewardFailure:
-    scores: list[float] = []
-    for name, function, _ in _terms:
-        value = function(prompt, completion, answer)
-        if not isinstance(value, Real) or not math.isfinite(value):
-            return RewardFailure(f"{name} returned {value!r}, not a finite number"[:_MAX_REASON_CHARS])
-        scores.append(float(value))
-    reward = sum(weight * score for (_, _, weight), score in zip(_terms, scores, strict=True))
-    if not abs(reward) <= LARGEST_REWARD:
-        return RewardFailure(f"the reward, {reward:g}, is beyond float32 (±{LARGEST_REWARD:.1e}); scale it down")
-    return Score(reward=reward, correct=scores[0] >= 1)
+def _on_alarm(signum: int, frame: FrameType | None) -> None:
+    """Cuts the function off, but not in an import, which would leave the module half imported in this process for good.
 
-
-def _on_alarm(signum: int, frame: object) -> NoReturn:
+    An import that takes longer than the pool's hard limit ends with its process.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            signal.setitimer(signal.ITIMER_REAL, _IMPORT_POLL_S)
+            return
+        frame = frame.f_back
     raise _TimeLimitError

@@ -116,5 +116,5 @@ class LaggedRun:
 
 
 def _rewards(row: tuple[str, str], completions: list[Completion]) -> NDArray[np.float64]:
-    prompt, answer = row
-    return np.array([numeric(prompt, completion.text, answer) for completion in completions], np.float64)
+    _, answer = row
+    return np.array([numeric(completion.text, answer) for completion in completions], np.float64)

@@ -4,11 +4,13 @@ from hypothesis import strategies as st
 
 from asyncrl.config.schema import DataConfig
 from asyncrl.data.prompts import load_prompts, save_prompts, tokenize_prompts
+from asyncrl.data.read import Row
 from asyncrl.data.tiny_tokenizer import build_tokenizer
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.types import Prompt
 
-ROWS = [("one plus two", "3"), ("two", "2"), ("one plus one plus one", "3")]
+PAIRS = [("one plus two", "3"), ("two", "2"), ("one plus one plus one", "3")]
+ROWS = [Row(prompt, answer) for prompt, answer in PAIRS]
 TEMPLATE = """
 {%- for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor -%}
 {%- if add_generation_prompt %}[assistant]{% endif -%}
@@ -18,7 +20,7 @@ PIECES = [("[system][user][assistant] be brief", "")]
 
 @pytest.fixture(name="tokenizer")
 def plain_tokenizer():
-    return build_tokenizer(ROWS + PIECES, max_length=64)
+    return build_tokenizer(PAIRS + PIECES, max_length=64)
 
 
 @pytest.fixture(name="chat_tokenizer")
@@ -34,21 +36,21 @@ def decoded(prompts, tokenizer):
 def test_without_a_template_the_tokens_are_those_of_the_text(tokenizer):
     prompts, num_dropped = tokenize_prompts(ROWS, tokenizer, DataConfig(), "rows.jsonl")
     assert num_dropped == 0
-    assert decoded(prompts, tokenizer) == [text for text, _ in ROWS]
+    assert decoded(prompts, tokenizer) == [text for text, _ in PAIRS]
     assert [(prompt.row, prompt.text, prompt.answer) for prompt in prompts] == [
-        (row, *texts) for row, texts in enumerate(ROWS)
+        (row, *texts) for row, texts in enumerate(PAIRS)
     ]
 
 
 def test_auto_applies_the_template_of_a_tokenizer_that_has_one(chat_tokenizer):
     prompts, _ = tokenize_prompts(ROWS, chat_tokenizer, DataConfig(system_prompt="be brief"), "rows.jsonl")
-    assert decoded(prompts, chat_tokenizer) == [f"[system]be brief[user]{text}[assistant]" for text, _ in ROWS]
+    assert decoded(prompts, chat_tokenizer) == [f"[system]be brief[user]{text}[assistant]" for text, _ in PAIRS]
     assert prompts[0].text == "one plus two"
 
 
 def test_never_leaves_the_template_off(chat_tokenizer):
     prompts, _ = tokenize_prompts(ROWS, chat_tokenizer, DataConfig(chat_template="never"), "rows.jsonl")
-    assert decoded(prompts, chat_tokenizer) == [text for text, _ in ROWS]
+    assert decoded(prompts, chat_tokenizer) == [text for text, _ in PAIRS]
 
 
 def test_always_without_a_template_and_a_system_prompt_without_one_are_refused(tokenizer):
@@ -62,6 +64,48 @@ def test_a_template_that_refuses_the_messages_is_a_config_error(chat_tokenizer):
     chat_tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(ConfigError, match="System role not supported"):
         tokenize_prompts(ROWS, chat_tokenizer, DataConfig(), "rows.jsonl")
+
+
+CONVERSATION = Row(
+    "be brief\ntwo",
+    "2",
+    [{"role": "system", "content": "be brief"}, {"role": "user", "content": "two"}],
+    place="r.jsonl:7",
+)
+
+
+def test_a_conversation_goes_through_the_template_as_it_is(chat_tokenizer):
+    prompts, _ = tokenize_prompts([CONVERSATION, ROWS[1]], chat_tokenizer, DataConfig(), "rows.jsonl")
+    assert decoded(prompts, chat_tokenizer) == ["[system]be brief[user]two[assistant]", "[user]two[assistant]"]
+
+
+def test_without_a_template_a_conversation_is_its_contents(tokenizer):
+    prompts, _ = tokenize_prompts([CONVERSATION], tokenizer, DataConfig(), "rows.jsonl")
+    assert prompts[0].text == "be brief\ntwo"
+    assert prompts[0].token_ids == tokenizer("be brief\ntwo")["input_ids"]
+
+
+def test_two_system_prompts_are_refused_by_the_rows_place(chat_tokenizer):
+    with pytest.raises(
+        DataError, match=r"r\.jsonl:7: the row has a system message of its own; leave data\.system_prompt"
+    ):
+        tokenize_prompts([CONVERSATION], chat_tokenizer, DataConfig(system_prompt="be brief"), "rows.jsonl")
+
+
+def test_a_template_may_come_from_a_file_and_takes_arguments(tokenizer, tmp_path):
+    file = tmp_path / "chat.jinja"
+    file.write_text("{{ messages[0].content }}{% if plus %} plus{% endif %}")
+    config = DataConfig(chat_template=str(file), chat_template_kwargs={"plus": True})
+    prompts, _ = tokenize_prompts(ROWS[1:2], tokenizer, config, "rows.jsonl")
+    assert decoded(prompts, tokenizer) == ["two plus"]
+
+
+def test_a_template_argument_without_effect_is_refused(tokenizer, chat_tokenizer):
+    config = DataConfig(chat_template_kwargs={"enable_thinking": False})
+    with pytest.raises(
+        ConfigError, match=r"data\.chat_template_kwargs\.enable_thinking: the chat template does not use"
+    ):
+        tokenize_prompts(ROWS, chat_tokenizer, config, "rows.jsonl")
 
 
 def test_overlong_prompts_are_dropped_and_counted_and_the_rest_keep_their_rows(tokenizer):
@@ -89,6 +133,7 @@ prompts_strategy = st.builds(
     token_ids=st.lists(st.integers(0, 2**31 - 1), min_size=1),
     text=text,
     answer=text,
+    columns=text,
 )
 
 

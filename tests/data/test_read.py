@@ -6,8 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncrl.data.read import read_rows, resolve_split
+from asyncrl.data.read import Columns, read_rows
 from asyncrl.errors import DataError
+
+
+def pairs(file, prompt="prompt", answer="answer"):
+    return [(row.prompt, row.answer) for row in read_rows([file], Columns(prompt, answer))]
 
 
 def write_lines(path, *lines):
@@ -22,7 +26,7 @@ def test_rows_are_read_in_order_and_numeric_answers_become_text(tmp_path, suffix
         write_lines(file, '{"q": "one", "a": 1}', '{"q": "é\\n", "a": 2}', "")
     else:
         pyarrow.parquet.write_table(pyarrow.table({"q": ["one", "é\n"], "a": [1, 2]}), file)
-    assert read_rows(file, "q", "a") == [("one", "1"), ("é\n", "2")]
+    assert pairs(file, "q", "a") == [("one", "1"), ("é\n", "2")]
 
 
 @pytest.mark.parametrize(
@@ -34,34 +38,46 @@ def test_rows_are_read_in_order_and_numeric_answers_become_text(tmp_path, suffix
         ('["x", "1"]', "must be a JSON object, not list"),
         ('{"question": "x", "answer": "1"}', r"no column 'prompt'; it has question, answer \(set data.prompt_column"),
         ('{"prompt": "x"}', "no column 'answer'"),
-        ('{"prompt": ["x"], "answer": "1"}', "'prompt' must be text, not list"),
-        ('{"prompt": 3, "answer": "1"}', "'prompt' must be text, not int"),
-        ('{"prompt": "x", "answer": null}', "'answer' must be text, not NoneType"),
-        ('{"prompt": "x", "answer": true}', "'answer' must be text, not bool"),
+        ('{"prompt": 3, "answer": "1"}', "'prompt' must be text or a list of messages, not int"),
+        ('{"prompt": "x", "answer": null}', "'answer' must be text, a number, a list or an object, not NoneType"),
+        ('{"prompt": "x", "answer": true}', "'answer' must be text, a number, a list or an object, not bool"),
+        ('{"prompt": "x", "answer": NaN}', "'answer' is nan; a missing answer cannot be scored"),
+        ('{"prompt": ["x"], "answer": "1"}', r"'prompt'\[0\] must be an object with role and content, not str"),
+        ('{"prompt": [], "answer": "1"}', "'prompt' is an empty list of messages"),
+        ('{"prompt": [{"from": "human", "value": "x"}], "answer": "1"}', "with role and content, not from, value"),
+        ('{"prompt": [{"role": "human", "content": "x"}], "answer": "1"}', "unknown role 'human'; use one of system"),
+        ('{"prompt": [{"role": "user", "content": " "}], "answer": "1"}', "the message of the user is empty"),
+        ('{"prompt": [{"role": "user", "content": 3}], "answer": "1"}', "content must be text, not int"),
+        ('{"prompt": [{"role": "user", "content": [{"image": "x"}]}], "answer": "1"}', "images and other parts"),
+        (
+            '{"prompt": [{"role": "assistant", "content": "x"}], "answer": "1"}',
+            "the last message has the role 'assistant'",
+        ),
         ('{"prompt": " ", "answer": "1"}', "'prompt' is empty"),
         ('{"prompt": "\\ud800", "answer": "1"}', "not valid Unicode"),
-        ("", "the line is empty"),
     ],
 )
 def test_a_jsonl_row_that_cannot_be_used_is_named_by_file_and_line(tmp_path, line, reason):
     good = '{"prompt": "x", "answer": "1"}'
     file = write_lines(tmp_path / "rows.jsonl", good, line, good)
     with pytest.raises(DataError, match=rf"rows\.jsonl:2: .*{reason}"):
-        read_rows(file, "prompt", "answer")
+        pairs(file)
 
 
 def test_a_parquet_row_that_cannot_be_used_is_named_by_file_and_row(tmp_path):
     file = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"prompt": ["x", None], "answer": ["1", "2"]}), file)
-    with pytest.raises(DataError, match=r"rows\.parquet, row 1: 'prompt' must be text, not NoneType"):
-        read_rows(file, "prompt", "answer")
+    with pytest.raises(
+        DataError, match=r"rows\.parquet, row 1: 'prompt' must be text or a list of messages, not NoneType"
+    ):
+        pairs(file)
 
 
 def test_a_missing_parquet_column_is_named_with_those_that_exist(tmp_path):
     file = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"question": ["x"], "answer": ["1"]}), file)
     with pytest.raises(DataError, match=r"no column 'prompt'; it has question, answer \(set data.prompt_column"):
-        read_rows(file, "prompt", "answer")
+        pairs(file)
 
 
 def test_a_cut_off_parquet_file_is_refused(tmp_path):
@@ -69,7 +85,7 @@ def test_a_cut_off_parquet_file_is_refused(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"prompt": ["x"] * 100, "answer": ["1"] * 100}), file)
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(DataError, match="not a readable parquet file"):
-        read_rows(file, "prompt", "answer")
+        pairs(file)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n"])
@@ -77,26 +93,96 @@ def test_a_file_without_rows_is_refused(tmp_path, content):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(content)
     with pytest.raises(DataError, match="has no rows"):
-        read_rows(file, "prompt", "answer")
+        pairs(file)
 
 
 def test_a_missing_file_and_an_unknown_suffix_are_refused(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
-        read_rows(tmp_path / "rows.jsonl", "prompt", "answer")
-    with pytest.raises(DataError, match=r"is \.jsonl or \.parquet"):
-        read_rows(write_lines(tmp_path / "rows.csv", "a,b"), "prompt", "answer")
+        pairs(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match=r"a data file is \.parquet, \.jsonl or \.json"):
+        pairs(write_lines(tmp_path / "rows.csv", "a,b"))
 
 
-def test_a_folder_means_its_split_with_parquet_before_jsonl(tmp_path):
-    train_jsonl = write_lines(tmp_path / "train.jsonl", "{}")
-    assert resolve_split(tmp_path, "train") == train_jsonl
-    train_parquet = write_lines(tmp_path / "train.parquet", "")
-    assert resolve_split(tmp_path, "train") == train_parquet
-    assert resolve_split(train_jsonl, "test") == train_jsonl
-    with pytest.raises(DataError, match=r"neither test\.parquet nor test\.jsonl"):
-        resolve_split(tmp_path, "test")
-    with pytest.raises(DataError, match="does not exist"):
-        resolve_split(tmp_path / "absent", "train")
+GOOD = {"prompt": "x", "answer": "1"}
+
+
+LINES, LIST = f"{json.dumps(GOOD)}\n" * 2, json.dumps([GOOD, GOOD])
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "content"),
+    [("rows.jsonl.gz", "gzip", LINES), ("rows.jsonl.zst", "zstd", LINES), ("rows.json.gz", "gzip", LIST)],
+)
+def test_json_files_may_be_compressed(tmp_path, name, codec, content):
+    with pyarrow.output_stream(str(tmp_path / name), compression=codec) as file:
+        file.write(content.encode())
+    assert pairs(tmp_path / name) == [("x", "1")] * 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps([GOOD, GOOD], indent=2),
+        json.dumps({"version": "1.0", "data": [GOOD, GOOD]}),
+        f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n",
+    ],
+)
+def test_a_json_file_is_a_list_of_objects_wrapped_or_not_or_lines(tmp_path, content):
+    (tmp_path / "rows.json").write_text(content)
+    assert pairs(tmp_path / "rows.json") == [("x", "1")] * 2
+
+
+def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_read_over(tmp_path):
+    line = json.dumps({"prompt": "é\u2028", "answer": "1"}, ensure_ascii=False).encode()
+    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n" + line + b"\r\n \n")
+    assert pairs(tmp_path / "rows.jsonl") == [("é\u2028", "1")] * 2
+
+
+def test_blank_lines_count_when_a_line_is_named(tmp_path):
+    file = write_lines(tmp_path / "rows.jsonl", "", json.dumps(GOOD), "", "{}")
+    with pytest.raises(DataError, match=r"rows\.jsonl:4: no column 'prompt'"):
+        pairs(file)
+
+
+def test_parquet_columns_may_be_dictionaries_large_strings_structs_and_lists(tmp_path):
+    table = pyarrow.table(
+        {
+            "prompt": pyarrow.array(["a", "b", "a"]).dictionary_encode(),
+            "text": pyarrow.array(["x", "y", "z"], pyarrow.large_string()),
+            "nested": [{"deep": {"answer": value}} for value in (1, 2, 3)],
+            "several": [["1", "one"], ["2"], ["3"]],
+            "weird.name": [1.5, 1e16, 3.0],
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert pairs(tmp_path / "rows.parquet", "prompt", "text") == [("a", "x"), ("b", "y"), ("a", "z")]
+    assert pairs(tmp_path / "rows.parquet", "text", "nested.deep.answer") == [("x", "1"), ("y", "2"), ("z", "3")]
+    assert pairs(tmp_path / "rows.parquet", "text", "weird.name") == [("x", "1.5"), ("y", "1e+16"), ("z", "3.0")]
+    [first, *_] = read_rows([tmp_path / "rows.parquet"], Columns("prompt", "several"))
+    assert json.loads(first.answer) == json.loads(first.columns)["answer"] == ["1", "one"]
+
+
+def test_a_conversation_is_kept_and_its_text_parts_are_joined(tmp_path):
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": " two"}]
+    messages = [{"role": "system", "content": "Add.", "name": None}, {"role": "user", "content": parts}]
+    file = write_lines(tmp_path / "rows.jsonl", json.dumps({"prompt": messages, "answer": "3"}))
+    [row] = read_rows([file], Columns())
+    assert row.messages == [{"role": "system", "content": "Add."}, {"role": "user", "content": "one two"}]
+    assert row.prompt == "Add.\none two"
+    assert json.loads(row.columns) == {"messages": row.messages}
+
+
+def test_columns_travel_when_a_reward_asks_for_them(tmp_path):
+    record = {**GOOD, "level": 3, "tags": {"a": [1]}, "unused": "x" * 100}
+    file = write_lines(tmp_path / "rows.jsonl", json.dumps(record))
+    [asked] = read_rows([file], Columns(extra={"level": True, "tags": True, "absent": False}))
+    assert json.loads(asked.columns) == {"level": 3, "tags": {"a": [1]}}
+    [every] = read_rows([file], Columns(every=True))
+    assert json.loads(every.columns) == {name: record[name] for name in ("level", "tags", "unused")}
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:1: no column 'difficulty', which a function of reward\.terms takes"
+    ):
+        read_rows([file], Columns(extra={"difficulty": True}))
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
@@ -108,7 +194,7 @@ def test_any_text_survives_jsonl_and_parquet(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("rows")
     for ensure_ascii in (True, False):
         lines = [json.dumps({"prompt": p, "answer": a}, ensure_ascii=ensure_ascii) for p, a in rows]
-        assert read_rows(write_lines(folder / "rows.jsonl", *lines), "prompt", "answer") == rows
+        assert pairs(write_lines(folder / "rows.jsonl", *lines)) == rows
     columns = {"prompt": [p for p, _ in rows], "answer": [a for _, a in rows]}
     pyarrow.parquet.write_table(pyarrow.table(columns), folder / "rows.parquet")
-    assert read_rows(folder / "rows.parquet", "prompt", "answer") == rows
+    assert pairs(folder / "rows.parquet") == rows

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncrl.config.schema import Config
+from asyncrl.config.schema import Config, RewardTerm
 from asyncrl.data.prompts import load_prompts
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.launch.inputs import eval_file, make_inputs, save_inputs, train_file
@@ -51,6 +51,19 @@ def test_without_held_out_data_there_is_no_file_of_it(config, tmp_path):
     config.data.eval = None
     save_inputs(make_inputs(config), tmp_path)
     assert not eval_file(tmp_path).exists()
+
+
+def test_the_columns_that_a_reward_asks_for_travel_with_the_prompts(config, tmp_path):
+    (tmp_path / "own.py").write_text("def score(completion, level):\n    return level\n")
+    config.reward.terms = [RewardTerm(f"{tmp_path}/own.py:score")]
+    lines = [json.dumps({"prompt": f"{n}+1=", "answer": "1", "level": n}) for n in range(9)]
+    Path(config.data.train).write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"data\.eval: .*test\.jsonl:1: no column 'level'"):
+        make_inputs(config)
+    config.data.eval = None
+    save_inputs(make_inputs(config), tmp_path)
+    columns = [json.loads(prompt.columns) for prompt in load_prompts(train_file(tmp_path))]
+    assert columns == [{"level": n} for n in range(9)]
 
 
 def test_steps_count_before_epochs(config):

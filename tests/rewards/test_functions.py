@@ -1,50 +1,14 @@
-import importlib.util
-import math
 import sys
 from fractions import Fraction
+from math import isclose
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncrl.errors import ConfigError
-from asyncrl.rewards.final_answer import final_number, parse_number
-from asyncrl.rewards.functions import format_score, numeric, resolve, shaped_numeric
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("18", 18),
-        ("18.00", 18),
-        ("18.", 18),
-        ("-3.5", Fraction(-7, 2)),
-        ("+7", 7),
-        ("1,234,567", 1_234_567),
-        ("$1,234.50", Fraction(2469, 2)),
-        ("-$5", -5),
-        ("$-5", -5),
-        (r"\$18", 18),
-        ("18%", 18),
-        (r"18\%", 18),
-        (".5", Fraction(1, 2)),
-        ("3/4", Fraction(3, 4)),
-        ("007", 7),
-        (" 18 apples. ", 18),
-        ("18 or 19", None),
-        ("1,2", None),
-        ("1,2345", None),
-        ("3/0", None),
-        ("1.2.3", None),
-        ("eighteen", None),
-        ("x = 18", None),
-        ("١٨", None),
-        ("", None),
-        ("9" * 5000, None),
-    ],
-)
-def test_a_number_is_read_exactly_or_not_at_all(text, value):
-    assert parse_number(text) == value
+from asyncrl.rewards.final_answer import final_number
+from asyncrl.rewards.functions import format_score, math, numeric, resolve, shaped_numeric
 
 
 @pytest.mark.parametrize(
@@ -55,7 +19,14 @@ def test_a_number_is_read_exactly_or_not_at_all(text, value):
         ("#### four, or 4", None),
         (r"so \boxed{3}, no: \boxed{ 4 }.", 4),
         (r"\boxed{5} in short\n#### 4", 4),
-        (r"\boxed{\frac{1}{2}}", None),
+        (r"\boxed{\frac{1}{2}}", Fraction(1, 2)),
+        ("#### Step 2: add up\n20+28\n\nThe result is $\\boxed{48}$.", 48),
+        ("#### 2. Add up\n20+28\n\\boxed{48}", 48),
+        ("\\boxed{48}\n#### 2. Check\n20+28=48", 48),
+        ("#### 48\n#### A note\nThat was easy.", 48),
+        ("\\boxed{47}, no.\n#### 48", 48),
+        (r"#### \boxed{48}", 48),
+        ("**#### 48**", 48),
         (r"\boxed{4", None),
         (" 32 \n", 32),
         ("The answer is 32", None),
@@ -70,26 +41,26 @@ def test_the_final_number_follows_the_mark_or_stands_in_the_box_or_is_the_whole_
 @settings(deadline=None)
 def test_numeric_is_one_exactly_for_an_equal_number(number, text):
     answer = f"Because.\n#### {number}"
-    assert numeric("", f"{text}\n#### {number}", answer) == 1
-    assert numeric("", f"{text}\n#### {number + 1}", answer) == 0
-    assert numeric("", f"\\boxed{{{number}}}", answer) == 1
+    assert numeric(f"{text}\n#### {number}", answer) == 1
+    assert numeric(f"{text}\n#### {number + 1}", answer) == 0
+    assert numeric(f"\\boxed{{{number}}}", answer) == 1
 
 
 @given(text=st.text())
 @settings(deadline=None)
 def test_any_completion_gets_a_score_between_zero_and_one(text):
     for completion in (text, f"#### {text}", f"\\boxed{{{text}}}"):
-        correct = numeric("", completion, "7")
+        correct = numeric(completion, "7")
         assert correct in (0, 1)
-        assert format_score("", completion, "7") in (0, 1)
-        shaped = shaped_numeric("", completion, "7")
+        assert format_score(completion) in (0, 1)
+        shaped = shaped_numeric(completion, "7")
         assert shaped == 1 if correct else 0 <= shaped <= 0.5
 
 
 def test_an_answer_without_a_number_cannot_be_scored():
     for function in (numeric, shaped_numeric):
         with pytest.raises(ValueError, match="the answer 'none' states no number"):
-            function("", "4", "none")
+            function("4", "none")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +78,7 @@ def test_an_answer_without_a_number_cannot_be_scored():
     ],
 )
 def test_format_wants_the_text_to_end_in_a_final_answer(completion, score):
-    assert format_score("", completion, "") == score
+    assert format_score(completion) == score
 
 
 @pytest.mark.parametrize(
@@ -120,14 +91,64 @@ def test_format_wants_the_text_to_end_in_a_final_answer(completion, score):
     ],
 )
 def test_shaped_numeric_adds_form_and_closeness(completion, score):
-    assert math.isclose(shaped_numeric("", completion, "#### 10"), score)
+    assert isclose(shaped_numeric(completion, "#### 10"), score)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="the extra `math` is not installed")
-def test_math_compares_expressions():
-    function = resolve("math")
-    assert function("", r"so \boxed{\frac{2}{4}}", r"$\frac{1}{2}$") == 1
-    assert function("", r"so \boxed{\frac{1}{3}}", r"$\frac{1}{2}$") == 0
+@pytest.mark.parametrize(
+    "answer",
+    [
+        r"4\sqrt{7}",
+        r"\frac{3}{4}",
+        r"\left(3, \frac{\pi}{2}\right)",
+        "6!",
+        "8{,}150",
+        "(4, 9)",
+        "[2, 5)",
+        r"(-\infty, 3]",
+        "2, 3",
+        r"\text{north}",
+        r"\text{(B)}",
+        "Paris",
+        r"90^\circ",
+        r"\$32{,}000",
+        "x^2 + 2x + 1",
+        "3 + 2i",
+        r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+        r"11\sqrt2",
+        "1e16",
+    ],
+)
+def test_math_reads_a_reference_whether_or_not_it_is_marked_as_latex(answer):
+    for reference in (answer, f"\\boxed{{{answer}}}", f"So it is\n#### {answer}"):
+        for completion in (f"$\\boxed{{{answer}}}$", f"So: \\boxed{{{answer}}}.", f"So\n#### {answer}"):
+            assert math(completion, reference) == 1
+        assert math(r"\boxed{17}", reference) == 0
+        assert math("I do not know.", reference) == 0
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "score"),
+    [
+        (r"so \boxed{\frac{2}{4}}", r"$\frac{1}{2}$", 1),
+        (r"so \boxed{\frac{1}{3}}", r"$\frac{1}{2}$", 0),
+        (r"\boxed{4}", r"4\sqrt{7}", 0),
+        (r"4\sqrt{7}", "4", 0),
+        (r"$\boxed{720}$", "6!", 1),
+        (r"\boxed{0.5}", r"\frac12", 1),
+        (r"the roots are \boxed{2} and \boxed{3}", "2, 3", 1),
+        (r"\boxed{North}", r"\text{north}", 1),
+        (r"\boxed{south}", r"\text{north}", 0),
+        ("#### 10000000000000000", "1e16", 1),
+    ],
+)
+def test_math_compares_values(completion, answer, score):
+    assert math(completion, answer) == score
+
+
+@pytest.mark.parametrize("answer", ["", "  ", "nan", "None"])
+def test_math_refuses_a_reference_that_is_missing(answer):
+    with pytest.raises(ValueError, match="is no mathematical expression"):
+        math(r"\boxed{1}", answer)
 
 
 def test_math_without_math_verify_names_the_extra(monkeypatch):
@@ -140,7 +161,7 @@ def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch
     (tmp_path / "reward_of_mine.py").write_text("def length(prompt, completion, answer):\n    return len(completion)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert resolve("reward_of_mine:length")("", "four", "") == 4
+    assert resolve("reward_of_mine:length")({"prompt": "", "completion": "four", "answer": ""}) == 4
 
 
 @pytest.mark.parametrize(
@@ -148,7 +169,8 @@ def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch
     [
         (
             "numerical",
-            "unknown function 'numerical'; use numeric, math, format, shaped_numeric, module:function or file.py:function",
+            "unknown function 'numerical'; "
+            "use numeric, math, format, shaped_numeric, module:function or file.py:function",
         ),
         (":f", "unknown function"),
         ("json:", "unknown function"),

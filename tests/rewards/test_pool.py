@@ -62,6 +62,27 @@ def test_a_function_that_fails_costs_that_completion_alone(open_pool, completion
         assert [first, *rest] == [Score(2, correct=True), Score(3, correct=True), Score(1, correct=True)]
 
 
+@pytest.mark.parametrize(
+    "tower", [r"7^{7^{7^{7}}}", r"(((9^9)^9)^9)^9)^9", r"100000!", r"\sum_{k=1}^{10^9} \frac{1}{k}"]
+)
+def test_an_answer_that_math_cannot_finish_is_wrong_and_not_a_failure(open_pool, tower):
+    pool = open_pool(RewardTerm("math"), RewardTerm("format", 0.5), time_limit_s=1)
+    wrong, right = asyncio.run(pool.score("", [rf"\boxed{{{tower}}}", r"\boxed{6}"], "6"))
+    assert wrong == Score(0.0, correct=False)
+    assert right == Score(1.5, correct=True)
+
+
+def test_a_function_of_ones_own_beside_math_is_not_charged_for_its_limit(open_pool):
+    pool = open_pool(RewardTerm("math"), RewardTerm("tests.support.reward_faults:half"), time_limit_s=1)
+    assert asyncio.run(pool.score("", [r"\boxed{7^{7^{7^{7}}}}"], "6")) == [Score(0.5, correct=False)]
+
+
+def test_an_import_that_the_limit_would_cut_off_is_finished_and_the_process_stays_whole(open_pool):
+    pool = open_pool(RewardTerm("tests.support.reward_faults:imports_slowly"), time_limit_s=0.1)
+    _, after_the_import = asyncio.run(pool.score("", ["ab", "ab"], ""))
+    assert after_the_import == Score(2, correct=True)
+
+
 def test_groups_scored_at_once_get_their_own_results(open_pool):
     pool = open_pool(RewardTerm("tests.support.reward_faults:fault"))
 

@@ -47,3 +47,9 @@ def signs_and_sleeps(prompt: str, completion: str, answer: str) -> float:
         file.write(prompt)
     time.sleep(100)
     return 0.0
+
+
+def imports_slowly(completion: str) -> float:
+    import tests.support.slow_import as slow  # takes longer than the time limit
+
+    return float(slow.LENGTHS[completion])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asyncrl.config.checks.algorithm import algorithm_problems
+from asyncrl.config.checks.data import data_problems
 from asyncrl.config.checks.devices import Device, device_problems
 from asyncrl.config.checks.environment import environment_problems
 from asyncrl.config.checks.generator import model_problems, sampling_problems
@@ -46,6 +47,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *sampling_problems(config),
         *environment_problems(config),
         *run_problems(config),
+        *data_problems(config.data),
         *device_problems(config, device),
     ]
     if shape is not None:

@@ -19,7 +19,6 @@ from asyncrl.config.schema import Config
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("auto", "float32", "bfloat16"),
-    "data.chat_template": ("auto", "always", "never"),
     "data.overlong_prompts": ("drop", "error"),
     **ALGORITHM_CHOICES,
     "learner.schedule": ("constant", "linear", "cosine"),

@@ -65,6 +65,8 @@ class LeaseGrant(Message, frozen=True):
     temperature: float
     seed: int
     timeout_s: float
+    columns: str = ""
+    """Further values of the row that the rewards take by name, as a JSON object (`Prompt.columns`)."""
 
 
 class GroupDone(Message, frozen=True):

@@ -1,0 +1,81 @@
+"""Whether a completion's answer equals the reference as mathematics, by math-verify."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from asyncrl.rewards.final_answer import final_answer, final_number, last_boxed
+
+_MATH_ENVIRONMENT = re.compile(r"(?<!\\)\$|\\[(\[]|\\begin\{(?:equation|align)")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_TEXT = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf)|mbox)\s*\{([^{}]*)\}")
+_WORDS = re.compile(r"[a-z]{2,}(?:[ -][a-z]+)*")
+_MISSING = frozenset({"", "nan", "none", "null"})
+"""What a data set without an answer is turned into on its way; math-verify reads `nan` as a · n · n."""
+
+
+def equals_reference(completion: str, reference: str) -> bool:
+    """Equal numbers, exactly; the same words; else what math-verify finds equal.
+
+    Raises:
+        ValueError: math-verify reads nothing from the reference.
+    """
+    number = final_number(reference)
+    if number is not None and final_number(completion) == number:
+        return True
+    words = _words(reference)
+    if words is not None and _words(completion) == words:
+        return True
+    from math_verify import verify
+
+    return bool(verify(parse_reference(reference), _parse(_stated(completion)), timeout_seconds=None))
+
+
+def warm_up() -> None:
+    """Loads math-verify and its parser, which takes a second or more, so that no completion's limit has to cover it."""
+    equals_reference(r"\boxed{(1, \frac{\pi}{2}]}", r"\sqrt{2} x")
+
+
+def parse_reference(reference: str) -> list[Any]:
+    """What math-verify makes of a reference: its final answer where it states one, else all of it.
+
+    Raises:
+        ValueError: nothing.
+    """
+    stated = final_answer(reference)
+    answer = reference if stated is None else stated
+    parsed = [] if answer.strip().lower() in _MISSING else _parse(_in_box(answer))
+    if not parsed:
+        raise ValueError(f"the answer {reference!r} is no mathematical expression")
+    return parsed
+
+
+def _words(text: str) -> str | None:
+    r"""The final answer when it is words, which math-verify tells from `\text{words}`; None for all else."""
+    answer = final_answer(text) or text
+    words = _TEXT.sub(r"\1", answer).strip(" .$").lower()
+    return words if _WORDS.fullmatch(words) and words not in _MISSING else None
+
+
+def _stated(completion: str) -> str:
+    """The completion for math-verify, which reads LaTeX only where it is marked as such."""
+    if last_boxed(completion) is not None:
+        return completion
+    answer = final_answer(completion)
+    if answer is not None:
+        return _in_box(answer)
+    return completion if _WORD.search(completion) else _in_box(completion)
+
+
+def _in_box(answer: str) -> str:
+    return answer if _MATH_ENVIRONMENT.search(answer) else rf"\boxed{{{answer.strip()}}}"
+
+
+def _parse(text: str) -> list[Any]:
+    from math_verify import parse
+
+    # Its own limits use the alarm signal that the pool's limit uses, and are therefore turned off; it warns of that.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    return list(parse(text, parsing_timeout=None))
