@@ -20,7 +20,7 @@ ENGINE_OVERHEAD_BYTES = 3 * 2**30
 """vLLM's profiled activations, CUDA graphs and context; 2 to 4 GiB for models of a few billion parameters."""
 
 VOCABULARY_MULTIPLE = 64
-"""vLLM's padding of a vocabulary that it cuts."""
+"""vLLM pads a vocabulary that it shards to a multiple of this."""
 
 BYTES_PER_SAMPLED_TOKEN = 12
 """Token int32, logprob float32, version int32: `types.Group`."""
@@ -78,12 +78,12 @@ def activation_values(shape: ModelShape) -> int:
 
 
 def kv_bytes_per_token(shape: ModelShape, tensor_parallel: int, compute_bytes: int) -> int:
-    """Of one worker: keys and values of all layers, 2·L·max(1, K/k)·d·c."""
+    """Bytes per token of one worker, keys and values of all layers: 2·L·max(1, K/k)·d·c."""
     return 2 * shape.num_layers * max(1, shape.num_kv_heads // tensor_parallel) * shape.head_dim * compute_bytes
 
 
 def bytes_per_value(config: Config, topology: Topology) -> int:
-    """Of one value of the compute type, in which weights are published too."""
+    """Bytes of one value of the compute type. Weights are published in this type too."""
     if config.model.dtype == "auto":
         return 2 if topology.device == "gpu" else 4
     return 2 if config.model.dtype == "bfloat16" else 4
@@ -172,10 +172,11 @@ def _generator(config: Config, shape: ModelShape, topology: Topology, compute_by
 
 
 def published_bytes(shape: ModelShape, topology: Topology, compute_bytes: int) -> list[float]:
-    """What each tensor-parallel worker of a generator receives for one version.
+    """Bytes that each tensor-parallel worker of a generator receives for one version.
 
-    Everything, or with the sliced engines what it keeps: of the vocabulary, which vLLM pads to a multiple of 64, its
-    rows; of what is not cut, all; of the rest an even share. A KV head that several workers need comes to each.
+    With `gloo` and `nccl` it receives everything. With the sliced engines it receives its slices: its rows of the
+    vocabulary, which vLLM pads to a multiple of 64; all parameters that are replicated; an even share of the rest. A KV
+    head that several workers need goes to each of them.
     """
     parts = topology.tensor_parallel
     if topology.publish_engine not in ("gloo_sliced", "gloo_delta"):

@@ -80,7 +80,7 @@ class Cluster:
 
     @property
     def network(self) -> Network:
-        """The launcher's."""
+        """The launcher's network."""
         return self._network(self.nodes[0])
 
     def _network(self, node: ClusterNode) -> Network:

@@ -27,7 +27,7 @@ Role = Literal["replay", "generator", "learner"]
 PublishEngine = Literal["gloo", "gloo_sliced", "gloo_delta", "nccl"]
 
 SHARED_GPU = 0.5
-"""Of one GPU for each of its two tenants, as Ray counts."""
+"""Each side's part of a GPU that both sides share, as Ray counts."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class PublishServer:
             await self._socket.send_multipart([sender, *encode(reply)])
 
     async def _carry_out(self, message: AnyMessage) -> Done | Failed:
-        """An error of the engine is the learner's to judge: it goes back as Failed, and is logged here in full.
+        """Carries out one command. An error of the engine goes back as Failed and is logged here in full.
 
         A dead engine gets no answer. It ends this generator.
         """

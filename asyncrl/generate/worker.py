@@ -99,7 +99,7 @@ class GeneratorWorker:
             await asyncio.sleep(RECONNECT_POLL_S)
 
     async def _receive(self) -> None:
-        """A lease whose task fails (a dead engine, say) ends the generator; the first such error is the one to tell."""
+        """Runs each lease as a task. The first that fails (a dead engine, say) ends the generator with its error."""
         try:
             async with asyncio.TaskGroup() as leases:
                 while True:
@@ -150,7 +150,7 @@ class GeneratorWorker:
         await self._replay.send_multipart(answer, copy=False)
 
     async def _report(self) -> None:
-        """From the first version on: replay may grant leases, and the launcher hears how the last interval went.
+        """From the first version on: opens the generator to leases, and tells the launcher how the last interval went.
 
         `generator/*` are totals since that version, see Utilization.
         """

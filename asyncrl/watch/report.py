@@ -107,7 +107,7 @@ def to_json(report: Report) -> str:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """For people."""
+    """Prints the report as tables, for people."""
     table = Table(title=report.run, title_justify="left", title_style="bold", show_header=False)
     for name, value in _lines(report):
         table.add_row(name, value)
