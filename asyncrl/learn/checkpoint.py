@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import cached_file
 
 from asyncrl.errors import DataError
 from asyncrl.learn.policy.model import load_causal_lm_config
@@ -91,7 +92,7 @@ def load(directory: Path, learner: Learner) -> TrainerState:
 def export_hf(directory: Path, model_path: str, out: Path, *, trust_remote_code: bool = False) -> None:
     """Write the checkpoint's policy as a Hugging Face folder, with the tokenizer of `model_path`. One plain process.
 
-    The weights get the type that `model_path` has.
+    The weights get the type that `model_path` has; its generation_config.json is copied.
 
     Raises:
         DataError: no checkpoint, one of another model, or `model_path` cannot be loaded.
@@ -99,13 +100,31 @@ def export_hf(directory: Path, model_path: str, out: Path, *, trust_remote_code:
     read_state(directory)
     config = load_causal_lm_config(model_path, trust_remote_code=trust_remote_code)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    tensors = {"model": model.state_dict()}
+    tensors = {"model": _apart(model.state_dict())}
     _check_model(directory, tensors)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as no_dist asks for
         dcp.load(tensors, checkpoint_id=directory, no_dist=True)
+    if any(not torch.equal(value, tensors["model"][name]) for name, value in model.state_dict().items()):
+        # The folder calls tied what it stores apart; transformers then loads, and the run trained, two tensors.
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        model.load_state_dict(tensors["model"])
     model.to(config.dtype or torch.float32).save_pretrained(out)
     AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code).save_pretrained(out)
+    generation_config = cached_file(model_path, "generation_config.json", _raise_exceptions_for_missing_entries=False)
+    if generation_config is not None:  # as it is: what transformers would write may lack a stop token, or be refused
+        shutil.copyfile(generation_config, out / "generation_config.json")
+
+
+def _apart(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors by name, those that share memory with an earlier one copied."""
+    seen: set[int] = set()
+    apart = {}
+    for name, value in state.items():
+        apart[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return apart
 
 
 def _tensors(learner: Learner) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from asyncrl.errors import DataError
 from asyncrl.learn.checkpoint import export_hf, load, save
 from asyncrl.learn.update.step import Learner
 from asyncrl.run.trainer_state import TrainerState, checkpoint_dir, latest, read_state
+from tests.support.families import FAMILIES, save_family
 from tests.support.learn import full_parameters, full_reference, random_batch, run_ranks, save_tiny_model, tiny_config
 
 pytestmark = pytest.mark.system
@@ -121,6 +123,33 @@ def test_an_exported_checkpoint_is_a_hugging_face_folder_with_the_same_weights(
     tied = exported.get_output_embeddings().weight is exported.get_input_embeddings().weight
     assert tied == run["tied"]
     assert AutoTokenizer.from_pretrained(tmp_path).vocab_size == 10
+
+
+def save_each_untrained(mesh: DeviceMesh, models: dict[str, str], folder: Path) -> None:
+    for name, model in models.items():
+        save(folder / name, Learner(tiny_config(model), mesh, 5), STATE)
+
+
+def test_every_family_is_exported_with_its_logits_and_its_generation_config(tmp_path: Path) -> None:
+    models = {family: save_family(tmp_path / "models" / family, family) for family in FAMILIES}
+    misnamed = Path(save_tiny_model(tmp_path / "models" / "misnamed", tied=False))
+    config = json.loads((misnamed / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (misnamed / "config.json").write_text(json.dumps(config))
+    models["tied in its config, with a head of its own"] = str(misnamed)
+    stops = '{"eos_token_id": [2, 5], "temperature": 0.6, "top_p": 0.9}'  # valid only with do_sample
+    for model in models.values():
+        save_tokenizer(model)
+        (Path(model) / "generation_config.json").write_text(stops)
+    run_ranks(1, save_each_untrained, models, tmp_path / "checkpoints")
+    for name, model in models.items():
+        out = tmp_path / "exported" / name
+        export_hf(tmp_path / "checkpoints" / name, model, out)
+        ids = torch.arange(2, 14)[None]
+        exported, original = (AutoModelForCausalLM.from_pretrained(path)(ids).logits for path in (out, model))
+        assert torch.equal(exported, original), name
+        assert (out / "generation_config.json").read_text() == stops
+    exported_config = json.loads((out / "config.json").read_text())
+    assert exported_config["tie_word_embeddings"] is False
 
 
 def test_a_checkpoint_of_another_model_is_refused(run: dict[str, Any], tmp_path: Path) -> None:

@@ -2,71 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import (
-    AutoModelForCausalLM,
-    CohereConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GraniteConfig,
-    LlamaConfig,
-    MistralConfig,
-    PhiConfig,
-    PretrainedConfig,
-    Qwen3MoeConfig,
-)
+from transformers import AutoModelForCausalLM
 
 from asyncrl.config.schema import ModelConfig
 from asyncrl.learn.policy.model import load_policy
+from tests.support.families import FAMILIES, save_family
 from tests.support.learn import run_ranks
 
 TEMPERATURE = 0.7
-SIZES = {
-    "vocab_size": 48,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, object]]] = {
-    "llama tied": (LlamaConfig, {"tie_word_embeddings": True}),
-    "llama untied": (LlamaConfig, {"tie_word_embeddings": False}),
-    "mistral": (MistralConfig, {"sliding_window": 4}),
-    "phi, whose head has a bias": (PhiConfig, {"num_key_value_heads": 2}),
-    "gemma2, soft cap": (Gemma2Config, {"final_logit_softcapping": 2.0, "query_pre_attn_scalar": 16}),
-    "gemma3": (Gemma3TextConfig, {"query_pre_attn_scalar": 16}),
-    "cohere, logit_scale": (CohereConfig, {"logit_scale": 0.25}),
-    "granite, logits_scaling": (GraniteConfig, {"logits_scaling": 3.0}),
-    "qwen3 moe": (Qwen3MoeConfig, {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
-}
 ROWS = torch.tensor([[5, 9, 3, 40, 7, 7, 11, 2], [1, 30, 30, 4, 21, 8, 0, 0]])
 LENGTHS = (8, 6)
 WEIGHTS = torch.linspace(-1, 1, 2 * (sum(LENGTHS) - 2)).view(2, -1)
 """Of the logprob and the entropy of each token in the loss whose gradient is compared."""
 
 Answer = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
-
-
-def save(folder: Path, family: str) -> str:
-    torch.manual_seed(0)
-    config_class, settings = CONFIGS[family]
-    model = AutoModelForCausalLM.from_config(config_class(**(SIZES | settings)), dtype=torch.float32)
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter)
-    model.save_pretrained(folder)
-    return str(folder)
 
 
 def of_transformers(path: str) -> Answer:
@@ -106,7 +58,7 @@ def of_policy(mesh: DeviceMesh, path: str) -> Answer:
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return {family: save(tmp_path_factory.mktemp("model"), family) for family in CONFIGS}
+    return {family: save_family(tmp_path_factory.mktemp("model"), family) for family in FAMILIES}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +66,7 @@ def answers(paths: dict[str, str]) -> dict[str, Answer]:
     return run_ranks(2, of_policies, paths)[0]
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_transformers_logprobs_entropies_and_gradients(
     family: str, paths: dict[str, str], answers: dict[str, Answer]
 ) -> None:
