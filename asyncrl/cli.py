@@ -1,4 +1,6 @@
-"""The command line: `asyncrl launch | scale | report | check | prepare | export`. Each imports only what it needs.
+"""The command line: `asyncrl launch | scale | report | check | simulate | plan | prepare | export`.
+
+Each command imports only what it needs.
 
 Exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped by Ctrl-C.
 """
@@ -81,6 +83,24 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--show-config", action="store_true", help="print the whole resolved configuration as well")
     check.set_defaults(run=_check)
 
+    simulate = commands.add_parser(
+        "simulate",
+        help="say how fast a configuration would run",
+        description="Run a configuration on a virtual clock: throughput, idle time and staleness, without GPUs.",
+    )
+    _add_config_arguments(simulate)
+    _add_hardware_arguments(simulate)
+    simulate.add_argument("--steps", type=int, default=100, metavar="N", help="simulated steps (default: %(default)s)")
+    simulate.add_argument(
+        "--death",
+        action="append",
+        default=[],
+        metavar="AT:FOR",
+        help="a generator dies at AT s and is back FOR s later",
+    )
+    simulate.add_argument("--json", action="store_true", help="for programs")
+    simulate.set_defaults(run=_simulate)
+
     prepare = commands.add_parser("prepare", help="make a data set", description="Write train.parquet, test.parquet.")
     prepare.add_argument("dataset", metavar="gsm8k | arithmetic | FILE", help="FILE: with --from; a file or a folder")
     prepare.add_argument("--from", dest="layout", choices=["verl", "trl"], help="convert a data set of that trainer")
@@ -101,6 +121,22 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generators", type=int, metavar="N", help="same as generator.count=N")
     parser.add_argument("--learners", type=int, metavar="M", help="same as learner.count=M")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration")
+
+
+def _add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--from",
+        dest="runs",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="runs on this hardware: their rates and lengths, and the configuration of the first",
+    )
+    parser.add_argument(
+        "--accelerator", metavar="NAME", help="h100 | a100 | rtx4090 | cpu (default: by cluster.device)"
+    )
+    parser.add_argument("--price", type=float, metavar="DOLLARS", help="of all the hardware for an hour")
 
 
 def _launch(arguments: argparse.Namespace) -> int:
@@ -161,6 +197,24 @@ def _not_negative(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError("must be 0 or above")
     return number
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from asyncrl.simulate.command import death, inputs, simulate_once
+    from asyncrl.simulate.show import print_run, to_json
+
+    given = inputs(
+        arguments.runs, arguments.config, _config_file(arguments), _overrides(arguments), arguments.accelerator
+    )
+    deaths = [death(text) for text in arguments.death]
+    run, result = simulate_once(given, arguments.steps, deaths, arguments.price)
+    if arguments.json:
+        print(to_json(run, result))  # noqa: T201
+    else:
+        print_run(run, result, Console())
+    return 0
 
 
 def _prepare(arguments: argparse.Namespace) -> int:

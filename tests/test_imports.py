@@ -21,7 +21,7 @@ LAYERS = [
     {"replay", "generate"},
     {"learn"},
     {"cluster", "watch"},
-    {"supervise"},
+    {"supervise", "simulate"},
     {"launch"},
     {"cli"},
     {"__main__"},

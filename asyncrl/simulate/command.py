@@ -1,0 +1,65 @@
+"""What `asyncrl simulate` and `asyncrl plan` are given → a simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from asyncrl.errors import UserError
+from asyncrl.simulate.estimator import Inputs, from_config, from_runs
+from asyncrl.simulate.figures import Figures, figures
+from asyncrl.simulate.records import SimulatedRun
+from asyncrl.simulate.setting import Death, Setting
+from asyncrl.simulate.simulation import simulate
+
+MIN_STEPS = 10
+"""Half of them are warm-up."""
+
+
+def inputs(
+    runs: Sequence[Path], named_config: Path | None, config_file: Path, overrides: list[str], accelerator: str | None
+) -> Inputs:
+    """From runs, when there are any, else from a configuration.
+
+    Args:
+        named_config: as the user gave it; runs bring their own.
+        config_file: the same, or the default.
+
+    Raises:
+        UserError: both were given, or what `estimator.py` refuses.
+    """
+    if not runs:
+        return from_config(config_file, overrides, accelerator)
+    if named_config is not None:
+        raise UserError("--from takes the run's own configuration; leave --config out")
+    return from_runs(runs, overrides, accelerator)
+
+
+def death(text: str) -> Death:
+    """`AT:FOR`, both in seconds.
+
+    Raises:
+        UserError: it is not of this form.
+    """
+    at, _, back_after = text.partition(":")
+    try:
+        parsed = Death(float(at), float(back_after))
+    except ValueError as error:
+        raise UserError(f"--death {text}: give AT:FOR in seconds, such as 600:90") from error
+    if not (parsed.at_s >= 0 and parsed.back_after_s > 0):
+        raise UserError(f"--death {text}: AT must be at least 0 and FOR above 0")
+    return parsed
+
+
+def simulate_once(
+    given: Inputs, num_steps: int, deaths: list[Death], dollars_per_hour: float | None
+) -> tuple[SimulatedRun, Figures]:
+    """
+    Raises:
+        UserError: too few steps for a figure.
+    """
+    if num_steps < MIN_STEPS:
+        raise UserError(f"--steps {num_steps}: at least {MIN_STEPS}, as the first of them fill the queue")
+    timings = given.estimator.timings(given.config, given.workload)
+    run = simulate(Setting(given.config, timings, given.workload, num_steps, deaths))
+    return run, figures(run, dollars_per_hour)

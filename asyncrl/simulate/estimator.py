@@ -1,0 +1,129 @@
+"""How long things would take: by a data sheet, or by runs that were measured and the data sheet's proportions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asyncrl.cluster.topology import Node, Topology, nodes_that_fit, plan
+from asyncrl.config.checks.check import check
+from asyncrl.config.checks.devices import Device
+from asyncrl.config.load import load
+from asyncrl.config.model_shape import ModelShape, read_model_shape
+from asyncrl.config.schema import Config
+from asyncrl.errors import ConfigError, UserError
+from asyncrl.simulate.accelerators import ACCELERATORS, TINY_SHAPE, Accelerator, roofline
+from asyncrl.simulate.fit import fit, rescaled
+from asyncrl.simulate.measured import MeasuredRun, read_run
+from asyncrl.simulate.timings import Timings, Workload
+
+LENGTH_SIGMA = 0.8
+"""Of completions where nothing was measured: p99 is 6.4 times the median."""
+MEDIAN_SHARE = 0.25
+"""Their median, of generator.max_tokens."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Timings that were fitted to runs, beside what the roofline says of the same configuration."""
+
+    fitted: Timings
+    roofline: Timings
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """Timings of any configuration of one model on one kind of hardware."""
+
+    accelerator: Accelerator
+    device: Device
+    shape: ModelShape
+    calibration: Calibration | None = None
+
+    def topology(self, config: Config) -> Topology:
+        """On the smallest cluster of 8-GPU nodes, or on a machine with a CPU for each process."""
+        if self.device == "gpu":
+            return plan(config, nodes_that_fit(config), "gpu")
+        num_processes = 1 + config.generator.count * config.generator.tensor_parallel + config.learner.count
+        return plan(config, [Node(num_processes, 0)], "cpu")
+
+    def timings(self, config: Config, workload: Workload) -> Timings:
+        """Of a checked configuration."""
+        by_roofline = roofline(config, self.shape, self.topology(config), self.accelerator, workload)
+        if self.calibration is None:
+            return by_roofline
+        return rescaled(self.calibration.fitted, self.calibration.roofline, by_roofline)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What `simulate` and `plan` start from."""
+
+    config: Config
+    estimator: Estimator
+    workload: Workload
+
+
+def from_config(config_file: Path, overrides: list[str], accelerator: str | None) -> Inputs:
+    """By the data sheet alone.
+
+    Raises:
+        ConfigError: the configuration or the accelerator's name.
+        DataError: the model's shape cannot be read.
+    """
+    config = load(config_file, overrides)
+    estimator = _estimator(config, accelerator)
+    workload = Workload(
+        prompt_tokens=max(1, config.data.max_prompt_tokens // 2),
+        length_median=max(1.0, MEDIAN_SHARE * config.generator.max_tokens),
+        length_sigma=LENGTH_SIGMA,
+        max_tokens=config.generator.max_tokens,
+        num_eval_prompts=config.run.eval_prompts or 0,
+    )
+    return Inputs(config, estimator, workload)
+
+
+def from_runs(run_dirs: Sequence[Path], overrides: list[str], accelerator: str | None) -> Inputs:
+    """By runs of the same hardware and model; configuration and workload are those of the first, then the overrides.
+
+    Raises:
+        ConfigError: an override or the accelerator's name.
+        DataError: a run cannot be read.
+        UserError: the runs differ in what one fit cannot tell apart.
+    """
+    runs = [read_run(run_dir) for run_dir in run_dirs]
+    _require_alike(runs)
+    estimator = _estimator(runs[0].config, accelerator)
+    rooflines = [estimator.timings(run.config, run.workload) for run in runs]
+    calibration = Calibration(fit(runs, rooflines), rooflines[0])
+    config = load(run_dirs[0] / "config.yaml", overrides)
+    check(config, estimator.device)
+    if config.generator.max_tokens != runs[0].config.generator.max_tokens:
+        raise UserError("generator.max_tokens decides the lengths that --from has measured; take a run that has it so")
+    return Inputs(
+        config, Estimator(estimator.accelerator, estimator.device, estimator.shape, calibration), runs[0].workload
+    )
+
+
+def _require_alike(runs: Sequence[MeasuredRun]) -> None:
+    for key in ("model.path", "generator.tensor_parallel", "learner.count"):
+        section, name = key.split(".")
+        values = {getattr(getattr(run.config, section), name) for run in runs}
+        if len(values) > 1:
+            raise UserError(
+                f"--from: the runs differ in {key} ({', '.join(map(str, sorted(values)))}); take runs alike in it"
+            )
+
+
+def _estimator(config: Config, accelerator: str | None) -> Estimator:
+    name = accelerator or ("h100" if config.cluster.device == "gpu" else "cpu")
+    if name not in ACCELERATORS:
+        raise ConfigError(f"--accelerator {name}: known are {', '.join(ACCELERATORS)}")
+    device: Device = "cpu" if name == "cpu" else "gpu"
+    if config.cluster.device not in ("auto", device):
+        raise ConfigError(f"--accelerator {name} beside cluster.device={config.cluster.device}; change one of them")
+    is_tiny = config.model.path == "tiny"
+    shape = TINY_SHAPE if is_tiny else read_model_shape(config.model.path, config.model.trust_remote_code)
+    check(config, device, None if is_tiny else shape)
+    return Estimator(ACCELERATORS[name], device, shape)
