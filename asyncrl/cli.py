@@ -119,7 +119,8 @@ def _launch(arguments: argparse.Namespace) -> int:
 
     from asyncrl.launch.launch import launch
 
-    return launch(config, config_file.stem, arguments.resume, Console())
+    ended = launch(config, config_file.stem, arguments.resume, Console())
+    return EXIT_INTERRUPTED if ended.outcome == "interrupted" else 0
 
 
 def _scale(arguments: argparse.Namespace) -> int:

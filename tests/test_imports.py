@@ -23,6 +23,7 @@ LAYERS = [
     {"cluster", "watch"},
     {"supervise"},
     {"launch"},
+    {"api"},
     {"cli"},
     {"__main__"},
 ]
