@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from asyncrl.api.run import Run
     from asyncrl.config.load import load as load_config
     from asyncrl.config.schema import Config
+    from asyncrl.evaluation.evaluate import evaluate
 
-__all__ = ["Config", "Run", "launch", "load_config"]
+__all__ = ["Config", "Run", "evaluate", "launch", "load_config"]
 
 _HOMES = {
     "Config": ("asyncrl.config.schema", "Config"),
     "Run": ("asyncrl.api.run", "Run"),
+    "evaluate": ("asyncrl.evaluation.evaluate", "evaluate"),
     "launch": ("asyncrl.api.launch", "launch"),
     "load_config": ("asyncrl.config.load", "load"),
 }

@@ -1,4 +1,4 @@
-"""The command line: `asyncrl launch | scale | report | check | prepare | export`. Each imports only what it needs.
+"""The command line: `asyncrl launch | scale | report | check | eval | prepare | export`. Each imports what it needs.
 
 Exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped by Ctrl-C.
 """
@@ -81,6 +81,19 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--show-config", action="store_true", help="print the whole resolved configuration as well")
     check.set_defaults(run=_check)
 
+    evaluation = commands.add_parser(
+        "eval",
+        help="say how good a model, a run or a checkpoint is",
+        description="Sample and score completions of every prompt of data files; key=value stands before --data.",
+    )
+    evaluation.add_argument("model", metavar="MODEL|RUN|CHECKPOINT", help="a run stands for its latest checkpoint")
+    evaluation.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration")
+    evaluation.add_argument("--data", nargs="+", required=True, metavar="FILE", help="as for data.eval")
+    evaluation.add_argument("-k", nargs="+", type=int, default=[], metavar="K", help="of pass@k and maj@k")
+    evaluation.add_argument("--answers", type=Path, metavar="FILE", help="a new .parquet file for every completion")
+    evaluation.add_argument("--json", action="store_true", help="for programs")
+    evaluation.set_defaults(run=_eval)
+
     prepare = commands.add_parser("prepare", help="make a data set", description="Write train.parquet, test.parquet.")
     prepare.add_argument("dataset", choices=["gsm8k", "arithmetic"])
     prepare.add_argument("--source", help="gsm8k: a folder with train.jsonl and test.jsonl, or a hub name")
@@ -153,6 +166,22 @@ def _check(arguments: argparse.Namespace) -> int:
     from asyncrl.launch.check import run_check
 
     run_check(config, Console(), show_config=arguments.show_config)
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from asyncrl.evaluation.evaluate import evaluate
+    from asyncrl.evaluation.figures import to_json, to_table
+
+    figures = evaluate(
+        arguments.model, arguments.data, k=arguments.k, overrides=arguments.overrides, answers=arguments.answers
+    )
+    if arguments.json:
+        print(to_json(figures))  # noqa: T201
+    else:
+        from rich.console import Console
+
+        Console().print(to_table(figures))
     return 0
 
 

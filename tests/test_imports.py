@@ -24,6 +24,7 @@ LAYERS = [
     {"supervise"},
     {"launch"},
     {"api"},
+    {"evaluation"},
     {"cli"},
     {"__main__"},
 ]

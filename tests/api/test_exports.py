@@ -17,7 +17,7 @@ def in_a_fresh_process(program: str) -> str:
 
 
 def test_the_exported_names_are_these_and_each_is_there() -> None:
-    assert sorted(asyncrl.__all__) == ["Config", "Run", "launch", "load_config"]
+    assert sorted(asyncrl.__all__) == ["Config", "Run", "evaluate", "launch", "load_config"]
     assert all(callable(getattr(asyncrl, name)) for name in asyncrl.__all__)
 
 
