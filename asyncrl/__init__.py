@@ -8,5 +8,46 @@
                                   └───────────── publish v+1 ──────────────┘
 
 Data flows one way; the only thing that flows back is a policy version with its weights. docs/design.md gives the
-reading order. This package imports nothing by itself.
+reading order, docs/api.md describes the names below. Each is imported when it is first used.
 """
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asyncrl.api.launch import launch
+    from asyncrl.api.run import Run
+    from asyncrl.config.load import load as load_config
+    from asyncrl.config.schema import Config
+    from asyncrl.evaluation.evaluate import evaluate
+
+__all__ = ["Config", "Run", "evaluate", "launch", "load_config"]
+
+_HOMES = {
+    "Config": ("asyncrl.config.schema", "Config"),
+    "Run": ("asyncrl.api.run", "Run"),
+    "evaluate": ("asyncrl.evaluation.evaluate", "evaluate"),
+    "launch": ("asyncrl.api.launch", "launch"),
+    "load_config": ("asyncrl.config.load", "load"),
+}
+"""Exported name → (module, attribute)."""
+
+
+class _Package(ModuleType):
+    """Python binds a subpackage to its parent's attribute once it is imported. `asyncrl.launch` stays the function."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'asyncrl' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)

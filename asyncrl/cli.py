@@ -1,4 +1,4 @@
-"""The command line: `asyncrl launch | scale | report | check | simulate | plan | prepare | export`.
+"""The command line: `asyncrl launch | scale | report | check | simulate | plan | eval | prepare | export`.
 
 Each command imports only what it needs.
 
@@ -101,6 +101,19 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--json", action="store_true", help="for programs")
     simulate.set_defaults(run=_simulate)
 
+    evaluation = commands.add_parser(
+        "eval",
+        help="say how good a model, a run or a checkpoint is",
+        description="Sample and score completions of every prompt of data files; key=value stands before --data.",
+    )
+    evaluation.add_argument("model", metavar="MODEL|RUN|CHECKPOINT", help="a run stands for its latest checkpoint")
+    evaluation.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration")
+    evaluation.add_argument("--data", nargs="+", required=True, metavar="FILE", help="as for data.eval")
+    evaluation.add_argument("-k", nargs="+", type=int, default=[], metavar="K", help="of pass@k and maj@k")
+    evaluation.add_argument("--answers", type=Path, metavar="FILE", help="a new .parquet file for every completion")
+    evaluation.add_argument("--json", action="store_true", help="for programs")
+    evaluation.set_defaults(run=_eval)
+
     prepare = commands.add_parser("prepare", help="make a data set", description="Write train.parquet, test.parquet.")
     prepare.add_argument("dataset", metavar="gsm8k | arithmetic | FILE", help="FILE: with --from; a file or a folder")
     prepare.add_argument("--from", dest="layout", choices=["verl", "trl"], help="convert a data set of that trainer")
@@ -156,7 +169,8 @@ def _launch(arguments: argparse.Namespace) -> int:
 
     from asyncrl.launch.launch import launch
 
-    return launch(config, config_file.stem, arguments.resume, Console())
+    ended = launch(config, config_file.stem, arguments.resume, Console())
+    return EXIT_INTERRUPTED if ended.outcome == "interrupted" else 0
 
 
 def _scale(arguments: argparse.Namespace) -> int:
@@ -197,6 +211,22 @@ def _not_negative(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError("must be 0 or above")
     return number
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from asyncrl.evaluation.evaluate import evaluate
+    from asyncrl.evaluation.figures import to_json, to_table
+
+    figures = evaluate(
+        arguments.model, arguments.data, k=arguments.k, overrides=arguments.overrides, answers=arguments.answers
+    )
+    if arguments.json:
+        print(to_json(figures))  # noqa: T201
+    else:
+        from rich.console import Console
+
+        Console().print(to_table(figures))
+    return 0
 
 
 def _simulate(arguments: argparse.Namespace) -> int:

@@ -23,6 +23,8 @@ LAYERS = [
     {"cluster", "watch"},
     {"supervise", "simulate"},
     {"launch"},
+    {"api"},
+    {"evaluation"},
     {"cli"},
     {"__main__"},
 ]

@@ -111,7 +111,7 @@ class Cluster:
             "num_gpus": placement.num_gpus,
             "max_restarts": 0,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node.ray_id, soft=False),
-            "runtime_env": {"env_vars": environment(placement, plan.topology, plan.config)},
+            "runtime_env": {"env_vars": environment(placement.role, plan.topology.device, plan.config)},
         }
         actor = ray.remote(RoleActor).options(**options)
         return actor.remote(plan, placement, self._network(node))

@@ -100,7 +100,8 @@ async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint:
     link = plan.link(name, network)
     name_of_engine = "vLLM" if config.generator.engine == VLLM else config.generator.engine
     link.phase(f"starting {name_of_engine}")
-    engine = engine_class(config.generator.engine)(_engine_spec(plan), config.generator)
+    spec = engine_spec(config, plan.topology.device == "cpu", plan.topology.publish_engine)
+    engine = engine_class(config.generator.engine)(spec, config.generator)
     with ExitStack() as stack:
         stack.callback(link.close)
         stack.callback(engine.shutdown)
@@ -139,8 +140,8 @@ def _roll_out(config: Config, engine: Engine, stack: ExitStack) -> RollOut:
     return Episodes(engine, environments, tokens, config).roll_out
 
 
-def _engine_spec(plan: RunPlan) -> EngineSpec:
-    config = plan.config
+def engine_spec(config: Config, on_cpu: bool, publish_engine: str) -> EngineSpec:
+    """What a generator's engine is to serve; model.path and model.dtype are resolved."""
     samples = max(config.algorithm.group_size, config.run.eval_samples)
     return EngineSpec(
         model_path=config.model.path,
@@ -148,8 +149,8 @@ def _engine_spec(plan: RunPlan) -> EngineSpec:
         max_model_len=config.data.max_prompt_tokens + config.generator.max_tokens,
         max_num_sequences=config.generator.max_groups_in_flight * samples,
         seed=config.run.seed,
-        on_cpu=plan.topology.device == "cpu",
-        transfer_backend="nccl" if plan.topology.publish_engine == "nccl" else "gloo",
+        on_cpu=on_cpu,
+        transfer_backend="nccl" if publish_engine == "nccl" else "gloo",
         trust_remote_code=config.model.trust_remote_code,
     )
 

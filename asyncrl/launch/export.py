@@ -9,6 +9,14 @@ from asyncrl.errors import DataError
 from asyncrl.run.trainer_state import latest
 
 
+def run_of(path: Path) -> Path | None:
+    """The run directory that `path` is, or that it is a checkpoint of; None for anything else, such as a model."""
+    if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
+        return path
+    run = path.parent.parent
+    return run if (path / "trainer.json").is_file() and (run / "config.yaml").is_file() else None
+
+
 def export(checkpoint: Path, out: Path) -> Path:
     """Writes the policy, with its tokenizer, and returns the folder.
 
@@ -18,9 +26,9 @@ def export(checkpoint: Path, out: Path) -> Path:
     Raises:
         DataError: there is no checkpoint, or `out` is not empty.
     """
-    directory = latest(checkpoint) if (checkpoint / "checkpoints").is_dir() else checkpoint
-    config_file = (checkpoint if directory != checkpoint else checkpoint.parent.parent) / "config.yaml"
-    if directory is None or not config_file.is_file():
+    run = run_of(checkpoint)
+    directory = latest(checkpoint) if checkpoint == run else checkpoint
+    if run is None or directory is None:
         raise DataError(f"{checkpoint} is neither a run with a checkpoint nor a checkpoint of a run")
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out} is not empty; choose a new folder")
@@ -29,6 +37,6 @@ def export(checkpoint: Path, out: Path) -> Path:
     from asyncrl.learn.checkpoint import export_hf
 
     disable_progress_bar()
-    model = load(config_file).model
+    model = load(run / "config.yaml").model
     export_hf(directory, model.path, out, trust_remote_code=model.trust_remote_code)
     return out

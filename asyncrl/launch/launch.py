@@ -37,7 +37,13 @@ from asyncrl.transport.control_server import ControlServer
 from asyncrl.watch.console import LiveView
 from asyncrl.watch.recorder import Recorder
 
-EXIT_CODES: dict[Outcome, int] = {"complete": 0, "interrupted": 130}
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that ended well."""
+
+    directory: Path
+    outcome: Outcome
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,8 @@ class _Run:
     state: TrainerState
 
 
-def launch(config: Config, config_name: str, resume: Path | None, console: Console) -> int:
-    """Runs to the end and returns the exit code: 0 complete, 130 stopped by Ctrl-C.
+def launch(config: Config, config_name: str, resume: Path | None, console: Console) -> Ended:
+    """Runs to the end; Ctrl-C stops it earlier.
 
     Args:
         config_name: names the run when run.name is null.
@@ -84,15 +90,16 @@ def launch(config: Config, config_name: str, resume: Path | None, console: Conso
     if state.step >= inputs.num_steps:
         raise ConfigError(f"{resume} has {state.step} of {inputs.num_steps} steps; raise run.steps or run.epochs")
     directory = run_dirs.create(config, config_name) if resume is None else resume.resolve()
-    lock(directory, config.run.heartbeat_timeout_s + config.run.stop_timeout_s, console)
-    if resume is not None:
-        resume_from, state = find_checkpoint(resume)  # the roles of the earlier launch may have gone on until now
-        run_dirs.save_config(directory, config)
-    save_inputs(inputs, directory)
-    console.print(f"run directory: {directory}", highlight=False, soft_wrap=True)
-    for note in inputs.notes:
-        console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
-    return _run(_Run(config, inputs, directory, resume is not None, resume_from, state), console)
+    with lock(directory, config.run.heartbeat_timeout_s + config.run.stop_timeout_s, console):
+        if resume is not None:
+            resume_from, state = find_checkpoint(resume)  # the roles of the earlier launch may have gone on until now
+            run_dirs.save_config(directory, config)
+        save_inputs(inputs, directory)
+        console.print(f"run directory: {directory}", highlight=False, soft_wrap=True)
+        for note in inputs.notes:
+            console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
+        outcome = _run(_Run(config, inputs, directory, resume is not None, resume_from, state), console)
+    return Ended(directory, outcome)
 
 
 def _check(config: Config, nodes: list[Node], model_path: str | None = None) -> tuple[Topology, list[str]]:
@@ -105,7 +112,7 @@ def _check(config: Config, nodes: list[Node], model_path: str | None = None) -> 
     return topology, [*topology.notes, *warnings]
 
 
-def _run(run: _Run, console: Console) -> int:
+def _run(run: _Run, console: Console) -> Outcome:
     logging.basicConfig(level=logging.WARNING, filename=run_dirs.log_file(run.directory, "launcher"))
     with ExitStack() as stack:
         console.print("starting Ray", highlight=False)
@@ -131,7 +138,7 @@ def _run(run: _Run, console: Console) -> int:
         outcome = _supervise(supervisor, interrupts)
     checkpoint = latest(run.directory)
     console.print(f"{outcome}: {checkpoint or 'no checkpoint'}", highlight=False, soft_wrap=True)
-    return EXIT_CODES[outcome]
+    return outcome
 
 
 def _add_missed_rows(writer: MetricsWriter, run: _Run) -> None:

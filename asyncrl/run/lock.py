@@ -8,6 +8,8 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -18,11 +20,9 @@ from asyncrl.run.directory import lock_file
 POLL_S = 0.2
 
 
-def lock(run_dir: Path, timeout_s: float, console: Console) -> int:
-    """Waits until no process of an earlier launch is left. Keeps other launches out while this process lives.
-
-    Returns:
-        The file's descriptor; closing it lets go.
+@contextmanager
+def lock(run_dir: Path, timeout_s: float, console: Console) -> Iterator[None]:
+    """Waits until no process of an earlier launch is left. Keeps other launches out while its body runs.
 
     Raises:
         ConfigError: the run is live, or its roles have not ended in time.
@@ -43,7 +43,10 @@ def lock(run_dir: Path, timeout_s: float, console: Console) -> int:
             is_told = True
         time.sleep(POLL_S)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return descriptor
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def share_lock(run_dir: Path) -> None:

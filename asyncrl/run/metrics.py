@@ -94,6 +94,14 @@ def to_json(row: Row) -> str:
     return json.dumps(finite, ensure_ascii=False, allow_nan=False)
 
 
+def read_rows(run_dir: Path) -> list[Row]:
+    """The rows of a run, which may be live; none before its first step."""
+    path = run_dir / FILE_NAME
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    # A row that is being written has no end of line yet.
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
 def last_step(path: Path) -> int:
     """The last step of a metrics file whose lines are all whole; −1 when it is empty or missing."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

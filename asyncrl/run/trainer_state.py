@@ -31,9 +31,14 @@ def checkpoint_dir(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step_{step:06d}"
 
 
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The whole checkpoints of a run, by step."""
+    return sorted((run_dir / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+
+
 def latest(run_dir: Path) -> Path | None:
     """The whole checkpoint with the most steps, or None."""
-    found = sorted((run_dir / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+    found = checkpoints(run_dir)
     return found[-1] if found else None
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from asyncrl.errors import DataError
 from asyncrl.run.directory import ledger_file
-from asyncrl.run.metrics import FILE_NAME, Row
+from asyncrl.run.metrics import FILE_NAME, Row, read_rows
 from asyncrl.run.trainer_state import latest
 
 
@@ -68,9 +68,7 @@ def read_report(run_dir: Path) -> Report:
     for file in (ledger, metrics):
         if not file.is_file():
             raise DataError(f"{run_dir} is no run with something to report: it has no {file.name}")
-    # A row that is being written has no end of line yet.
-    lines = [line for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    rows: list[Row] = [json.loads(line) for line in lines]
+    rows = read_rows(run_dir)
     steps = [row for row in rows if row["step"] > 0]
     tenth = max(1, len(steps) // 10)
     accuracies = _values(rows, "eval/accuracy")
