@@ -8,11 +8,12 @@ Exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped by Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from asyncrl.errors import RunError, UserError
+from asyncrl.errors import CompleteError, RunError, UserError
 
 EXIT_RUN_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -22,6 +23,9 @@ DEFAULT_CONFIG = "quickstart.yaml"
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a stream that is not UTF-8 gets what it can show
     parser = _parser()
     arguments = _parse(parser, argv)
     if arguments.run is None:
@@ -62,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_arguments(launch)
     launch.add_argument("--run-dir", type=Path, help="the run's directory (default: runs/CONFIG-TIME)")
     launch.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run from its latest checkpoint")
+    launch.add_argument(
+        "--resume-or-start",
+        type=Path,
+        metavar="DIR",
+        help="go on with the run in DIR, or start it there; for a batch system that gives the same command again",
+    )
     launch.set_defaults(run=_launch)
 
     scale = commands.add_parser("scale", help="change the number of generators of a run that is live")
@@ -155,21 +165,32 @@ def _add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
 def _launch(arguments: argparse.Namespace) -> int:
     from asyncrl.config.load import load
 
-    config_file = _config_file(arguments)
+    config_file, run_dir, resume = _config_file(arguments), arguments.run_dir, arguments.resume
     overrides = _overrides(arguments)
-    if arguments.resume is not None:
-        if arguments.config is not None or arguments.run_dir is not None:
+    either = arguments.resume_or_start
+    if either is not None:
+        if resume is not None or run_dir is not None:
+            raise UserError("--resume-or-start names the run's directory; leave --resume and --run-dir out")
+        run_dir, resume = (None, either) if (either / "config.yaml").is_file() else (either, None)
+    if resume is not None:
+        if either is None and (arguments.config is not None or run_dir is not None):
             raise UserError("--resume takes the run's own configuration; leave --config and --run-dir out")
-        config_file = arguments.resume / "config.yaml"
-    if arguments.run_dir is not None:
-        overrides += [f"run.dir={arguments.run_dir.parent}", f"run.name={arguments.run_dir.name}"]
+        config_file = resume / "config.yaml"
+    if run_dir is not None:
+        overrides += [f"run.dir={run_dir.parent}", f"run.name={run_dir.name}"]
     config = load(config_file, overrides)  # before what takes seconds to import: most mistakes end here
 
     from rich.console import Console
 
     from asyncrl.launch.launch import launch
 
-    ended = launch(config, config_file.stem, arguments.resume, Console())
+    try:
+        ended = launch(config, config_file.stem, resume, Console())
+    except CompleteError as error:
+        if either is None:
+            raise
+        print(f"nothing to do: {error}")  # noqa: T201
+        return 0
     return EXIT_INTERRUPTED if ended.outcome == "interrupted" else 0
 
 

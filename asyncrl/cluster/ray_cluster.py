@@ -16,16 +16,17 @@ from asyncrl.cluster.role_actor import RoleActor
 from asyncrl.cluster.roles import RunPlan
 from asyncrl.cluster.topology import Node, Placement
 from asyncrl.config.schema import ClusterConfig
-from asyncrl.errors import ConfigError, DeadlineError, RoleDiedError
+from asyncrl.errors import ConfigError, DeadlineError, FinalError, RoleDiedError, UserError
 from asyncrl.transport.sockets import LOOPBACK, Keys, Network
 
 OBJECT_STORE_BYTES = 128 << 20
 """Rollouts and weights do not go through Ray; this is about the least it accepts."""
 
-RAY_SETTINGS = {"kill_worker_timeout_milliseconds": 500}
+RAY_SETTINGS = {"kill_worker_timeout_milliseconds": 500, "worker_niceness": 0}
 """How long a process that is to be killed may take to answer Ray before it gets SIGKILL. A frozen one never answers.
-Ray's default is 5 s; meanwhile a publish waits for the frozen generator, and new learners wait for the old. A cluster
-that is joined has settings of its own."""
+Ray's default is 5 s; meanwhile a publish waits for the frozen generator, and new learners wait for the old. With Ray's
+default niceness of 15, any other program on the machine would starve the roles. A cluster that is joined has its own
+settings."""
 
 PROBE_TIMEOUT_S = 5.0
 NODE_TIMEOUT_S = 2.0
@@ -162,6 +163,8 @@ class Failure:
     """One line, to be read after the role's name."""
     process_died: bool
     """Killed, crashed or frozen; False = it raised an error, perhaps because another role had died."""
+    is_final: bool = False
+    """A restart would only meet it again."""
 
 
 def failure_of(process: RoleProcess) -> Failure | None:
@@ -169,6 +172,8 @@ def failure_of(process: RoleProcess) -> Failure | None:
     try:
         ray.get(process.ended, timeout=0)
     except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, FinalError | UserError):
+            return Failure(f"ended the run: {error.cause}", process_died=False, is_final=True)
         return Failure(f"failed: {type(error.cause).__name__}: {error.cause}", process_died=False)
     except RayError:
         return Failure("failed: its process died (killed, crashed or out of memory)", process_died=True)

@@ -14,7 +14,7 @@ from asyncrl.cluster.child_reaper import watch_over_this_process
 from asyncrl.cluster.roles import RunPlan, run_generator, run_learner, run_replay
 from asyncrl.cluster.topology import Placement
 from asyncrl.errors import ConfigError
-from asyncrl.run.directory import log_file
+from asyncrl.run.directory import PROCESS_LINE, log_file
 from asyncrl.run.lock import share_lock
 from asyncrl.transport.sockets import Network, bind
 
@@ -37,7 +37,7 @@ class RoleActor:
         watch_over_this_process()
         share_lock(plan.run_dir)
         _write_output_to(plan, placement.name)
-        logging.info("%s is process %d", placement.name, os.getpid())
+        logging.info("%s %s %d", placement.name, PROCESS_LINE, os.getpid())
 
     def bind_replay(self) -> str:
         """Binds the replay server and returns its endpoint.

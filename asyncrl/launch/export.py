@@ -24,19 +24,23 @@ def export(checkpoint: Path, out: Path) -> Path:
         checkpoint: a run directory (its latest checkpoint is taken) or one checkpoint of it.
 
     Raises:
-        DataError: there is no checkpoint, or `out` is not empty.
+        DataError: there is no checkpoint, or `out` is not an empty or new folder, or cannot be written.
     """
+    checkpoint = checkpoint.resolve()
     run = run_of(checkpoint)
     directory = latest(checkpoint) if checkpoint == run else checkpoint
     if run is None or directory is None:
         raise DataError(f"{checkpoint} is neither a run with a checkpoint nor a checkpoint of a run")
-    if out.exists() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty; choose a new folder")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError(f"--out {out}: it is there and not an empty folder; choose a new one")
     from transformers.utils.logging import disable_progress_bar
 
     from asyncrl.learn.checkpoint import export_hf
 
     disable_progress_bar()
     model = load(run / "config.yaml").model
-    export_hf(directory, model.path, out, trust_remote_code=model.trust_remote_code)
+    try:
+        export_hf(directory, model.path, out, trust_remote_code=model.trust_remote_code)
+    except PermissionError as error:
+        raise DataError(f"--out {out}: cannot write there: {error.strerror}") from error
     return out

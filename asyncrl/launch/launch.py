@@ -19,16 +19,17 @@ from asyncrl.cluster.roles import RunPlan
 from asyncrl.cluster.topology import Node, Topology, plan, resolve_device
 from asyncrl.config.checks.check import check
 from asyncrl.config.model_shape import read_model_shape
+from asyncrl.config.paths import with_absolute_paths
 from asyncrl.config.schema import Config
 from asyncrl.environments.resolve import make
-from asyncrl.errors import ConfigError, RunError
+from asyncrl.errors import CompleteError, RunError
 from asyncrl.generate.engines.installed import check_engine
 from asyncrl.launch.inputs import RunInputs, make_inputs, save_inputs
 from asyncrl.launch.resume import check_changes, find_checkpoint
 from asyncrl.launch.scale import write_address
 from asyncrl.rewards.functions import resolve
 from asyncrl.run import directory as run_dirs
-from asyncrl.run.lock import lock
+from asyncrl.run.lock import claim, lock
 from asyncrl.run.metrics import MetricsWriter
 from asyncrl.run.trainer_state import TrainerState, latest, saved_rows
 from asyncrl.supervise.interrupts import Interrupts
@@ -67,12 +68,21 @@ def launch(config: Config, config_name: str, resume: Path | None, console: Conso
         resume: a run directory to go on with, from its latest checkpoint, or from its beginning if it has none.
 
     Raises:
+        CompleteError: the run to go on with has all its steps.
         UserError: bad input; nothing was started.
         RunError: a role failed, was silent or did not come up.
     """
+    with ExitStack() as stack:
+        run = _prepare(config, config_name, resume, console, stack)
+        return Ended(run.directory, _run(run, console))
+
+
+def _prepare(config: Config, config_name: str, resume: Path | None, console: Console, stack: ExitStack) -> _Run:
+    """Refuses bad input, and makes the run this process's own until the stack is closed."""
     resume_from, state = (None, TrainerState()) if resume is None else find_checkpoint(resume)
     if resume is not None:
         check_changes(resume, config)
+        stack.enter_context(claim(resume))
     for term in config.reward.terms:
         resolve(term.function)
     if config.environment.name is not None:
@@ -88,18 +98,22 @@ def launch(config: Config, config_name: str, resume: Path | None, console: Conso
     if is_local:
         _check(config, [this_node()], inputs.model_path)
     if state.step >= inputs.num_steps:
-        raise ConfigError(f"{resume} has {state.step} of {inputs.num_steps} steps; raise run.steps or run.epochs")
-    directory = run_dirs.create(config, config_name) if resume is None else resume.resolve()
-    with lock(directory, config.run.heartbeat_timeout_s + config.run.stop_timeout_s, console):
-        if resume is not None:
-            resume_from, state = find_checkpoint(resume)  # the roles of the earlier launch may have gone on until now
-            run_dirs.save_config(directory, config)
-        save_inputs(inputs, directory)
-        console.print(f"run directory: {directory}", highlight=False, soft_wrap=True)
-        for note in inputs.notes:
-            console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
-        outcome = _run(_Run(config, inputs, directory, resume is not None, resume_from, state), console)
-    return Ended(directory, outcome)
+        raise CompleteError(f"{resume} has {state.step} of {inputs.num_steps} steps; raise run.steps or run.epochs")
+    if resume is None:
+        directory = run_dirs.create(config, config_name)
+        stack.enter_context(claim(directory))
+    else:
+        directory = resume.resolve()
+    timeout_s = config.run.heartbeat_timeout_s + config.run.stop_timeout_s
+    stack.enter_context(lock(directory, timeout_s, console))
+    if resume is not None:
+        resume_from, state = find_checkpoint(resume)  # the roles of the earlier launch may have gone on until now
+        run_dirs.save_config(directory, config)
+    save_inputs(inputs, directory)
+    console.print(f"run directory: {directory}", highlight=False, soft_wrap=True)
+    for note in inputs.notes:
+        console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
+    return _Run(with_absolute_paths(config), inputs, directory, resume is not None, resume_from, state)
 
 
 def _check(config: Config, nodes: list[Node], model_path: str | None = None) -> tuple[Topology, list[str]]:
@@ -116,9 +130,12 @@ def _run(run: _Run, console: Console) -> Outcome:
     logging.basicConfig(level=logging.WARNING, filename=run_dirs.log_file(run.directory, "launcher"))
     with ExitStack() as stack:
         console.print("starting Ray", highlight=False)
-        cluster = Cluster(run.config.cluster)
+        with Interrupts() as early:  # Ray swallows an interrupt now and then, and sets a handler of its own
+            cluster = Cluster(run.config.cluster)
         stack.callback(cluster.shutdown)
-        interrupts = stack.enter_context(Interrupts())  # after Ray, which sets a handler of its own
+        if early.count:
+            raise KeyboardInterrupt
+        interrupts = stack.enter_context(Interrupts())
         topology, notes = _check(run.config, [node.room for node in cluster.nodes], run.config.model.path)
         for note in notes:
             console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)

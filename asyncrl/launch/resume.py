@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.config.load import load
+from asyncrl.config.paths import with_absolute_paths
 from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.ledger.store import LedgerStore
 from asyncrl.run.directory import ledger_file
+from asyncrl.run.metrics import FILE_NAME as METRICS_FILE
+from asyncrl.run.metrics import last_step
 from asyncrl.run.trainer_state import TrainerState, latest, read_state
 
 FREE_SECTIONS = ("publish", "cluster")
@@ -40,12 +43,14 @@ def find_checkpoint(run_dir: Path) -> tuple[Path | None, TrainerState]:
 
     Raises:
         ConfigError: no run directory.
-        DataError: its ledger is missing, or lacks a batch that was taken after the checkpoint.
+        DataError: its ledger is missing, though it made steps, or lacks a batch that was taken after the checkpoint.
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"--resume {run_dir}: no run directory (it has no config.yaml)")
     checkpoint = latest(run_dir)
     state = TrainerState() if checkpoint is None else read_state(checkpoint)
+    if checkpoint is None and last_step(run_dir / METRICS_FILE) < 0 and not ledger_file(run_dir).exists():
+        return None, state  # it was killed while it started: nothing was drawn yet
     _check_ledger(ledger_file(run_dir), state)
     return checkpoint, state
 
@@ -72,7 +77,7 @@ def check_changes(run_dir: Path, config: Config) -> None:
     Raises:
         ConfigError: names each key with both values.
     """
-    before, now = asdict(load(run_dir / "config.yaml")), asdict(config)
+    before, now = (asdict(with_absolute_paths(each)) for each in (load(run_dir / "config.yaml"), config))
     changes = [
         f"{section}.{key}: {before[section][key]!r} → {value!r}"
         for section, values in now.items()

@@ -23,20 +23,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
     set_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
-from asyncrl.errors import DataError
+from asyncrl.errors import DataError, FinalError
 from asyncrl.learn.policy.model import load_causal_lm_config
 from asyncrl.learn.update.step import Learner
 from asyncrl.run.metrics import Row, to_json
 from asyncrl.run.trainer_state import FORMAT, ROWS_FILE, TrainerState, read_state
+
+_FULL_BYTES = 1 << 20
 
 
 def save(directory: Path, learner: Learner, state: TrainerState, rows: Sequence[Row] = ()) -> None:
@@ -44,7 +48,23 @@ def save(directory: Path, learner: Learner, state: TrainerState, rows: Sequence[
 
     Args:
         rows: on rank 0, for rows.jsonl.
+
+    Raises:
+        FinalError: it cannot be written, as on a full disk.
     """
+    try:
+        _save(directory, learner, state, rows)
+    except (OSError, RuntimeError, CheckpointException) as error:
+        free_bytes = shutil.disk_usage(directory.parent).free
+        if "No space left" in str(error) or free_bytes < _FULL_BYTES:  # torch's writer does not give the reason
+            raise FinalError(
+                f"the checkpoint {directory} cannot be written, the disk is full ({free_bytes:,} bytes are free). "
+                "Make room, then go on with the run: --resume"
+            ) from error
+        raise
+
+
+def _save(directory: Path, learner: Learner, state: TrainerState, rows: Sequence[Row]) -> None:
     partial = directory.with_name(f".{directory.name}.partial")
     rank = dist.get_rank()
     if rank == 0:
@@ -68,7 +88,7 @@ def load(directory: Path, learner: Learner) -> TrainerState:
     Collective. A rank that the saved run did not have keeps its fresh random state.
 
     Raises:
-        DataError: no checkpoint, or one of another format or model.
+        DataError: no checkpoint, one of another format or model, or a weight of this rank that is not finite.
     """
     state = read_state(directory)
     tensors = _tensors(learner)
@@ -82,6 +102,7 @@ def load(directory: Path, learner: Learner) -> TrainerState:
     )
     if learner.reference is not None and "reference" in tensors:
         set_model_state_dict(learner.reference.hf, tensors["reference"])
+    _require_finite(directory, tensors["model"])
     learner.update = state.update
     rng = directory / f"rng_{dist.get_rank()}.pt"
     if rng.is_file():
@@ -146,6 +167,17 @@ def _check_model(directory: Path, tensors: dict[str, Any]) -> None:
             found = "none" if entry is None else f"one of shape {list(entry.size)}"
             raise DataError(
                 f"{directory} is a checkpoint of another model: it has {found} where {name} {list(tensor.shape)} is due"
+            )
+
+
+def _require_finite(directory: Path, parameters: dict[str, Any]) -> None:
+    """Of what this rank holds. No generator would take them, and no step make them finite again."""
+    for name, tensor in parameters.items():
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if not torch.isfinite(local).all():
+            raise DataError(
+                f"{directory}: {name} has NaN or infinite values, so the run cannot go on from here; move this "
+                "checkpoint away and go on from the one before (--resume), or export that"
             )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from asyncrl.errors import DataError, RunError
+from asyncrl.errors import DataError, FinalError
 from asyncrl.ledger.records import IN_HAND, LedgerSnapshot, PromptRecord
 from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.messages.rollouts import GroupHeader
@@ -99,7 +99,7 @@ class LedgerStore:
 
     Raises:
         DataError: the file is no ledger, or of another version.
-        RunError: it cannot be written.
+        FinalError: it cannot be written.
     """
 
     def __init__(self, path: Path, durability: str) -> None:
@@ -152,7 +152,7 @@ class LedgerStore:
         """All of it or nothing; durable when this returns.
 
         Raises:
-            RunError: it cannot be written, as on a full disk. What was written before is whole.
+            FinalError: it cannot be written, as on a full disk. What was written before is whole.
         """
         start_s = time.perf_counter()
         records, groups = transaction.records, transaction.groups
@@ -240,8 +240,8 @@ class LedgerStore:
         self._reader.close()
         self._db.close()
 
-    def _cannot_write(self, error: sqlite3.Error) -> RunError:
-        return RunError(
+    def _cannot_write(self, error: sqlite3.Error) -> FinalError:
+        return FinalError(
             f"the ledger {self._path} cannot be written: {error}; everything that was acknowledged is in it. "
             "Make room, then go on with the run: --resume"
         )

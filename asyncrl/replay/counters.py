@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from asyncrl.errors import RunError
+from asyncrl.errors import FinalError
 from asyncrl.ledger.ledger import Ledger
 from asyncrl.transport.messages.rollouts import GroupHeader
 
@@ -26,11 +26,11 @@ class ReplayCounters:
         """Completions without a reward carry no gradient.
 
         Raises:
-            RunError: there have been more of them than reward.max_failures allows.
+            FinalError: there have been more of them than reward.max_failures allows.
         """
         self.num_unscored += int(np.isnan(header.rewards).sum())
         if self.num_unscored > self._max_failures:
-            raise RunError(
+            raise FinalError(
                 f"the reward function failed on {self.num_unscored} completions, "
                 f"reward.max_failures={self._max_failures}; the last for row {header.row}; the generators' logs give "
                 "each reason"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from asyncrl.config.schema import Config
-from asyncrl.errors import RunError
+from asyncrl.errors import FinalError
 from asyncrl.ledger.ledger import Failure, Ledger
 from asyncrl.ledger.records import LeaseRecord
 from asyncrl.transport.control_link import ControlLink
@@ -30,13 +30,13 @@ class FailedPrompts:
         """Reports one failure.
 
         Raises:
-            RunError: more prompts are quarantined than replay.max_quarantined.
+            FinalError: more prompts are quarantined than replay.max_quarantined.
         """
         row = self._draw(index).row
         self._link.note(f"prompt {index} (row {row}) {outcome}: {reason}")
         num_quarantined, limit = len(self._ledger.quarantined), self._config.replay.max_quarantined
         if num_quarantined > limit:
-            raise RunError(
+            raise FinalError(
                 f"{num_quarantined} prompts are quarantined, replay.max_quarantined={limit}; "
                 f"the last, row {row}: {reason}"
             )
@@ -45,7 +45,7 @@ class FailedPrompts:
         """Reports what happens to the prompts that a generator held.
 
         Raises:
-            RunError: as `prompt_failed`.
+            FinalError: as `prompt_failed`.
         """
         if lost:
             self._link.note(f"{len(lost)} prompts of {name} go to the next free generator")

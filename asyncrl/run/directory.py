@@ -8,20 +8,29 @@ runs/NAME/
   checkpoints/step_*/
   logs/ROLE.log
   lock                      held while any process of the run lives
+  launcher.lock             held while its launcher lives
   control.json              while the run is live: where its launcher listens
   diagnosis/TIME/           of a run that could not go on
 """
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import time
 from pathlib import Path
 
 from asyncrl.config.load import to_yaml
+from asyncrl.config.paths import with_absolute_paths
 from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError
 
 LOG_TAIL_LINES = 20
+
+PROCESS_LINE = "is process"
+"""In a role's log, where a new life of it begins."""
+_ERROR = re.compile(r"(?:^|[\s\])])((?:\w+\.)*[A-Z]\w*(?:Error|Exception): \S.*)$")
 
 
 def create(config: Config, config_name: str) -> Path:
@@ -35,21 +44,25 @@ def create(config: Config, config_name: str) -> Path:
     """
     name = config.run.name or f"{config_name}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = Path(config.run.dir) / name
+    partial = path.with_name(f".{name}.partial-{os.getpid()}")
     try:
-        path.mkdir(parents=True, mode=0o700)
-    except FileExistsError as error:
-        raise ConfigError(
-            f"run directory {path} exists; choose another --run-dir or run.name, or go on with it: --resume {path}"
-        ) from error
+        if path.exists():
+            raise ConfigError(
+                f"run directory {path} exists; choose another --run-dir or run.name, or go on with it: --resume {path}"
+            )
+        partial.mkdir(parents=True, mode=0o700)
+        (partial / "logs").mkdir()
+        save_config(partial, config)
+        partial.rename(path)  # so that whatever has the name is a run, wherever the launcher is killed
     except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
         raise ConfigError(f"run.dir={config.run.dir}: cannot make {path}: {error.strerror}") from error
-    (path / "logs").mkdir()
-    save_config(path, config)
     return path.resolve()
 
 
 def save_config(run_dir: Path, config: Config) -> None:
-    (run_dir / "config.yaml").write_text(to_yaml(config))
+    """With whole paths, so that the run can be resumed and exported from any folder."""
+    (run_dir / "config.yaml").write_text(to_yaml(with_absolute_paths(config)))
 
 
 def train_file(run_dir: Path) -> Path:
@@ -79,3 +92,15 @@ def log_tail(run_dir: Path, role: str) -> str:
         return f"(no {path} on this machine)"
     lines = path.read_text(errors="replace").splitlines()
     return "\n".join(lines[-LOG_TAIL_LINES:])
+
+
+def first_error(run_dir: Path, role: str) -> str | None:
+    """The first error in the log of a role's latest life, by its last line; what follows it is often a consequence.
+
+    So it is for vLLM, whose engine core fails first, in a process of its own, and then the process that waits for it.
+    """
+    path = log_file(run_dir, role)
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    begins = max((number for number, line in enumerate(lines) if PROCESS_LINE in line), default=0)
+    matches = (_ERROR.search(line) for line in lines[begins:])
+    return next((match[1] for match in matches if match), None)

@@ -1,6 +1,7 @@
 """RUN/lock: one launch works on a run at a time.
 
-The launcher holds it, and so does each role, as long as the role's process or a child of it lives.
+The launcher holds it, and so does each role, as long as the role's process or a child of it lives. RUN/launcher.lock is
+the launcher's alone: roles that are about to end are waited for, another launcher is not.
 """
 
 from __future__ import annotations
@@ -18,6 +19,27 @@ from asyncrl.errors import ConfigError
 from asyncrl.run.directory import lock_file
 
 POLL_S = 0.2
+LAUNCHER_LOCK = "launcher.lock"
+
+
+@contextmanager
+def claim(run_dir: Path) -> Iterator[None]:
+    """This process is the run's launcher meanwhile.
+
+    Raises:
+        ConfigError: the run has a launcher that lives.
+    """
+    descriptor = os.open(run_dir / LAUNCHER_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{run_dir}: the run is live: another `asyncrl launch` has it; stop that first"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

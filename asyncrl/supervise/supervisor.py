@@ -15,7 +15,7 @@ from typing import Literal
 from asyncrl.cluster.ray_cluster import Cluster, Failure
 from asyncrl.cluster.roles import RunPlan
 from asyncrl.errors import ConfigError, DeadlineError, RoleDiedError
-from asyncrl.run.directory import log_tail
+from asyncrl.run.directory import first_error, log_tail
 from asyncrl.supervise.diagnosis import write_diagnosis
 from asyncrl.supervise.generators import Generators
 from asyncrl.supervise.interrupts import Interrupts
@@ -124,6 +124,9 @@ class Supervisor:
     def _handle_failures(self) -> None:
         """Goes on without a role while that is allowed; any other failure ends the run."""
         failures = self._failures()
+        for name, failure in failures.items():
+            if failure.is_final and name not in self._generators:
+                raise RoleDiedError(f"{name} {failure.reason}")
         if all(
             self._generators.can_replace(name) or self._recovery.can_replace(name, self._stopping) for name in failures
         ):
@@ -137,7 +140,9 @@ class Supervisor:
             return
         name, *others = failures
         then = "".join(f"\n{other} then {failures[other].reason}" for other in others)
-        raise RoleDiedError(f"{name} {failures[name].reason}{then}\n{self._last_lines(name)}")
+        cause = first_error(self._plan.run_dir, name)
+        first = f"\nthe first error in its log: {cause}" if cause and cause not in failures[name].reason else ""
+        raise RoleDiedError(f"{name} {failures[name].reason}{first}{then}\n{self._last_lines(name)}")
 
     def _failures(self) -> dict[str, Failure]:
         """The cause first: one death makes others fail, so roles whose processes died come before those that raised."""

@@ -42,6 +42,37 @@ def test_a_run_directory_that_cannot_be_made_is_named(tmp_path):
         run_dirs.create(config_in(tmp_path / "file"), "quickstart")
 
 
+def test_a_run_directory_has_its_name_only_with_its_configuration(tmp_path, monkeypatch):
+    def killed(run_dir, config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_dirs, "save_config", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_dirs.create(config_in(tmp_path), "quickstart")
+    assert not (tmp_path / "first").exists()
+
+
+LOG = """\
+INFO generator-0 is process 11
+ValueError: of an earlier life
+INFO generator-0 is process 12
+(EngineCore pid=13) ERROR 11-25 10:00:00 [core.py:1] EngineCore failed to start.
+(EngineCore pid=13) ERROR 11-25 10:00:00 [core.py:1] Traceback (most recent call last):
+(EngineCore pid=13) ERROR 11-25 10:00:00 [core.py:1]     raise ValueError(f"head size {size}: unsupported")
+(EngineCore pid=13) ERROR 11-25 10:00:00 [core.py:1] ValueError: head size 16 is not supported
+Traceback (most recent call last):
+RuntimeError: Engine core initialization failed. See root cause above.
+"""
+
+
+def test_the_first_error_of_a_log_is_the_cause_in_the_latest_life(tmp_path):
+    path = run_dirs.log_file(tmp_path, "generator-0")
+    path.parent.mkdir()
+    path.write_text(LOG)
+    assert run_dirs.first_error(tmp_path, "generator-0") == "ValueError: head size 16 is not supported"
+    assert run_dirs.first_error(tmp_path, "learner-0") is None
+
+
 def test_the_tail_of_a_log_is_its_last_lines_even_when_they_are_not_text(tmp_path):
     path = run_dirs.log_file(tmp_path, "replay")
     path.parent.mkdir()

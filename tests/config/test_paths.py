@@ -1,0 +1,35 @@
+from pathlib import Path
+
+from asyncrl.config.paths import with_absolute_paths
+from asyncrl.config.schema import Config, RewardTerm
+
+
+def test_files_are_named_by_their_whole_paths_and_other_names_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("model/config.json", "rows.jsonl", "chat.jinja", "own.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    config = Config()
+    config.model.path, config.data.train, config.data.eval = "model", "rows.jsonl", "absent.jsonl"
+    config.data.chat_template = "chat.jinja"
+    config.reward.terms = [RewardTerm("own.py:f", 2.0), RewardTerm("numeric"), RewardTerm("own:f")]
+    config.run.dir = "runs"
+    here = with_absolute_paths(config)
+    monkeypatch.chdir("/")
+    assert Path(here.model.path).is_dir()
+    assert Path(here.data.train).is_file()
+    assert Path(here.data.chat_template).is_file()
+    assert here.data.eval == "absent.jsonl"
+    assert here.reward.terms == [RewardTerm(f"{tmp_path}/own.py:f", 2.0), RewardTerm("numeric"), RewardTerm("own:f")]
+    assert here.run.dir == str(tmp_path / "runs")
+    assert with_absolute_paths(here) == here
+
+
+def test_a_folder_called_like_a_word_of_the_configuration_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "arithmetic", "auto"):
+        (tmp_path / name).mkdir()
+    config = Config()
+    config.model.path, config.data.train = "tiny", "arithmetic"
+    here = with_absolute_paths(config)
+    assert (here.model.path, here.data.train, here.data.chat_template) == ("tiny", "arithmetic", "auto")
