@@ -30,7 +30,7 @@ class RunPlan:
     """What every role knows of the run."""
 
     config: Config
-    """With model.path and model.dtype resolved."""
+    """With model.path, model.dtype, publish.engine and publish.transport resolved."""
     topology: Topology
     num_steps: int
     run_dir: Path
@@ -137,7 +137,7 @@ async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint:
         context = zmq.asyncio.Context.instance()
         socket, endpoint = bind(context, network)
         replay, handshakes = connect_watched(context, network, replay_endpoint, name)
-        publish_server = PublishServer(socket, engine)
+        publish_server = PublishServer(socket, engine, config.publish.timeout_s)
         await GeneratorWorker(config, engine, pool, replay, handshakes, publish_server, link).run(endpoint)
         socket.close()
         handshakes.close()
@@ -158,7 +158,6 @@ def _engine_spec(plan: RunPlan) -> EngineSpec:
         max_num_sequences=config.generator.max_groups_in_flight * samples,
         seed=config.run.seed,
         on_cpu=plan.topology.device == "cpu",
-        transfer_backend="nccl" if plan.topology.publish_engine == "nccl" else "gloo",
         trust_remote_code=config.model.trust_remote_code,
     )
 
@@ -181,7 +180,6 @@ def run_learner(
         plan.config,
         plan.num_steps,
         "cuda" if on_gpu else "cpu",
-        plan.topology.publish_engine,
         plan.run_dir,
         network,
         replay_endpoint,

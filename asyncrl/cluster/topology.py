@@ -24,7 +24,8 @@ from asyncrl.errors import ConfigError
 
 Role = Literal["replay", "generator", "learner"]
 
-PublishEngine = Literal["gloo", "gloo_sliced", "gloo_delta", "nccl"]
+PublishEngine = Literal["broadcast", "sliced", "delta"]
+Transport = Literal["gloo", "nccl"]
 
 SHARED_GPU = 0.5
 """Of one GPU for each of its two tenants, as Ray counts."""
@@ -64,6 +65,7 @@ class Topology:
     """Replay, then the generators, then the learners, each by rank."""
     tensor_parallel: int
     publish_engine: PublishEngine
+    publish_transport: Transport
     notes: list[str]
     """What a user should know about this plan, one sentence each."""
 
@@ -141,9 +143,10 @@ def plan(config: Config, nodes: list[Node], device: Device) -> Topology:
         for node, share in sorted(shares.items())
         if share < 1
     ]
-    engine, reason = _publish_engine(config, device)
-    notes.append(f"weights are published over {engine}: {reason}")
-    return Topology(device, placements, parts, engine, notes)
+    engine, what = _publish_engine(config)
+    transport, why = _publish_transport(config, device)
+    notes.append(f"weights are published over {transport}: {why}; {what}")
+    return Topology(device, placements, parts, engine, transport, notes)
 
 
 def more_generators(
@@ -252,15 +255,24 @@ def _cpu_share(node: Node, num_processes: int) -> float:
     return min(1.0, math.floor(node.num_cpus / num_processes * 1e4) / 1e4)
 
 
-def _publish_engine(config: Config, device: Device) -> tuple[PublishEngine, str]:
-    """The engine, and why it is that one."""
+def _publish_engine(config: Config) -> tuple[PublishEngine, str]:
+    """What travels, and what that means."""
     parts = config.generator.tensor_parallel
     match config.publish.engine:
-        case "gloo" | "gloo_sliced" | "gloo_delta" | "nccl" as engine:
-            return engine, "publish.engine says so"
-    if device == "gpu" and not config.cluster.share_gpu:
-        return "nccl", "each worker has a GPU of its own"
-    where = "NCCL cannot put two ranks on one GPU" if device == "gpu" else "there is no GPU"
+        case "broadcast" | "sliced" | "delta" as engine:
+            return engine, f"publish.engine={engine}"
     if parts > 1:
-        return "gloo_sliced", f"{where}, and each of {parts} tensor-parallel workers needs only its own slices"
-    return "gloo", where
+        return "sliced", f"each of {parts} tensor-parallel workers receives only its own slices"
+    return "broadcast", "each worker receives everything"
+
+
+def _publish_transport(config: Config, device: Device) -> tuple[Transport, str]:
+    """How it travels, and why."""
+    match config.publish.transport:
+        case "gloo" | "nccl" as transport:
+            return transport, "publish.transport says so"
+    if device == "cpu":
+        return "gloo", "there is no GPU"
+    if config.cluster.share_gpu:
+        return "gloo", "NCCL cannot put two ranks on one GPU"
+    return "nccl", "each worker has a GPU of its own"

@@ -68,7 +68,6 @@ class LearnerWorker:
 
     Args:
         num_steps: the run ends when this many versions exist.
-        publish_engine: `gloo`, `gloo_sliced`, `gloo_delta` or `nccl`.
         replay_endpoint: used by rank 0 alone.
     """
 
@@ -77,7 +76,6 @@ class LearnerWorker:
         config: Config,
         num_steps: int,
         device_type: str,
-        publish_engine: str,
         run_dir: Path,
         network: Network,
         replay_endpoint: str,
@@ -93,12 +91,9 @@ class LearnerWorker:
         link.phase(f"loading {config.model.path}")
         self._learner = Learner(config, mesh, num_steps)
         self._publish_dtype = compute_dtype(config.model, device_type)
-        self._publish_device = torch.device(device_type if publish_engine == "nccl" else "cpu")
         self._state = TrainerState()
         self._replay = ReplayClient(link.name, network, replay_endpoint, link.stopping) if self._is_sender else None
-        self._publisher = self._start_publisher(network, replay_endpoint, publish_engine)
-        self._overlaps = publish_engine != "nccl"
-        """vLLM's sender works on the training's own CUDA stream."""
+        self._publisher = self._start_publisher(network, replay_endpoint)
         self._retraces = False
         self._rows: list[Row] = []
         """Since the last checkpoint, without times."""
@@ -176,14 +171,15 @@ class LearnerWorker:
 
     # ── versions ──
 
-    def _start_publisher(self, network: Network, replay_endpoint: str, engine: str) -> PublishThread | None:
+    def _start_publisher(self, network: Network, replay_endpoint: str) -> PublishThread | None:
         """On rank 0. It has a replay client of its own: a socket belongs to one thread."""
         if self._replay is None:
             return None
         kinds = metas(self._learner.policy.hf_parameters(), self._publish_dtype)
         client = ReplayClient(f"{self._link.name}-publisher", network, replay_endpoint, self._link.stopping)
-        publisher = Publisher(self._config, network, client, self._link, engine, kinds)
-        return PublishThread(publisher, self._link, self._config.run.step_timeout_s)
+        publisher = Publisher(self._config, network, client, self._link, kinds)
+        beside_training = self._config.publish.transport != "nccl"
+        return PublishThread(publisher, self._link, self._config.run.step_timeout_s, beside_training)
 
     def _wait_begins(self, phase: str) -> None:
         """For replay, on rank 0; a publish that fails ends it, and people see what one is at."""
@@ -255,14 +251,10 @@ class LearnerWorker:
             self._publisher.wait()
         waited_s = time.perf_counter()
         self._link.phase(f"gathering version {version}")
-        tensors = gather(
-            self._learner.policy.hf_parameters(), self._publish_dtype, self._publish_device, keep=self._is_sender
-        )
+        tensors = gather(self._learner.policy.hf_parameters(), self._publish_dtype, keep=self._is_sender)
         gathered_s = time.perf_counter()
         if self._publisher is not None:
             self._publisher.publish(version, tensors, evaluate)
-            if not self._overlaps:
-                self._publisher.wait()
         wait_s = waited_s - start_s + time.perf_counter() - gathered_s
         return {"time/gather_s": gathered_s - waited_s, "time/publish_wait_s": wait_s}
 

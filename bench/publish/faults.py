@@ -63,12 +63,12 @@ class Faults:
         self._model_folder = random_qwen3(folder / "model", tied=True)
         self._model = AutoModelForCausalLM.from_pretrained(self._model_folder, dtype=torch.float32)
         self._initial = copy.deepcopy(self._model.state_dict())
-        self._config = PublishConfig(timeout_s=TIMEOUT_S, bucket_bytes=100_000)
+        self._config = PublishConfig("broadcast", "gloo", timeout_s=TIMEOUT_S, bucket_bytes=100_000)
         self._num_samples = 0
         self._survivor = self._start("survivor")
         self._victim, self._next_victim = self._start("victim"), self._start("victim")
         members = [self._survivor.member, self._victim.member]
-        self._session = PublishSession("learner-0", Network(), members, self._config, "gloo", metas_of(self._model))
+        self._session = PublishSession("learner-0", Network(), members, self._config, metas_of(self._model))
         self._version = 0
         self._session.send(0, self._new_weights())
 
@@ -161,7 +161,7 @@ class Faults:
         self._version += 2
         self._new_weights()
         members = [self._survivor.member, self._victim.member]
-        self._session = PublishSession("learner-0", Network(), members, self._config, "gloo", metas_of(self._model))
+        self._session = PublishSession("learner-0", Network(), members, self._config, metas_of(self._model))
         self._send()
         self._assert_serves(self._survivor)
         self._assert_serves(self._victim)
@@ -231,7 +231,7 @@ def _publish_when_told(
 
     if phase == "rendezvous":
         wait_for_word()
-    session = PublishSession("learner-1", Network(), [member], config, "gloo", metas_of(model))
+    session = PublishSession("learner-1", Network(), [member], config, metas_of(model))
     if phase != "rendezvous":
         wait_for_word()
     session.send(version, perturbed(model))

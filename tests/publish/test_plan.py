@@ -25,6 +25,7 @@ from asyncrl.publish.plan import (
     whole_pieces,
 )
 
+CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.int64]
 
 
@@ -49,7 +50,7 @@ def test_packed_slices_come_out_as_the_parts_they_were_cut_from(
     ]
     pieces = own_pieces(slices, tensors)
     cut = buckets(pieces, bucket_bytes)
-    memory = two_buffers(cut)
+    memory = two_buffers(cut, CPU)
     received = {}
     for bucket in cut:
         sent = [piece.region.view(tensors[piece.name]) for piece in bucket]
@@ -77,15 +78,15 @@ def test_a_piece_that_lies_in_one_run_is_its_own_bucket_without_a_copy(
 ) -> None:
     _, part = parts
     piece = Piece("matrix", Region.of(part), str(part.dtype).removeprefix("torch."))
-    alone = place_alone([piece], part)
+    alone = place_alone([piece], part, CPU)
     if part.is_contiguous() and part.nbytes % 8 == 0:
         assert alone is not None
         assert alone.data_ptr() == part.data_ptr()
-        assert torch.equal(alone, pack([piece], [part]))
+        assert torch.equal(alone, pack([piece], [part], torch.empty(piece.num_bytes, dtype=torch.uint8)))
     else:
         assert alone is None
     other = Piece("matrix", Region.of(part), "float16")
-    assert place_alone([other], part) is None
+    assert place_alone([other], part, CPU) is None
 
 
 def test_a_part_that_two_parameters_keep_travels_once() -> None:

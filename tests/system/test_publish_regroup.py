@@ -18,7 +18,7 @@ from asyncrl.config.schema import GeneratorConfig, PublishConfig
 from asyncrl.errors import PublishError
 from asyncrl.publish.session import PublishSession
 from asyncrl.publish.vllm.staging import Staging
-from asyncrl.publish.vllm.worker_extension import GlooWeightTransferEngine
+from asyncrl.publish.vllm.worker_extension import AsyncrlWeightTransferEngine
 from asyncrl.transport.sockets import Network
 from bench.support.generators import GeneratorProcess
 from tests.support.models import random_qwen3
@@ -51,13 +51,13 @@ def stack() -> Iterator[ExitStack]:
 
 def receive_slowly() -> None:
     """Each transfer takes long enough to be hit in its middle."""
-    receive = GlooWeightTransferEngine._receive
+    receive = AsyncrlWeightTransferEngine._receive
 
-    def receive_later(self: GlooWeightTransferEngine, at_once: bool) -> Staging:
+    def receive_later(self: AsyncrlWeightTransferEngine, at_once: bool) -> Staging:
         time.sleep(SLOW_TRANSFER_S)
         return receive(self, at_once)
 
-    GlooWeightTransferEngine._receive = receive_later  # type: ignore[method-assign]
+    AsyncrlWeightTransferEngine._receive = receive_later  # type: ignore[method-assign]
 
 
 def assert_serves(generator: GeneratorProcess, version: int, model: PreTrainedModel) -> None:
@@ -91,8 +91,8 @@ def test_publishes_lose_and_mix_nothing_a_dead_generator_is_dropped_and_one_that
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     first, second = (stack.enter_context(GeneratorProcess(f"generator-{k}", folder, CONFIG)) for k in range(2))
-    config = PublishConfig(timeout_s=10, bucket_bytes=100_000, kv_cache="recompute")
-    session = PublishSession("learner-0", Network(), [first.member, second.member], config, "gloo", metas_of(model))
+    config = PublishConfig("broadcast", "gloo", timeout_s=10, bucket_bytes=100_000, kv_cache="recompute")
+    session = PublishSession("learner-0", Network(), [first.member, second.member], config, metas_of(model))
     session.send(0, perturbed(model))
     assert_serves(first, 0, model)
     assert_serves(second, 0, model)

@@ -20,6 +20,7 @@ from asyncrl.config.checks.algorithm import (
     algorithm_problems,
     algorithm_warnings,
 )
+from asyncrl.config.checks.publish import PUBLISH_CHOICES, RENAMED_ENGINES, publish_problems
 from asyncrl.config.schema import Config, ReplayConfig
 from asyncrl.errors import ConfigError
 
@@ -36,8 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "learner.schedule": ("constant", "linear", "cosine"),
     "replay.stragglers": ("wait", "mask", "requeue"),
     "replay.durability": ("full", "normal", "off"),
-    "publish.engine": ("auto", "gloo", "gloo_sliced", "gloo_delta", "nccl"),
-    "publish.kv_cache": ("keep", "recompute"),
+    **PUBLISH_CHOICES,
     "cluster.device": ("auto", "cpu", "gpu"),
 }
 
@@ -125,6 +125,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *_sampling_problems(config),
         *_run_problems(config),
         *_device_problems(config, device),
+        *publish_problems(config, device),
     ]
     if shape is not None:
         problems += _model_problems(config, shape)
@@ -140,6 +141,8 @@ def _choice_problems(config: Config) -> list[str]:
         if value not in choices:
             near = difflib.get_close_matches(value, choices, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
+            if key == "publish.engine" and value in RENAMED_ENGINES:
+                hint = f"; say {RENAMED_ENGINES[value]} instead"
             problems.append(f"{key}={value!r} is none of {', '.join(choices)}{hint}")
     return problems
 
@@ -233,23 +236,12 @@ def _run_problems(config: Config) -> list[str]:
 def _device_problems(config: Config, device: Device) -> list[str]:
     problems = []
     generator, learner, share_gpu = config.generator, config.learner, config.cluster.share_gpu
-    if device == "cpu" and config.publish.engine == "nccl":
-        problems.append("publish.engine=nccl needs GPUs and this run is on CPU; set publish.engine=auto")
-    if config.publish.engine == "gloo_delta" and not config.publish.staged:
-        problems.append(
-            "publish.engine=gloo_delta keeps what came last in the workers, for which publish.staged=false leaves no "
-            "room; set publish.engine=gloo_sliced or publish.staged=true"
-        )
     if device == "cpu" and share_gpu:
         problems.append("cluster.share_gpu=true needs a GPU and this run is on CPU; leave it out")
     if share_gpu and (generator.count, generator.tensor_parallel, learner.count) != (1, 1, 1):
         problems.append(
             "cluster.share_gpu=true is for one generator and one learner, but generator.count="
             f"{generator.count}, generator.tensor_parallel={generator.tensor_parallel}, learner.count={learner.count}"
-        )
-    if share_gpu and config.publish.engine == "nccl":
-        problems.append(
-            "publish.engine=nccl with cluster.share_gpu=true: NCCL cannot put two ranks on one GPU; use gloo"
         )
     return problems
 
