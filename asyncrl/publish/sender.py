@@ -8,7 +8,6 @@ delta        as sliced, but as changes of the version before, when that is short
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 
@@ -153,29 +152,16 @@ class Sender:
             stall_s = self._client.switch(version, {"staged": True}, recompute_kv)
         else:
             with self._client.switching(version, {"staged": False}, recompute_kv) as switched:
-                self._transfer_beside(switched, served, tensors)
+                self._transfer(served, tensors)
             stall_s = switched.result()
         self._served = tensors if self._delta else None
         num_bytes = sum(len(stream.workers) * stream.num_sent_bytes for stream in self._streams)
         return {"time/publish_stall_s": stall_s, "publish/bytes": float(num_bytes)}
 
     def shutdown(self) -> None:
-        self._abort()
-        self._streams = []
-
-    def _abort(self) -> None:
         for stream in self._streams:
             stream.group.abort()
-
-    def _transfer_beside(self, switched: Future[float], served: Tensors | None, tensors: Tensors) -> None:
-        """While generators stand still for it. One that fails ends it at once, where the transport can be aborted."""
-        switched.add_done_callback(lambda outcome: self._abort() if outcome.exception() else None)
-        try:
-            self._transfer(served, tensors)
-        except PublishError as error:
-            if switched.done() and (failure := switched.exception()):
-                raise PublishError(f"transfer: {failure}") from error
-            raise
+        self._streams = []
 
     def _transfer(self, served: Tensors | None, tensors: Tensors) -> None:
         """Every bucket to its group, then the checksums; then each worker's report."""

@@ -7,7 +7,7 @@ NAME-PHASE.reached once it is.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ import torch
 
 from asyncrl.publish.groups.base import Transfer
 from asyncrl.publish.groups.gloo import GlooGroup
+from asyncrl.publish.groups.nccl import NcclGroup
 from asyncrl.publish.vllm.worker_extension import AsyncrlWeightTransferEngine
+from tests.support import nccl
 
 PHASES = {"rendezvous": "_join", "transfer": "_receive_buckets", "switch": "receive_weights"}
 """Phase → the method of AsyncrlWeightTransferEngine at whose beginning the worker is held."""
@@ -28,12 +30,9 @@ def install(name: str, folder: Path) -> None:
     """In the generator's process, before vLLM forks its workers."""
     for phase, method in PHASES.items():
         setattr(AsyncrlWeightTransferEngine, method, _held_first(name, folder, phase))
-    broadcast = GlooGroup.broadcast
-
-    def flipping(self: GlooGroup, tensor: torch.Tensor) -> _Flipping:
-        return _Flipping(broadcast(self, tensor), tensor, folder / f"{name}-flip")
-
-    GlooGroup.broadcast = flipping  # type: ignore[method-assign]
+    nccl.install()
+    for kind in (GlooGroup, NcclGroup):
+        kind.broadcast = _flipping(kind.broadcast, folder / f"{name}-flip")  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -78,6 +77,10 @@ def _held_first(name: str, folder: Path, phase: str) -> Any:
         return original(self, *args)
 
     return method
+
+
+def _flipping(broadcast: Callable[[Any, torch.Tensor], Transfer], point: Path) -> Any:
+    return lambda self, tensor: _Flipping(broadcast(self, tensor), tensor, point)
 
 
 class _Flipping:
