@@ -141,9 +141,10 @@ def _logits(config: Config, shape: ModelShape) -> Item:
 
 
 def _two_buckets(name: str, config: Config, shape: ModelShape, topology: Topology, compute_bytes: int) -> Item:
-    """Where bytes do not stay where they come, the largest tensor is a bucket too, or a worker's slice of it."""
-    parts = 1 if topology.publish_engine == "broadcast" else topology.tensor_parallel
-    largest = compute_bytes * shape.hidden_size * max(shape.vocab_size, shape.intermediate_size) / parts
+    """Where bytes do not stay where they come. Slices are cut to buckets, whole tensors are not."""
+    if topology.publish_engine != "broadcast":
+        return Item(name, 2 * config.publish.bucket_bytes, "2·publish.bucket_bytes")
+    largest = compute_bytes * shape.hidden_size * max(shape.vocab_size, shape.intermediate_size)
     return Item(name, 2 * max(config.publish.bucket_bytes, largest), "2·max(publish.bucket_bytes, largest tensor)")
 
 
@@ -184,7 +185,8 @@ def _generator(
     )
     if topology.device == "cpu":
         return [Estimate("a generator worker", items, note=note)]
-    return [Estimate("a generator worker", items, on_gpu=True, note=note), Estimate("a generator worker", staged)]
+    on_host = [Estimate("a generator worker", staged)] if staged else []
+    return [Estimate("a generator worker", items, on_gpu=True, note=note), *on_host]
 
 
 def published_bytes(shape: ModelShape, topology: Topology, compute_bytes: int) -> list[float]:

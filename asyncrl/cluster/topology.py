@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from asyncrl.config.checks.check import Device
+from asyncrl.config.checks.publish import PublishEngine, PublishTransport
 from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError
 
 Role = Literal["replay", "generator", "learner"]
-
-PublishEngine = Literal["broadcast", "sliced", "delta"]
-Transport = Literal["gloo", "nccl"]
 
 SHARED_GPU = 0.5
 """Of one GPU for each of its two tenants, as Ray counts."""
@@ -65,7 +63,7 @@ class Topology:
     """Replay, then the generators, then the learners, each by rank."""
     tensor_parallel: int
     publish_engine: PublishEngine
-    publish_transport: Transport
+    publish_transport: PublishTransport
     notes: list[str]
     """What a user should know about this plan, one sentence each."""
 
@@ -257,16 +255,14 @@ def _cpu_share(node: Node, num_processes: int) -> float:
 
 def _publish_engine(config: Config) -> tuple[PublishEngine, str]:
     """What travels, and what that means."""
-    parts = config.generator.tensor_parallel
     match config.publish.engine:
         case "broadcast" | "sliced" | "delta" as engine:
             return engine, f"publish.engine={engine}"
-    if parts > 1:
-        return "sliced", f"each of {parts} tensor-parallel workers receives only its own slices"
-    return "broadcast", "each worker receives everything"
+    parts = config.generator.tensor_parallel
+    return "sliced", f"each of {parts} tensor-parallel workers receives its own slices" if parts > 1 else "everything"
 
 
-def _publish_transport(config: Config, device: Device) -> tuple[Transport, str]:
+def _publish_transport(config: Config, device: Device) -> tuple[PublishTransport, str]:
     """How it travels, and why."""
     match config.publish.transport:
         case "gloo" | "nccl" as transport:

@@ -166,8 +166,7 @@ class PublishConfig:
 
     engine: str = "auto"
     """What travels: broadcast (everything to each worker) | sliced (to each tensor-parallel worker its own slices) |
-    delta (only what changed of them, when that is less than half; pays in bfloat16) | auto (sliced with
-    generator.tensor_parallel > 1, else broadcast)."""
+    delta (only what changed of them, when that is less than half; pays in bfloat16) | auto (sliced)."""
     transport: str = "auto"
     """How it travels: gloo (through host memory, on any machine) | nccl (from GPU to GPU; never run on GPUs so far) |
     auto (nccl where each worker has a GPU of its own, else gloo)."""

@@ -43,6 +43,10 @@ class Region(msgspec.Struct, frozen=True):
         assert tensor.is_contiguous()
         return tensor.as_strided(self.shape, self.stride, tensor.storage_offset() + self.offset)
 
+    def rows(self, first: int, end: int) -> Region:
+        """From row `first` up to `end`."""
+        return Region(self.offset + first * self.stride[0], (end - first, *self.shape[1:]), self.stride)
+
 
 class Slice(msgspec.Struct, frozen=True):
     """`source` of the tensor `name` goes to `target` of the worker's `parameter`."""
@@ -78,6 +82,22 @@ def own_pieces(slices: Iterable[Slice], tensors: Mapping[str, torch.Tensor]) -> 
     return list(dict.fromkeys(Piece(one.name, one.source, dtypes[one.name]) for one in slices))
 
 
+def cut(slices: Iterable[Slice], tensors: Mapping[str, torch.Tensor], max_bytes: int) -> list[Slice]:
+    """The same copies, in slices of at most `max_bytes`: larger ones are cut between rows. A row is never cut."""
+    parts: list[Slice] = []
+    for one in slices:
+        num_rows = one.source.shape[0] if one.source.shape else 1
+        row_bytes = one.source.num_elements // num_rows * tensors[one.name].element_size()
+        step = max(1, max_bytes // row_bytes)
+        if step >= num_rows:
+            parts.append(one)
+            continue
+        for first in range(0, num_rows, step):
+            end = min(first + step, num_rows)
+            parts.append(Slice(one.name, one.source.rows(first, end), one.parameter, one.target.rows(first, end)))
+    return parts
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -99,7 +119,7 @@ def buckets(pieces: Iterable[Piece], bucket_bytes: int) -> list[list[Piece]]:
     complete when its matrix comes. Both sides cut the stream with this.
     """
     large_bytes = min(LARGE_BYTES, bucket_bytes)
-    alone, cut, bucket = [], [], list[Piece]()
+    alone, filled, bucket = [], [], list[Piece]()
     size_bytes = 0
     for piece in pieces:
         if piece.num_bytes >= large_bytes:
@@ -108,9 +128,9 @@ def buckets(pieces: Iterable[Piece], bucket_bytes: int) -> list[list[Piece]]:
         bucket.append(piece)
         size_bytes += piece.num_bytes
         if size_bytes >= bucket_bytes:
-            cut.append(bucket)
+            filled.append(bucket)
             bucket, size_bytes = [], 0
-    return [*cut, *([bucket] if bucket else []), *alone]
+    return [*filled, *([bucket] if bucket else []), *alone]
 
 
 def place_alone(bucket: list[Piece], part: torch.Tensor, device: torch.device) -> torch.Tensor | None:
@@ -148,12 +168,12 @@ def pack(bucket: list[Piece], parts: list[torch.Tensor], memory: torch.Tensor) -
     return buffer
 
 
-def two_buffers(cut: list[list[Piece]], device: torch.device) -> Iterator[torch.Tensor]:
+def two_buffers(filled: list[list[Piece]], device: torch.device) -> Iterator[torch.Tensor]:
     """Memory for any of these buckets, one and the other in turn: one travels while the other is packed or emptied.
 
     Kept from publish to publish, as the kernel takes longer to hand out fresh pages than they take to be filled.
     """
-    num_bytes = max(map(total_bytes, cut), default=0)
+    num_bytes = max(map(total_bytes, filled), default=0)
     return cycle([torch.empty(num_bytes, dtype=torch.uint8, device=device) for _ in range(2)])
 
 

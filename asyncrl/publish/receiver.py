@@ -19,15 +19,17 @@ from typing import Protocol
 
 import torch
 
+from asyncrl.config.checks.publish import PublishTransport
 from asyncrl.errors import PublishError
 from asyncrl.publish.checksum import checksum
 from asyncrl.publish.delta import decode
-from asyncrl.publish.groups.base import Group, Transfer, Transport, device_of
+from asyncrl.publish.groups.base import Group, Transfer, device_of
 from asyncrl.publish.groups.rendezvous import Rendezvous
 from asyncrl.publish.plan import (
     Piece,
     Slice,
     buckets,
+    cut,
     dtype_named,
     own_pieces,
     total_bytes,
@@ -54,12 +56,13 @@ class JoinInfo:
     """Publish rank of the generator's first worker."""
     num_workers: int
     """Of all generators together."""
-    transport: Transport
+    transport: PublishTransport
     sliced: bool
     """Each worker receives its own slices alone; else all receive everything."""
     delta: bool
     """Keep what came last: the next may come as changes of it."""
     bucket_bytes: int
+    """No bucket is much longer, but where a row is, or where all receive everything."""
     timeout_s: float
     names: list[str]
     dtype_names: list[str]
@@ -107,9 +110,9 @@ class Receiver:
             num_parts: how many those are.
         """
         tensors = info.metas()
-        self._slices = slices
+        self._slices = cut(slices, tensors, info.bucket_bytes) if info.sliced else slices
         self._part, self._num_parts = part, num_parts
-        self._pieces = own_pieces(slices, tensors) if info.sliced else whole_pieces(tensors)
+        self._pieces = own_pieces(self._slices, tensors) if info.sliced else whole_pieces(tensors)
         self._buckets = buckets(self._pieces, info.bucket_bytes)
         self._device = device_of(info.transport)
         self._memory = two_buffers(self._buckets, self._device)

@@ -13,12 +13,13 @@ from itertools import zip_longest
 
 import torch
 
+from asyncrl.config.checks.publish import PublishTransport
 from asyncrl.config.schema import PublishConfig
 from asyncrl.errors import NotWholeError, PublishError
 from asyncrl.publish.checksum import checksum
 from asyncrl.publish.delta import encode
 from asyncrl.publish.generator_commands import GeneratorCommands
-from asyncrl.publish.groups.base import Group, Transfer, Transport, device_of
+from asyncrl.publish.groups.base import Group, Transfer, device_of
 from asyncrl.publish.groups.rendezvous import Rendezvous
 from asyncrl.publish.plan import (
     Piece,
@@ -105,7 +106,7 @@ class Sender:
     """
 
     def __init__(self, client: GeneratorCommands, host: str, config: PublishConfig, metas: Tensors) -> None:
-        transport: Transport = "nccl" if config.transport == "nccl" else "gloo"
+        transport: PublishTransport = "nccl" if config.transport == "nccl" else "gloo"
         self._client = client
         self._config = config
         self._delta = config.engine == "delta"

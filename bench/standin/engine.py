@@ -137,10 +137,11 @@ class NextParameters:
         """Nowhere."""
 
     def put(self, piece: Piece, part: torch.Tensor) -> None:
-        self._new[piece.name] = part.clone()
+        new = self._new.setdefault(piece.name, torch.empty_like(self._serving[piece.name]))
+        piece.region.view(new).copy_(part)
 
     def pack(self, bucket: list[Piece], memory: torch.Tensor) -> torch.Tensor:
-        return pack(bucket, [self._new[piece.name] for piece in bucket], memory)
+        return pack(bucket, [piece.region.view(self._new[piece.name]) for piece in bucket], memory)
 
     def switch(self) -> None:
         if self._new.keys() != self._serving.keys():

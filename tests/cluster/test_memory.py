@@ -130,8 +130,11 @@ def test_a_publish_over_nccl_takes_two_buckets_of_the_gpu_and_the_whole_policy_o
         place: sum(item.num_bytes for item in items[f"a learner rank, {place}"].items if "publish" in item.name)
         for place in ("GPU", "host")
     }
-    assert published["GPU"] == 2 * 2 * 151936 * 4096  # the embedding, twice, in bfloat16
+    assert published["GPU"] == 2 * config.publish.bucket_bytes
     assert published["host"] == 2 * 2 * qwen3_8b.num_parameters
+    config.publish.engine = "broadcast"
+    whole = estimates(config, qwen3_8b)["a learner rank, GPU"].num_bytes - items["a learner rank, GPU"].num_bytes
+    assert whole == 2 * 2 * 151936 * 4096 - published["GPU"]  # the embedding, twice, in bfloat16
     config.publish.transport = "gloo"
     assert estimates(config, qwen3_8b)["a learner rank, GPU"].num_bytes == pytest.approx(
         items["a learner rank, GPU"].num_bytes - published["GPU"]

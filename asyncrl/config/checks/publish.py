@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from asyncrl.config.schema import Config
+
+PublishEngine = Literal["broadcast", "sliced", "delta"]
+PublishTransport = Literal["gloo", "nccl"]
 
 PUBLISH_CHOICES: dict[str, tuple[str, ...]] = {
     "publish.engine": ("auto", "broadcast", "sliced", "delta"),

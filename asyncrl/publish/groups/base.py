@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
-Transport = Literal["gloo", "nccl"]
+from asyncrl.config.checks.publish import PublishTransport
 
 ROOT = 0
 """Learner rank 0: every broadcast comes from it, every report goes to it."""
@@ -42,7 +42,7 @@ class Group(Protocol):
         """Nothing goes over it any more. May be called from any thread, and more than once."""
 
 
-def device_of(transport: Transport) -> torch.device:
+def device_of(transport: PublishTransport) -> torch.device:
     """Where tensors lie that this transport carries: in host memory for gloo, else on this process's accelerator.
 
     Each thread has a current device of its own. So ask in the thread that set it.

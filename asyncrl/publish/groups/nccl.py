@@ -4,9 +4,9 @@ NCCL itself has no deadlines. A member that is dead or frozen leaves the others 
 communicator until somebody aborts it, so each call is under a watchdog. Reports go through the store, whose waits have
 a time limit of their own and need no GPU.
 
-torch's own watchdog would end the whole process instead (read in torch 2.13, ProcessGroupNCCL.cpp). It does not run in
-a process group that was made with TORCH_NCCL_BLOCKING_WAIT; there `wait` returns when the bytes have arrived and raises
-on NCCL's errors.
+torch's own watchdog would end the whole process instead. It does not run in a process group that was made with
+TORCH_NCCL_BLOCKING_WAIT; there `wait` returns when the bytes have arrived and raises on NCCL's errors (read in torch's
+ProcessGroupNCCL.cpp).
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ import msgspec
 import torch
 from torch.distributed import DistStoreError, PrefixStore, TCPStore
 
+from asyncrl.config.checks.publish import PublishTransport
 from asyncrl.errors import PublishError
-from asyncrl.publish.groups.base import Group, Transport
+from asyncrl.publish.groups.base import Group
 from asyncrl.publish.groups.gloo import GlooGroup
 from asyncrl.publish.groups.nccl import NcclGroup
 from asyncrl.publish.plan import Slice
@@ -51,7 +52,7 @@ class Rendezvous:
             ) from error
         return msgspec.msgpack.decode(encoded, type=list[Slice])
 
-    def group(self, transport: Transport, device: torch.device, name: str, rank: int, world_size: int) -> Group:
+    def group(self, transport: PublishTransport, device: torch.device, name: str, rank: int, world_size: int) -> Group:
         """This member's end of the group `name`.
 
         Args:

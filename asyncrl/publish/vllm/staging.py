@@ -131,9 +131,9 @@ class Staging:
 
     def _new_memory(self, like: torch.Tensor) -> torch.Tensor:
         """In host memory, or where the bytes come when a layer takes them over at once."""
-        if self._at_once:
-            return torch.empty(like.shape, dtype=like.dtype, device=self._transport_device)
-        return torch.empty(like.shape, dtype=like.dtype, pin_memory=torch.accelerator.is_available())
+        device = self._transport_device if self._at_once else torch.device("cpu")
+        pinned = device.type == "cpu" and torch.accelerator.is_available()
+        return torch.empty(like.shape, dtype=like.dtype, device=device, pin_memory=pinned)
 
     def _prepare(self, module_name: str) -> None:
         """A layer has all its parameters; so have those that share them (a head tied to the embedding)."""

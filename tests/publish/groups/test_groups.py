@@ -10,15 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from asyncrl.config.checks.publish import PublishTransport
 from asyncrl.publish.groups import nccl as nccl_group
-from asyncrl.publish.groups.base import Group, Transport, device_of
+from asyncrl.publish.groups.base import Group, device_of
 from asyncrl.publish.groups.rendezvous import Rendezvous
 from asyncrl.transport.sockets import LOOPBACK
 from tests.support import nccl
 
 CPU = torch.device("cpu")
 TIMEOUT_S = 2.0
-TRANSPORTS: list[Transport] = ["gloo", "nccl"]
+TRANSPORTS: list[PublishTransport] = ["gloo", "nccl"]
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nccl_group, "communicator", nccl.StandInCommunicator)
 
 
-def members(transport: Transport, num_members: int, timeout_s: float = TIMEOUT_S) -> list[Callable[[], Group]]:
+def members(transport: PublishTransport, num_members: int, timeout_s: float = TIMEOUT_S) -> list[Callable[[], Group]]:
     """Each makes its own end, in a thread of its own: over gloo that waits for the others."""
     server = Rendezvous(LOOPBACK, 0, timeout_s)
     clients = [server, *(Rendezvous(LOOPBACK, server.port, timeout_s) for _ in range(num_members - 1))]
@@ -37,7 +38,9 @@ def members(transport: Transport, num_members: int, timeout_s: float = TIMEOUT_S
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_what_rank_0_sends_comes_to_all_and_each_of_their_reports_comes_back_in_order(transport: Transport) -> None:
+def test_what_rank_0_sends_comes_to_all_and_each_of_their_reports_comes_back_in_order(
+    transport: PublishTransport,
+) -> None:
     sent = torch.arange(1000, dtype=torch.uint8)
 
     def receive(make: Callable[[], Group], rank: int) -> torch.Tensor:
@@ -59,7 +62,7 @@ def test_what_rank_0_sends_comes_to_all_and_each_of_their_reports_comes_back_in_
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_member_that_does_not_come_to_a_broadcast_or_does_not_report_is_an_error_by_the_deadline(
-    transport: Transport,
+    transport: PublishTransport,
 ) -> None:
     """It has joined, then it is silent: frozen, say."""
     root, other = members(transport, 2)
