@@ -141,10 +141,9 @@ def plan(config: Config, nodes: list[Node], device: Device) -> Topology:
         for node, share in sorted(shares.items())
         if share < 1
     ]
-    engine, what = _publish_engine(config)
-    transport, why = _publish_transport(config, device)
-    notes.append(f"weights are published over {transport}: {why}; {what}")
-    return Topology(device, placements, parts, engine, transport, notes)
+    transport, reason = _publish_transport(config, device)
+    notes.append(f"weights are published over {transport}: {reason}")
+    return Topology(device, placements, parts, _publish_engine(config), transport, notes)
 
 
 def more_generators(
@@ -253,13 +252,12 @@ def _cpu_share(node: Node, num_processes: int) -> float:
     return min(1.0, math.floor(node.num_cpus / num_processes * 1e4) / 1e4)
 
 
-def _publish_engine(config: Config) -> tuple[PublishEngine, str]:
-    """What travels, and what that means."""
+def _publish_engine(config: Config) -> PublishEngine:
+    """What travels. Without tensor parallelism a worker's own slices are everything."""
     match config.publish.engine:
-        case "broadcast" | "sliced" | "delta" as engine:
-            return engine, f"publish.engine={engine}"
-    parts = config.generator.tensor_parallel
-    return "sliced", f"each of {parts} tensor-parallel workers receives its own slices" if parts > 1 else "everything"
+        case "broadcast" | "delta" as engine:
+            return engine
+    return "sliced"
 
 
 def _publish_transport(config: Config, device: Device) -> tuple[PublishTransport, str]:
