@@ -62,7 +62,7 @@ def estimate(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: i
     gpu_bytes = gpu_bytes or ASSUMED_GPU_BYTES
     estimates = _learner(config, shape, topology, compute_bytes, gpu_bytes)
     if config.generator.engine == VLLM:
-        estimates.append(_generator(config, shape, topology, compute_bytes, gpu_bytes))
+        estimates += _generator(config, shape, topology, compute_bytes, gpu_bytes)
     return [*estimates, _replay(config)]
 
 
@@ -108,13 +108,17 @@ def _learner(
         _logits(config, shape, gpu_bytes if on_gpu else None),
     ]
     reference = Item("reference, float32", 4 * parameters / num_ranks, "4·P/M")
-    published = Item("publish, rank 0: the whole new policy", compute_bytes * parameters, "c·P")
-    kept = Item("publish, rank 0: the last one, for newcomers", compute_bytes * parameters, "c·P")
     host = [Item("while loading: the whole model, float32", 4 * parameters, "4·P, freed once it is sharded")]
-    (host if on_gpu else work).append(kept)
+    (host if on_gpu else work).extend(
+        [
+            Item("publish, rank 0: the whole new policy", compute_bytes * parameters, "c·P"),
+            Item("publish, rank 0: the last one, for newcomers", compute_bytes * parameters, "c·P"),
+        ]
+    )
+    if topology.publish_transport == "nccl":
+        work.append(_two_buckets("publish, rank 0: two buckets", config, shape, topology, compute_bytes))
     if config.algorithm.kl_coef > 0:
         (host if on_gpu and config.learner.offload_reference else work).append(reference)
-    (work if topology.publish_engine == "nccl" or not on_gpu else host).append(published)
     if not on_gpu:
         return [Estimate("a learner rank", state + work, note="loading takes 4·P more for a moment")]
     if config.learner.offload:
@@ -140,17 +144,32 @@ def _logits(config: Config, shape: ModelShape, gpu_bytes: int | None) -> Item:
     return Item("logits of one chunk, float32", min(chunk_bytes(gpu_bytes), all_logits), formula)
 
 
-def _generator(config: Config, shape: ModelShape, topology: Topology, compute_bytes: int, gpu_bytes: int) -> Estimate:
+def _two_buckets(name: str, config: Config, shape: ModelShape, topology: Topology, compute_bytes: int) -> Item:
+    """Where bytes do not stay where they come. Slices are cut to buckets, whole tensors are not."""
+    if topology.publish_engine != "broadcast":
+        return Item(name, 2 * config.publish.bucket_bytes, "2·publish.bucket_bytes")
+    largest = compute_bytes * shape.hidden_size * max(shape.vocab_size, shape.intermediate_size)
+    return Item(name, 2 * max(config.publish.bucket_bytes, largest), "2·max(publish.bucket_bytes, largest tensor)")
+
+
+def _generator(
+    config: Config, shape: ModelShape, topology: Topology, compute_bytes: int, gpu_bytes: int
+) -> list[Estimate]:
     parts = topology.tensor_parallel
     weights = compute_bytes * shape.num_parameters / parts
-    bucket = min(config.publish.bucket_bytes, max(published_bytes(shape, topology, compute_bytes)))
     items = [Item("weights", weights, "c·P/k")]
-    if topology.publish_engine == "nccl" or topology.device == "cpu":
-        items.append(Item("publish: two buckets", 2 * bucket, "2·publish.bucket_bytes"))
-    if topology.device == "cpu" and config.publish.staged:
-        items.append(Item("publish: the next version", weights, "c·P/k"))
-        if topology.publish_engine == "gloo_delta":
-            items.append(Item("publish: the last version, for deltas", weights, "c·P/k"))
+    staged: list[Item] = []
+    if config.publish.staged:
+        staged.append(Item("publish: the next version", weights, "c·P/k"))
+        if topology.publish_engine == "delta":
+            staged.append(Item("publish: the last version, for deltas", weights, "c·P/k"))
+    if topology.publish_transport == "nccl":
+        items.append(_two_buckets("publish: two buckets", config, shape, topology, compute_bytes))
+    else:
+        bucket = min(config.publish.bucket_bytes, max(published_bytes(shape, topology, compute_bytes)))
+        staged.append(Item("publish: two buckets", 2 * bucket, "2·publish.bucket_bytes"))
+    if topology.device == "cpu":
+        items += staged
     per_token = kv_bytes_per_token(shape, parts, compute_bytes)
     if config.generator.kv_cache_bytes is not None or topology.device == "cpu":
         kv_bytes: float = config.generator.kv_cache_bytes or CPU_KV_CACHE_BYTES
@@ -168,18 +187,21 @@ def _generator(config: Config, shape: ModelShape, topology: Topology, compute_by
         f"{longest} tokens with their prompts; one generator is asked for "
         f"{config.generator.max_groups_in_flight * config.algorithm.group_size:,} at once"
     )
-    return Estimate("a generator worker", items, topology.device == "gpu", note)
+    if topology.device == "cpu":
+        return [Estimate("a generator worker", items, note=note)]
+    on_host = [Estimate("a generator worker", staged)] if staged else []
+    return [Estimate("a generator worker", items, on_gpu=True, note=note), *on_host]
 
 
 def published_bytes(shape: ModelShape, topology: Topology, compute_bytes: int) -> list[float]:
     """Bytes that each tensor-parallel worker of a generator receives for one version.
 
-    With `gloo` and `nccl` it receives everything. With the sliced engines it receives its slices: its rows of the
-    vocabulary, which vLLM pads to a multiple of 64; all parameters that are replicated; an even share of the rest. A KV
-    head that several workers need goes to each of them.
+    Everything with `broadcast`. With `sliced` and `delta` its slices: its rows of the vocabulary, which vLLM pads to a
+    multiple of 64; all parameters that are replicated; an even share of the rest. A KV head that several workers need
+    goes to each of them.
     """
     parts = topology.tensor_parallel
-    if topology.publish_engine not in ("gloo_sliced", "gloo_delta"):
+    if topology.publish_engine == "broadcast":
         return [compute_bytes * float(shape.num_parameters)] * parts
     rows_of_part = -(-shape.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // parts
     num_vocabulary_matrices = shape.num_root_parameters // (shape.vocab_size * shape.hidden_size)

@@ -30,7 +30,7 @@ class RunPlan:
     """What every role knows of the run."""
 
     config: Config
-    """With model.path and model.dtype resolved."""
+    """With model.path, model.dtype, publish.engine and publish.transport resolved."""
     topology: Topology
     num_steps: int
     run_dir: Path
@@ -111,7 +111,7 @@ async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint:
         context = zmq.asyncio.Context.instance()
         socket, endpoint = bind(context, network)
         replay, handshakes = connect_watched(context, network, replay_endpoint, name)
-        publish_server = PublishServer(socket, engine)
+        publish_server = PublishServer(socket, engine, config.publish.timeout_s)
         await GeneratorWorker(config, engine, roll_out, replay, handshakes, publish_server, link).run(endpoint)
         socket.close()
         handshakes.close()
@@ -150,7 +150,6 @@ def engine_spec(config: Config, on_cpu: bool, publish_engine: str) -> EngineSpec
         max_num_sequences=config.generator.max_groups_in_flight * samples,
         seed=config.run.seed,
         on_cpu=on_cpu,
-        transfer_backend="nccl" if publish_engine == "nccl" else "gloo",
         trust_remote_code=config.model.trust_remote_code,
     )
 
@@ -173,7 +172,6 @@ def run_learner(
         plan.config,
         plan.num_steps,
         "cuda" if on_gpu else "cpu",
-        plan.topology.publish_engine,
         plan.run_dir,
         network,
         replay_endpoint,

@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from asyncrl.config.checks.devices import Device
+from asyncrl.config.checks.publish import PublishEngine, PublishTransport
 from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError
 
 Role = Literal["replay", "generator", "learner"]
-
-PublishEngine = Literal["gloo", "gloo_sliced", "gloo_delta", "nccl"]
 
 SHARED_GPU = 0.5
 """Each side's part of a GPU that both sides share, as Ray counts."""
@@ -64,6 +63,7 @@ class Topology:
     """Replay, then the generators, then the learners, each by rank."""
     tensor_parallel: int
     publish_engine: PublishEngine
+    publish_transport: PublishTransport
     notes: list[str]
     """What a user should know about this plan, one sentence each."""
 
@@ -141,9 +141,9 @@ def plan(config: Config, nodes: list[Node], device: Device) -> Topology:
         for node, share in sorted(shares.items())
         if share < 1
     ]
-    engine, reason = _publish_engine(config, device)
-    notes.append(f"weights are published over {engine}: {reason}")
-    return Topology(device, placements, parts, engine, notes)
+    transport, reason = _publish_transport(config, device)
+    notes.append(f"weights are published over {transport}: {reason}")
+    return Topology(device, placements, parts, _publish_engine(config), transport, notes)
 
 
 def more_generators(
@@ -252,15 +252,21 @@ def _cpu_share(node: Node, num_processes: int) -> float:
     return min(1.0, math.floor(node.num_cpus / num_processes * 1e4) / 1e4)
 
 
-def _publish_engine(config: Config, device: Device) -> tuple[PublishEngine, str]:
-    """The engine, and why it is that one."""
-    parts = config.generator.tensor_parallel
+def _publish_engine(config: Config) -> PublishEngine:
+    """What travels. Without tensor parallelism a worker's own slices are everything."""
     match config.publish.engine:
-        case "gloo" | "gloo_sliced" | "gloo_delta" | "nccl" as engine:
-            return engine, "publish.engine says so"
-    if device == "gpu" and not config.cluster.share_gpu:
-        return "nccl", "each worker has a GPU of its own"
-    where = "NCCL cannot put two ranks on one GPU" if device == "gpu" else "there is no GPU"
-    if parts > 1:
-        return "gloo_sliced", f"{where}, and each of {parts} tensor-parallel workers needs only its own slices"
-    return "gloo", where
+        case "broadcast" | "delta" as engine:
+            return engine
+    return "sliced"
+
+
+def _publish_transport(config: Config, device: Device) -> tuple[PublishTransport, str]:
+    """How it travels, and why."""
+    match config.publish.transport:
+        case "gloo" | "nccl" as transport:
+            return transport, "publish.transport says so"
+    if device == "cpu":
+        return "gloo", "there is no GPU"
+    if config.cluster.share_gpu:
+        return "gloo", "NCCL cannot put two ranks on one GPU"
+    return "nccl", "each worker has a GPU of its own"

@@ -178,16 +178,18 @@ class PublishConfig:
     """How new weights reach the generators."""
 
     engine: str = "auto"
-    """gloo (each worker receives everything) | gloo_sliced (each tensor-parallel worker its own slices) |
-    gloo_delta (only what changed of them, when that is less than half; pays in bfloat16) | nccl |
-    auto: nccl on GPU; else gloo_sliced with generator.tensor_parallel > 1, gloo without."""
+    """What travels: broadcast (everything to each worker) | sliced (to each tensor-parallel worker its own slices) |
+    delta (only what changed of them, when that is less than half; pays in bfloat16) | auto (sliced)."""
+    transport: str = "auto"
+    """How it travels: gloo (through host memory, on any machine) | nccl (from GPU to GPU; never run on GPUs so far) |
+    auto (nccl where each worker has a GPU of its own, else gloo)."""
     every: int = 1
     """Steps between versions that are published; the last one always is. Above 1 every lag grows by up to every − 1."""
     kv_cache: str = "keep"
     """What in-flight requests do with the KV of the old weights: keep | recompute."""
     staged: bool = True
     """Weights travel while generation goes on, into a second copy in the worker's host memory. false, when there is no
-    room for it: generation stands still meanwhile. vLLM's nccl is never staged."""
+    room for it: generation stands still meanwhile."""
     timeout_s: float = 120.0
     """Deadline of each phase of a publish."""
     bucket_bytes: int = 33554432

@@ -2,7 +2,9 @@
 
 Consumes   JoinGroup, LeaveGroup, Stage, Switch from learner rank 0.
 Produces   Done with the version served, or Failed with the reason.
-Waits for  the next command; the learner's deadline covers each.
+Waits for  the next command; the learner's deadline covers each. For the engine to carry one out, at most twice
+           publish.timeout_s: what waits for others in there gives up after half of that. Then this process ends, and
+           the launcher starts another.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import time
 import zmq
 import zmq.asyncio
 
-from asyncrl.errors import WireError
+from asyncrl.errors import DeadlineError, WireError
 from asyncrl.generate.engines.base import Engine
 from asyncrl.generate.utilization import Utilization
 from asyncrl.transport.messages.publishing import Done, Failed, JoinGroup, LeaveGroup, Stage, Switch
@@ -25,9 +27,14 @@ log = logging.getLogger(__name__)
 
 
 class PublishServer:
-    """Answers on a bound ROUTER. `version` is what the engine serves; −1 before the first publish."""
+    """Answers on a bound ROUTER. `version` is what the engine serves; −1 before the first publish.
 
-    def __init__(self, socket: zmq.asyncio.Socket, engine: Engine) -> None:
+    Args:
+        timeout_s: publish.timeout_s.
+    """
+
+    def __init__(self, socket: zmq.asyncio.Socket, engine: Engine, timeout_s: float) -> None:
+        self._command_limit_s = 2 * timeout_s
         self._socket = socket
         self._engine = engine
         self.version = -1
@@ -50,11 +57,15 @@ class PublishServer:
     async def _carry_out(self, message: AnyMessage) -> Done | Failed:
         """Carries out one command. An error of the engine goes back as Failed and is logged here in full.
 
-        A dead engine gets no answer. It ends this generator.
+        A dead engine, or one that never comes back from a command, gets no answer. It ends this generator.
         """
+        limit = asyncio.timeout(self._command_limit_s)
         try:
-            stall_s = await self._dispatch(message)
+            async with limit:
+                stall_s = await self._dispatch(message)
         except Exception as error:
+            if limit.expired():
+                raise DeadlineError(f"a {type(message).__name__}", self._command_limit_s, "the engine") from error
             if self._engine.dead:
                 raise
             log.exception("%s failed", type(message).__name__)

@@ -159,7 +159,7 @@ def _topology_table(topology: Topology, nodes: list[Node]) -> Table:
             publish_ranks = "0" if placement.rank == 0 else "–"
         resources = (f"{placement.num_cpus:g}", f"{placement.num_gpus:g}")
         table.add_row(placement.name, f"{placement.node}", *resources, learner_rank, publish_ranks)
-    table.caption = f"publish over {topology.publish_engine}, {topology.publish_world_size} ranks"
+    table.caption = f"publish over {topology.publish_transport}, {topology.publish_world_size} ranks"
     table.caption_justify = "left"
     return table
 
@@ -188,10 +188,10 @@ def _publish_text(config: Config, shape: ModelShape, topology: Topology) -> str:
     num_generators, parts = len(topology.generators), topology.tensor_parallel
     whole = compute_bytes * shape.num_parameters
     each = " and ".join(_gigabytes(num_bytes) for num_bytes in of_parts) if min(of_parts) < whole else _gigabytes(whole)
-    less = ", or less: only what changed" if topology.publish_engine == "gloo_delta" else ""
+    less = ", or less: only what changed" if topology.publish_engine == "delta" else ""
     steps = "each step" if config.publish.every == 1 else f"every {config.publish.every} steps"
     return (
-        f"[bold]Publish[/bold]: {topology.publish_engine}, {steps}{less}\n"
+        f"[bold]Publish[/bold]: {topology.publish_engine} over {topology.publish_transport}, {steps}{less}\n"
         f"  each version brings {each} GB to each generator's {_count(parts, 'worker')}, "
         f"{_gigabytes(num_generators * sum(of_parts))} GB together (everything to all: "
         f"{_gigabytes(num_generators * parts * whole)} GB)\n"

@@ -166,12 +166,13 @@ def _add_missed_rows(writer: MetricsWriter, run: _Run) -> None:
 
 
 def _plan(run: _Run, topology: Topology, control_endpoint: str) -> RunPlan:
-    """What the roles are told, with the compute type as it is now known."""
+    """What the roles are told, with the compute type and the way of publishing as they are now known."""
     dtype = run.config.model.dtype
     if dtype == "auto":
         dtype = "float32" if topology.device == "cpu" else "bfloat16"
+    publish = replace(run.config.publish, engine=topology.publish_engine, transport=topology.publish_transport)
     return RunPlan(
-        config=replace(run.config, model=replace(run.config.model, dtype=dtype)),
+        config=replace(run.config, model=replace(run.config.model, dtype=dtype), publish=publish),
         topology=topology,
         num_steps=run.inputs.num_steps,
         run_dir=run.directory,

@@ -3,6 +3,9 @@
     main thread    gather v ─▶ hand over ─▶ train on the next batch ───────────▶ wait for v ─▶ gather v + 1 ─▶ …
     this thread                 └─▶ transfer, switch, Published(v) to replay ───┘ ─▶ newcomers …
 
+A transport whose collectives must not run beside those of training (NCCL, on the same GPU) has the main thread wait for
+each publish, and lets newcomers in while the main thread waits for something else.
+
 Consumes   one version at a time, as whole tensors that nobody changes; Newcomers from replay.
 Produces   the version in every generator, replay's note of it, and after that, where it is due, its evaluation.
 Waits for  the next version; what `publisher.py` says of a publish. Whoever waits for it: at most run.step_timeout_s.
@@ -17,6 +20,7 @@ import queue
 import threading
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -41,13 +45,15 @@ class PublishThread:
 
     Args:
         timeout_s: longest wait of the main thread for a version.
+        beside_training: the main thread may train while this one publishes.
     """
 
-    def __init__(self, publisher: Publisher, link: ControlLink, timeout_s: float) -> None:
+    def __init__(self, publisher: Publisher, link: ControlLink, timeout_s: float, beside_training: bool) -> None:
         self._publisher = publisher
         self._link = link
         self._timeout_s = timeout_s
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._beside_training = beside_training
+        self._jobs: queue.SimpleQueue[_Job | Literal["welcome"] | None] = queue.SimpleQueue()
         self._waited_for = ""
         self._idle = threading.Event()
         self._idle.set()
@@ -58,7 +64,7 @@ class PublishThread:
         self._thread.start()
 
     def publish(self, version: int, tensors: dict[str, torch.Tensor], evaluate: bool) -> None:
-        """Hands a version over; the one before has been waited for. Returns at once.
+        """Hands a version over; the one before has been waited for. Returns at once, if training may go on meanwhile.
 
         Args:
             evaluate: ask for its evaluation once it is served.
@@ -67,6 +73,8 @@ class PublishThread:
         self._idle.clear()
         self._waited_for = f"the publish of version {version}"
         self._jobs.put(_Job(version, tensors, evaluate))
+        if not self._beside_training:
+            self.wait()
 
     def wait(self) -> None:
         """Until what was handed over is served everywhere, or the run is stopping.
@@ -86,6 +94,11 @@ class PublishThread:
     def check(self, phase: str) -> None:
         """While the main thread waits for something else, in this phase: raises what failed in the thread."""
         self._raise_failure()
+        if not self._beside_training and self._idle.is_set():
+            self._idle.clear()
+            self._waited_for = "newcomers to join"
+            self._jobs.put("welcome")
+            self.wait()
         mine = self._publisher.phase
         self._link.phase(f"{phase}; {mine}" if mine else phase)
 
@@ -113,9 +126,13 @@ class PublishThread:
             try:
                 job = self._jobs.get(timeout=POLL_S)
             except queue.Empty:
-                self._publisher.welcome_newcomers()
+                if self._beside_training:
+                    self._publisher.welcome_newcomers()
                 continue
             if job is None:
                 return
-            self.figures = self._publisher.publish(job.version, job.tensors, job.evaluate)
+            if isinstance(job, _Job):
+                self.figures = self._publisher.publish(job.version, job.tensors, job.evaluate)
+            else:
+                self._publisher.welcome_newcomers()
             self._idle.set()

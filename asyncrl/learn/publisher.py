@@ -32,7 +32,7 @@ class Publisher:
 
     Args:
         replay: this thread's own.
-        engine, metas: as PublishSession takes them.
+        metas: as PublishSession takes them.
     """
 
     def __init__(
@@ -41,14 +41,12 @@ class Publisher:
         network: Network,
         replay: ReplayClient,
         link: ControlLink,
-        engine: str,
         metas: Mapping[str, torch.Tensor],
     ) -> None:
         self._config = config
         self._network = network
         self._replay = replay
         self._link = link
-        self._engine = engine
         self._metas = metas
         self._session: PublishSession | None = None
         self._members: list[Member] = []
@@ -103,9 +101,7 @@ class Publisher:
         self.phase = f"joining the publish group of {_names(members)}"
         self._members = []
         if self._session is None:
-            self._session = PublishSession(
-                self._link.name, self._network, members, self._config.publish, self._engine, self._metas
-            )
+            self._session = PublishSession(self._link.name, self._network, members, self._config.publish, self._metas)
         else:
             self._session.regroup(members)
         self._members = members

@@ -60,7 +60,6 @@ class LearnerWorker:
 
     Args:
         num_steps: the run ends when this many versions exist.
-        publish_engine: `gloo`, `gloo_sliced`, `gloo_delta` or `nccl`.
         replay_endpoint: used by rank 0 alone.
     """
 
@@ -69,7 +68,6 @@ class LearnerWorker:
         config: Config,
         num_steps: int,
         device_type: str,
-        publish_engine: str,
         run_dir: Path,
         network: Network,
         replay_endpoint: str,
@@ -84,19 +82,16 @@ class LearnerWorker:
         link.phase(f"loading {config.model.path}")
         self._learner = Learner(config, mesh, num_steps)
         self._publish_dtype = compute_dtype(config.model, device_type)
-        self._publish_device = torch.device(device_type if publish_engine == "nccl" else "cpu")
-        self._overlaps = publish_engine != "nccl"
-        """vLLM's sender works on the training's own CUDA stream."""
         self._coordinator: Coordinator = OtherRank()
         if dist.get_rank() == 0:
-            self._coordinator = self._coordinate(network, replay_endpoint, publish_engine)
+            self._coordinator = self._coordinate(network, replay_endpoint)
         self._state = TrainerState()
         self._retraces = False
         self._rows: list[Row] = []
         """Since the last checkpoint, without times."""
         self._effective_sample_size: float | None = None
 
-    def _coordinate(self, network: Network, replay_endpoint: str, publish_engine: str) -> Rank0:
+    def _coordinate(self, network: Network, replay_endpoint: str) -> Rank0:
         """Two clients of replay: a socket belongs to one thread."""
         config, link = self._config, self._link
         main, publishing = (
@@ -104,8 +99,10 @@ class LearnerWorker:
             for name in (link.name, f"{link.name}-publisher")
         )
         tensor_metas = metas(self._learner.policy.hf_parameters(), self._publish_dtype)
-        publisher = Publisher(config, network, publishing, link, publish_engine, tensor_metas)
-        return Rank0(config, main, PublishThread(publisher, link, config.run.step_timeout_s), link)
+        publisher = Publisher(config, network, publishing, link, tensor_metas)
+        beside_training = config.publish.transport != "nccl"
+        thread = PublishThread(publisher, link, config.run.step_timeout_s, beside_training)
+        return Rank0(config, main, thread, link)
 
     def run(self, resume_from: Path | None, restarted: bool = False) -> None:
         """Until run.steps versions exist or the launcher says stop; both end with a checkpoint.
@@ -203,11 +200,9 @@ class LearnerWorker:
         waited_s = time.perf_counter()
         self._link.phase(f"gathering version {version}")
         parameters = self._learner.policy.hf_parameters()
-        tensors = gather(parameters, self._publish_dtype, self._publish_device, keep=self._coordinator.publishes)
+        tensors = gather(parameters, self._publish_dtype, keep=self._coordinator.publishes)
         gathered_s = time.perf_counter()
         self._coordinator.publish(version, tensors, evaluate)
-        if not self._overlaps:
-            self._coordinator.wait_for_publish()
         wait_s = waited_s - start_s + time.perf_counter() - gathered_s
         return {"time/gather_s": gathered_s - waited_s, "time/publish_wait_s": wait_s}
 

@@ -10,17 +10,21 @@ BLOCK_WORDS = 4096
 
 
 def checksum(buffer: torch.Tensor) -> int:
-    """Of a contiguous uint8 CPU buffer: CRC-32 over the sums of its 32 KB blocks, taken as 64-bit words.
+    """Of a contiguous uint8 buffer on any device: CRC-32 over the sums of its 32 KB blocks, taken as 64-bit words.
 
     A changed bit, a block in another place and stale bytes all show; words that change places inside a block do not.
-    CRC-32 over every byte takes four times as long.
+    CRC-32 over every byte takes four times as long. From an accelerator come the sums, 1/4096 of the bytes, and what is
+    left over of less than a block.
     """
-    num_words = buffer.numel() // 8
-    num_blocks = num_words // BLOCK_WORDS
-    words = buffer[: 8 * BLOCK_WORDS * num_blocks].view(torch.int64)
-    sums = words.view(num_blocks, BLOCK_WORDS).sum(1)
-    rest = buffer[8 * BLOCK_WORDS * num_blocks :]
-    return zlib.crc32(rest.numpy().tobytes(), zlib.crc32(sums.numpy().tobytes()))
+    sums, rest = block_sums(buffer)
+    return zlib.crc32(rest.cpu().numpy().tobytes(), zlib.crc32(sums.cpu().numpy().tobytes()))
+
+
+def block_sums(buffer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of whole blocks, int64 [blocks], and the bytes after them, where the buffer lies."""
+    num_blocks = buffer.numel() // (8 * BLOCK_WORDS)
+    whole, rest = buffer.tensor_split([8 * BLOCK_WORDS * num_blocks])
+    return whole.view(torch.int64).view(num_blocks, BLOCK_WORDS).sum(1), rest
 
 
 def word_sum(tensor: torch.Tensor) -> int:

@@ -8,12 +8,11 @@ import torch
 from torch.distributed.tensor import DTensor
 
 
-def gather(
-    parameters: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, device: torch.device, keep: bool
-) -> dict[str, torch.Tensor]:
-    """Every parameter, whole, in `dtype` on `device`.
+def gather(parameters: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, keep: bool) -> dict[str, torch.Tensor]:
+    """Every parameter, whole, in `dtype`, in host memory: complete when this returns.
 
-    A collective: all ranks call it with the same parameters in the same order. Shards are cast before they travel.
+    A collective: all ranks call it with the same parameters in the same order. Shards are cast before they travel. An
+    accelerator holds at most two whole parameters: one is copied to pinned memory while the next is gathered.
 
     Args:
         parameters: Hugging Face name → DTensor (any placement) or plain tensor.
@@ -25,8 +24,12 @@ def gather(
         if isinstance(tensor, DTensor):
             tensor = tensor.full_tensor()
         if keep:
-            # Without the clone a world of one would hand out the live parameter, which the next step changes.
-            whole[name] = tensor.to(device, copy=True)
+            # A copy: a world of one would hand out the live parameter, which the next step changes.
+            on_accelerator = tensor.device.type != "cpu"
+            whole[name] = torch.empty(tensor.shape, dtype=dtype, pin_memory=on_accelerator)
+            whole[name].copy_(tensor, non_blocking=on_accelerator)
+    if torch.accelerator.is_available():
+        torch.accelerator.current_stream().synchronize()
     return whole
 
 

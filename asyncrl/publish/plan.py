@@ -3,8 +3,8 @@
     learner 0     whole tensor "q_proj" ─┐ source region            target region ┌─▶ worker 0 "qkv_proj"
                   whole tensor "k_proj" ─┴──────── Slice ─────────────────────────┴─▶ worker 1 "qkv_proj"
 
-A plan is a list of slices, found from the model as it is loaded (`dry_run.py`), not from a table of names: fused,
-column and row parallel, replicated and tied parameters are all the same here.
+A plan is a list of slices, found from the model as it is loaded (`vllm/slice_discovery.py`), not from a table of names:
+fused, column and row parallel, replicated and tied parameters are all the same here.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ class Region(msgspec.Struct, frozen=True):
         assert tensor.is_contiguous()
         return tensor.as_strided(self.shape, self.stride, tensor.storage_offset() + self.offset)
 
+    def rows(self, first: int, end: int) -> Region:
+        """From row `first` up to `end`."""
+        return Region(self.offset + first * self.stride[0], (end - first, *self.shape[1:]), self.stride)
+
 
 class Slice(msgspec.Struct, frozen=True):
     """`source` of the tensor `name` goes to `target` of the worker's `parameter`."""
@@ -78,6 +82,22 @@ def own_pieces(slices: Iterable[Slice], tensors: Mapping[str, torch.Tensor]) -> 
     return list(dict.fromkeys(Piece(one.name, one.source, dtypes[one.name]) for one in slices))
 
 
+def cut(slices: Iterable[Slice], tensors: Mapping[str, torch.Tensor], max_bytes: int) -> list[Slice]:
+    """The same copies, in slices of at most `max_bytes`: larger ones are cut between rows. A row is never cut."""
+    parts: list[Slice] = []
+    for one in slices:
+        num_rows = one.source.shape[0] if one.source.shape else 1
+        row_bytes = one.source.num_elements // num_rows * tensors[one.name].element_size()
+        step = max(1, max_bytes // row_bytes)
+        if step >= num_rows:
+            parts.append(one)
+            continue
+        for first in range(0, num_rows, step):
+            end = min(first + step, num_rows)
+            parts.append(Slice(one.name, one.source.rows(first, end), one.parameter, one.target.rows(first, end)))
+    return parts
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -99,7 +119,7 @@ def buckets(pieces: Iterable[Piece], bucket_bytes: int) -> list[list[Piece]]:
     complete when its matrix comes. Both sides cut the stream with this.
     """
     large_bytes = min(LARGE_BYTES, bucket_bytes)
-    alone, cut, bucket = [], [], list[Piece]()
+    alone, filled, bucket = [], [], list[Piece]()
     size_bytes = 0
     for piece in pieces:
         if piece.num_bytes >= large_bytes:
@@ -108,48 +128,53 @@ def buckets(pieces: Iterable[Piece], bucket_bytes: int) -> list[list[Piece]]:
         bucket.append(piece)
         size_bytes += piece.num_bytes
         if size_bytes >= bucket_bytes:
-            cut.append(bucket)
+            filled.append(bucket)
             bucket, size_bytes = [], 0
-    return [*cut, *([bucket] if bucket else []), *alone]
+    return [*filled, *([bucket] if bucket else []), *alone]
 
 
-def place_alone(bucket: list[Piece], part: torch.Tensor) -> torch.Tensor | None:
+def place_alone(bucket: list[Piece], part: torch.Tensor, device: torch.device) -> torch.Tensor | None:
     """The bytes of a large piece's elements where they lie, as its bucket; None where they have to be packed.
 
     Args:
         part: in the shape of the piece's region.
+        device: where a bucket has to lie to travel.
     """
     piece = bucket[0]
-    if len(bucket) > 1 or part.dtype != dtype_named(piece.dtype) or part.nbytes != piece.num_bytes:
+    if (
+        len(bucket) > 1
+        or part.device != device
+        or part.dtype != dtype_named(piece.dtype)
+        or part.nbytes != piece.num_bytes
+    ):
         return None
     if not part.is_contiguous():
         return None
     return part.view(-1).view(torch.uint8)
 
 
-def pack(bucket: list[Piece], parts: list[torch.Tensor], memory: torch.Tensor | None = None) -> torch.Tensor:
-    """The bucket's bytes, uint8 [total_bytes(bucket)]; what fills pieces up is zero.
+def pack(bucket: list[Piece], parts: list[torch.Tensor], memory: torch.Tensor) -> torch.Tensor:
+    """The bucket's bytes, uint8 [total_bytes(bucket)], at the beginning of `memory`; what fills pieces up is zero.
 
     Args:
-        parts: each piece's elements, in the shape of its region.
-        memory: uint8, of that length at least; the bytes will be at its beginning. None = memory of their own.
+        parts: each piece's elements, in the shape of its region, on any device.
+        memory: uint8, of that length at least.
     """
-    num_bytes = total_bytes(bucket)
-    buffer = torch.empty(num_bytes, dtype=torch.uint8) if memory is None else memory[:num_bytes]
+    buffer = memory[: total_bytes(bucket)]
     for end in accumulate(piece.num_bytes for piece in bucket):
         buffer[end - 8 : end] = 0
     for (_, place), part in zip(unpack(bucket, buffer), parts, strict=True):
-        place.copy_(part)
+        place.copy_(part, non_blocking=place.device.type != "cpu")  # else it could be read before it has come
     return buffer
 
 
-def two_buffers(cut: list[list[Piece]]) -> Iterator[torch.Tensor]:
+def two_buffers(filled: list[list[Piece]], device: torch.device) -> Iterator[torch.Tensor]:
     """Memory for any of these buckets, one and the other in turn: one travels while the other is packed or emptied.
 
     Kept from publish to publish, as the kernel takes longer to hand out fresh pages than they take to be filled.
     """
-    num_bytes = max(map(total_bytes, cut), default=0)
-    return cycle([torch.empty(num_bytes, dtype=torch.uint8) for _ in range(2)])
+    num_bytes = max(map(total_bytes, filled), default=0)
+    return cycle([torch.empty(num_bytes, dtype=torch.uint8, device=device) for _ in range(2)])
 
 
 def unpack(bucket: list[Piece], buffer: torch.Tensor) -> Iterator[tuple[Piece, torch.Tensor]]:

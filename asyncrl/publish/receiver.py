@@ -1,4 +1,4 @@
-"""A worker's end of a gloo publish group, whatever engine it is part of.
+"""A worker's end of a publish group, whatever engine it is part of and whatever carries the bytes.
 
     stage       a thread receives bucket after bucket and hands each piece to an `Assembly`, while the model runs
     take_over   between two decode steps: the model takes over what was put together, and shows that it holds it
@@ -18,16 +18,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch.distributed.distributed_c10d import Work
 
+from asyncrl.config.checks.publish import PublishTransport
 from asyncrl.errors import PublishError
 from asyncrl.publish.checksum import checksum
 from asyncrl.publish.delta import decode
-from asyncrl.publish.groups.gloo import GlooGroup, Rendezvous
+from asyncrl.publish.groups.base import Group, Transfer, device_of
+from asyncrl.publish.groups.rendezvous import Rendezvous
 from asyncrl.publish.plan import (
     Piece,
     Slice,
     buckets,
+    cut,
     dtype_named,
     own_pieces,
     total_bytes,
@@ -35,6 +37,7 @@ from asyncrl.publish.plan import (
     unpack,
     whole_pieces,
 )
+from asyncrl.publish.streams import own_stream
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +56,13 @@ class JoinInfo:
     """Publish rank of the generator's first worker."""
     num_workers: int
     """Of all generators together."""
+    transport: PublishTransport
     sliced: bool
     """Each worker receives its own slices alone; else all receive everything."""
     delta: bool
     """Keep what came last: the next may come as changes of it."""
     bucket_bytes: int
+    """No bucket is much longer, but where a row is, or where all receive everything."""
     timeout_s: float
     names: list[str]
     dtype_names: list[str]
@@ -81,8 +86,8 @@ class Assembly(Protocol):
     def put(self, piece: Piece, part: torch.Tensor) -> None:
         """Takes a piece; `part` holds its elements, contiguous, in its region's shape, and is good for this call."""
 
-    def pack(self, bucket: list[Piece]) -> torch.Tensor:
-        """A bucket that has come, as it came."""
+    def pack(self, bucket: list[Piece], memory: torch.Tensor) -> torch.Tensor:
+        """A bucket that has come, as it came, at the beginning of `memory`."""
 
     def switch(self) -> None:
         """The model takes it over; it must not run meanwhile."""
@@ -94,6 +99,8 @@ class Assembly(Protocol):
 class Receiver:
     """One worker of one generator; the engine's own class adds `_new_assembly`."""
 
+    _group: Future[Group] | None = None
+
     def begin(self, info: JoinInfo, slices: list[Slice], part: int, num_parts: int) -> None:
         """Returns at once; a thread waits for the other members, so a late one does not stop this worker's decoding.
 
@@ -103,14 +110,15 @@ class Receiver:
             num_parts: how many those are.
         """
         tensors = info.metas()
-        self._slices = slices
+        self._slices = cut(slices, tensors, info.bucket_bytes) if info.sliced else slices
         self._part, self._num_parts = part, num_parts
-        self._pieces = own_pieces(slices, tensors) if info.sliced else whole_pieces(tensors)
+        self._pieces = own_pieces(self._slices, tensors) if info.sliced else whole_pieces(tensors)
         self._buckets = buckets(self._pieces, info.bucket_bytes)
-        self._memory = two_buffers(self._buckets)
+        self._device = device_of(info.transport)
+        self._memory = two_buffers(self._buckets, self._device)
         # A thread for each group: that of a broken one may hang until its deadline.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
-        self._group: Future[GlooGroup] | None = self._thread.submit(self._join, info)
+        self._group = self._thread.submit(self._join, info)
         self._staged: Future[Assembly] | None = None
         self._keeps_last = info.delta
         self._last: Assembly | None = None
@@ -141,33 +149,41 @@ class Receiver:
         self._last = assembly if self._keeps_last else None
 
     def leave(self) -> None:
+        """Frees the thread from a broken group, if the transport can."""
+        if self._group is not None:
+            self._group.add_done_callback(_abort)
         self._group = self._staged = self._last = None
 
     def _new_assembly(self, at_once: bool) -> Assembly:
         raise NotImplementedError
 
-    def _join(self, info: JoinInfo) -> GlooGroup:
+    def _join(self, info: JoinInfo) -> Group:
         worker = info.rank_offset + self._part
         rendezvous = Rendezvous(info.master_address, info.master_port, info.timeout_s)
         rendezvous.announce(worker, self._slices)
         if not info.sliced:
-            return rendezvous.group(group_name(0), worker, 1 + info.num_workers)
-        generator = (info.rank_offset - 1) // self._num_parts
-        return rendezvous.group(group_name(self._part), 1 + generator, 1 + info.num_workers // self._num_parts)
+            name, rank, num_workers = group_name(0), worker, info.num_workers
+        else:
+            generator = (info.rank_offset - 1) // self._num_parts
+            name, rank, num_workers = group_name(self._part), 1 + generator, info.num_workers // self._num_parts
+        return rendezvous.group(info.transport, self._device, name, rank, 1 + num_workers)
 
     def _receive(self, at_once: bool) -> Assembly:
         """In the thread: how long each bucket is, all buckets, then their checksums; reports to rank 0."""
         assert self._group is not None
         group = self._group.result()
-        assembly = self._new_assembly(at_once)
-        lengths = torch.empty(len(self._buckets), dtype=torch.int64)
+        with own_stream(self._device):
+            return self._receive_from(group, self._new_assembly(at_once))
+
+    def _receive_from(self, group: Group, assembly: Assembly) -> Assembly:
+        lengths = torch.empty(len(self._buckets), dtype=torch.int64, device=self._device)
         group.broadcast(lengths).wait()
         received: list[int] = []
         for bucket, buffer in self._receive_buckets(group, assembly, lengths.tolist()):
             received.append(checksum(buffer))
             for piece, part in unpack(bucket, buffer):
                 assembly.put(piece, part)
-        sent = torch.empty(len(received), dtype=torch.int64)
+        sent = torch.empty(len(received), dtype=torch.int64, device=self._device)
         group.broadcast(sent).wait()
         wrong = [k for k, (mine, theirs) in enumerate(zip(received, sent.tolist(), strict=True)) if mine != theirs]
         group.report(wrong[0] if wrong else ALL_ARRIVED)
@@ -176,10 +192,10 @@ class Receiver:
         return assembly
 
     def _receive_buckets(
-        self, group: GlooGroup, assembly: Assembly, lengths: list[int]
+        self, group: Group, assembly: Assembly, lengths: list[int]
     ) -> Iterator[tuple[list[Piece], torch.Tensor]]:
         """Each bucket with its bytes. While one is put in its places, the next one comes."""
-        coming: deque[tuple[torch.Tensor, Work]] = deque()
+        coming: deque[tuple[torch.Tensor, Transfer]] = deque()
         for k in range(-1, len(lengths)):
             if k + 1 < len(lengths):
                 buffer = self._buffer(assembly, self._buckets[k + 1], lengths[k + 1])
@@ -193,14 +209,14 @@ class Receiver:
     def _buffer(self, assembly: Assembly, bucket: list[Piece], length: int) -> torch.Tensor:
         """Where a bucket comes: if it can, where it is to stay."""
         if length != WHOLE:
-            return torch.empty(length, dtype=torch.uint8)
+            return torch.empty(length, dtype=torch.uint8, device=self._device)
         place = assembly.place(bucket)
         return next(self._memory)[: total_bytes(bucket)] if place is None else place
 
     def _changed(self, bucket: list[Piece], buffer: torch.Tensor) -> torch.Tensor:
         """The bucket's bytes, of their changes. Damaged ones leave the old bytes, whose checksum is another."""
         assert self._last is not None, "changes of weights that this worker does not have"
-        whole = self._last.pack(bucket)
+        whole = self._last.pack(bucket, next(self._memory))
         try:
             decode(buffer, whole)
         except ValueError:
@@ -211,6 +227,11 @@ class Receiver:
 def whole_slices(tensors: Mapping[str, torch.Tensor]) -> list[Slice]:
     """Of a worker that keeps each tensor whole, under its own name. Meta tensors will do."""
     return [Slice(piece.name, piece.region, piece.name, piece.region) for piece in whole_pieces(tensors)]
+
+
+def _abort(group: Future[Group]) -> None:
+    if group.exception() is None:
+        group.result().abort()
 
 
 def group_name(part: int) -> str:

@@ -1,8 +1,8 @@
-"""The gloo engine's learner side, on rank 0: what each group of workers receives, and what they say of it.
+"""The learner's end of a publish, on rank 0: what each group of workers receives, and what they say of it.
 
-gloo           one group:              rank 0 ═▶ every worker of every generator
-gloo_sliced    a group a TP rank r:    rank 0 ═▶ worker r of every generator, its own slices alone
-gloo_delta     as gloo_sliced, but as changes of the version before, when that is shorter by half
+broadcast    one group:              rank 0 ═▶ every worker of every generator
+sliced       a group a TP rank r:    rank 0 ═▶ worker r of every generator, its own slices alone
+delta        as sliced, but as changes of the version before, when that is shorter by half
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 
 import torch
-from torch.distributed.distributed_c10d import Work
 
+from asyncrl.config.checks.publish import PublishTransport
 from asyncrl.config.schema import PublishConfig
 from asyncrl.errors import NotWholeError, PublishError
 from asyncrl.publish.checksum import checksum
 from asyncrl.publish.delta import encode
 from asyncrl.publish.generator_commands import GeneratorCommands
-from asyncrl.publish.groups.gloo import GlooGroup, Rendezvous
+from asyncrl.publish.groups.base import Group, Transfer, device_of
+from asyncrl.publish.groups.rendezvous import Rendezvous
 from asyncrl.publish.plan import (
     Piece,
     buckets,
@@ -32,6 +33,7 @@ from asyncrl.publish.plan import (
     whole_pieces,
 )
 from asyncrl.publish.receiver import ALL_ARRIVED, WHOLE, JoinInfo, group_name
+from asyncrl.publish.streams import own_stream
 
 Tensors = Mapping[str, torch.Tensor]
 Parcel = tuple[torch.Tensor, int]
@@ -43,14 +45,14 @@ class _Stream:
     """The workers that receive the same buckets."""
 
     workers: list[str]
-    group: GlooGroup
+    group: Group
     buckets: list[list[Piece]]
     num_sent_bytes: int = 0
     """To each worker, in the last transfer."""
     checksums: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._memory = two_buffers(self.buckets)
+        self._memory = two_buffers(self.buckets, self.group.device)
 
     def changes(self, old: Tensors, new: Tensors) -> list[Parcel] | None:
         """None when they would not be shorter than half of all."""
@@ -71,41 +73,44 @@ class _Stream:
 
     def _bytes(self, bucket: list[Piece], tensors: Tensors) -> torch.Tensor:
         parts = [piece.region.view(tensors[piece.name]) for piece in bucket]
-        alone = place_alone(bucket, parts[0])
+        alone = place_alone(bucket, parts[0], self.group.device)
         return pack(bucket, parts, next(self._memory)) if alone is None else alone
 
-    def begin(self, lengths: list[int]) -> Work:
+    def begin(self, lengths: list[int]) -> Transfer:
         """Says how long each parcel will be."""
         self.num_sent_bytes, self.checksums = 0, []
-        return self.group.broadcast(torch.tensor(lengths, dtype=torch.int64))
+        return self._tell(lengths)
 
-    def send(self, parcel: Parcel) -> Work:
+    def send(self, parcel: Parcel) -> Transfer:
         buffer, check = parcel
         self.num_sent_bytes += buffer.numel()
         self.checksums.append(check)
         return self.group.broadcast(buffer)
 
-    def end(self) -> Work:
-        return self.group.broadcast(torch.tensor(self.checksums, dtype=torch.int64))
+    def end(self) -> Transfer:
+        return self._tell(self.checksums)
+
+    def _tell(self, numbers: list[int]) -> Transfer:
+        return self.group.broadcast(torch.tensor(numbers, dtype=torch.int64, device=self.group.device))
 
 
-class GlooSender:
+class Sender:
     """Rank 0 of the groups.
 
     Args:
+        config: with engine and transport resolved.
         metas: Hugging Face name → meta tensor of the dtype that is sent.
-        engine: `gloo`, `gloo_sliced` or `gloo_delta`.
 
     Raises:
         PublishError: a generator did not join.
     """
 
-    def __init__(
-        self, client: GeneratorCommands, host: str, config: PublishConfig, metas: Tensors, engine: str
-    ) -> None:
+    def __init__(self, client: GeneratorCommands, host: str, config: PublishConfig, metas: Tensors) -> None:
+        transport: PublishTransport = "nccl" if config.transport == "nccl" else "gloo"
         self._client = client
         self._config = config
-        self._delta = engine == "gloo_delta"
+        self._delta = config.engine == "delta"
+        self._device = device_of(transport)
         self._served: Tensors | None = None
         """What every worker has, once a transfer has succeeded."""
         rendezvous = Rendezvous(host, 0, config.timeout_s)
@@ -114,7 +119,8 @@ class GlooSender:
             master_port=rendezvous.port,
             rank_offset=1,
             num_workers=len(client.workers),
-            sliced=engine != "gloo",
+            transport=transport,
+            sliced=config.engine != "broadcast",
             delta=self._delta,
             bucket_bytes=config.bucket_bytes,
             timeout_s=config.timeout_s,
@@ -129,7 +135,7 @@ class GlooSender:
         for part in range(num_streams):
             workers = client.workers[part::num_streams]
             pieces = own_pieces(plans[part], metas) if info.sliced else whole_pieces(metas)
-            group = rendezvous.group(group_name(part), 0, 1 + len(workers))
+            group = rendezvous.group(transport, self._device, group_name(part), 0, 1 + len(workers))
             self._streams.append(_Stream(workers, group, buckets(pieces, config.bucket_bytes)))
 
     def send(self, version: int, tensors: Tensors) -> dict[str, float]:
@@ -154,12 +160,15 @@ class GlooSender:
         return {"time/publish_stall_s": stall_s, "publish/bytes": float(num_bytes)}
 
     def shutdown(self) -> None:
+        for stream in self._streams:
+            stream.group.abort()
         self._streams = []
 
     def _transfer(self, served: Tensors | None, tensors: Tensors) -> None:
         """Every bucket to its group, then the checksums; then each worker's report."""
         try:
-            self._broadcast(served, tensors)
+            with own_stream(self._device):
+                self._broadcast(served, tensors)
         except RuntimeError as error:
             raise PublishError(f"transfer: a broadcast failed ({str(error).splitlines()[0]})") from error
         for stream in self._streams:
@@ -174,7 +183,7 @@ class GlooSender:
         """While a bucket travels, the next one is packed, or at least summed."""
         changes = None if served is None else [stream.changes(served, tensors) for stream in self._streams]
         parcels: list[Iterator[Parcel]] = []
-        travelling: list[Work] = []
+        travelling: list[Transfer] = []
         for k, stream in enumerate(self._streams):
             changed = None if changes is None else changes[k]
             if changed is None:
@@ -191,7 +200,7 @@ class GlooSender:
         for work in [*travelling, *(stream.end() for stream in self._streams)]:
             work.wait()
 
-    def _reported(self, group: GlooGroup, rank: int, who: str) -> int:
+    def _reported(self, group: Group, rank: int, who: str) -> int:
         try:
             return group.reported(rank)
         except RuntimeError as error:

@@ -6,8 +6,7 @@
     rank 0                                                    every generator has acknowledged: it is published ┘
 
 Each generator makes its switch alone and whole, so a learner that dies, or another generator that fails, leaves it on
-the old version or on the new one. Without staging (`publish.staged=false`, and always with nccl) the transfer is inside
-the pause.
+the old version or on the new one. Without staging (`publish.staged=false`) the transfer is inside the pause.
 
 Consumes   whole tensors from `gather`.
 Produces   version v, served by every generator.
@@ -20,26 +19,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 
 from asyncrl.config.schema import PublishConfig
 from asyncrl.errors import NotWholeError, PublishError
 from asyncrl.publish.generator_commands import GeneratorCommands
-from asyncrl.publish.sender import GlooSender
+from asyncrl.publish.sender import Sender
 from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.sockets import Network
 
 log = logging.getLogger(__name__)
-
-
-class Sender(Protocol):
-    """Learner rank 0's end of one group."""
-
-    def send(self, version: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, float]: ...
-
-    def shutdown(self) -> None: ...
 
 
 class PublishSession:
@@ -47,7 +37,7 @@ class PublishSession:
 
     Args:
         members: those that serve now.
-        engine: `gloo`, `gloo_sliced`, `gloo_delta` or `nccl`.
+        config: with engine and transport resolved, see `Topology`.
         metas: Hugging Face name → meta tensor of the dtype that is sent.
     """
 
@@ -57,24 +47,24 @@ class PublishSession:
         network: Network,
         members: list[Member],
         config: PublishConfig,
-        engine: str,
         metas: Mapping[str, torch.Tensor],
     ) -> None:
+        assert "auto" not in (config.engine, config.transport), "a publish of an unresolved kind"
         self._name = name
         self._network = network
         self._config = config
-        self._engine = engine
         self._metas = metas
         self._version: int | None = None
         self._served: list[Member] = []
         self._tensors: Mapping[str, torch.Tensor] = {}
         self._num_groups = 0
+        self._sender: Sender | None = None
         self._join(members)
 
     def send(self, version: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """Every generator serves `version` when this returns. `time/publish_*_s` and the bytes that were received.
 
-        `tensors` are kept, in host memory, for newcomers.
+        `tensors` are kept for newcomers, until the next version.
 
         Raises:
             PublishError: a generator failed or was late. Each of the others serves `version` or what it served before,
@@ -85,7 +75,6 @@ class PublishSession:
         figures = self._send(version)
         figures["time/publish_s"] = time.perf_counter() - start_s
         self._version, self._served = version, self._members
-        self._tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
         return figures
 
     def regroup(self, members: list[Member]) -> None:
@@ -113,16 +102,7 @@ class PublishSession:
     def _join(self, members: list[Member]) -> None:
         self._members = members
         self._client = self._new_client()
-        self._sender: Sender | None = self._new_sender(self._network.host)
-
-    def _new_sender(self, host: str) -> Sender:
-        if self._engine == "nccl":
-            from asyncrl.publish.vllm.nccl_sender import (
-                VllmSender,  # loads vLLM: 5 s in which a learner is not back yet
-            )
-
-            return VllmSender(self._client, host, self._config, self._metas)
-        return GlooSender(self._client, host, self._config, self._metas, self._engine)
+        self._sender = Sender(self._client, self._network.host, self._config, self._metas)
 
     def _leave(self) -> None:
         if self._sender is not None:

@@ -55,7 +55,7 @@ def gather_from_ranks(mesh: DeviceMesh, folder: Path) -> dict[str, torch.Tensor]
     """On a learner rank: the model's parameters as a publish would take them, on rank 0."""
     policy = load_policy(ModelConfig(path=str(folder)), mesh)
     keep = dist.get_rank() == 0
-    return gather(policy.hf_parameters(), torch.float32, torch.device("cpu"), keep=keep)
+    return gather(policy.hf_parameters(), torch.float32, keep=keep)
 
 
 def gathered(folder: Path, num_learners: int, model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -79,9 +79,9 @@ def check_family(family: str, tied: bool, base: Path) -> None:
                 for k in range(num_generators)
             ]
             members = [generator.member for generator in generators]
-            publishing = PublishConfig(timeout_s=60, bucket_bytes=4_000)
-            engine = "gloo" if parts == 1 else "gloo_sliced"
-            session = PublishSession("learner-0", Network(), members, publishing, engine, metas_of(models[0]))
+            engine = "broadcast" if parts == 1 else "sliced"
+            publishing = PublishConfig(engine=engine, transport="gloo", timeout_s=60, bucket_bytes=4_000)
+            session = PublishSession("learner-0", Network(), members, publishing, metas_of(models[0]))
             for version, (num_learners, model, tensors) in enumerate(zip(NUM_LEARNERS, models, versions, strict=True)):
                 session.send(version, tensors)
                 differences = []
@@ -99,10 +99,10 @@ def endure(num_publishes: int, base: Path) -> None:
     """Waves of 32 requests, each of which lives through several publishes."""
     folder = random_qwen3(base / "model", tied=True)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    config = PublishConfig(timeout_s=60, kv_cache="recompute")
+    config = PublishConfig(engine="broadcast", transport="gloo", timeout_s=60, kv_cache="recompute")
     spanning = num_requests = 0
     with GeneratorProcess("generator-0", folder, GeneratorConfig(kv_cache_bytes=32 << 20)) as generator:
-        session = PublishSession("learner-0", Network(), [generator.member], config, "gloo", metas_of(model))
+        session = PublishSession("learner-0", Network(), [generator.member], config, metas_of(model))
         session.send(0, perturbed(model))
         policies = {0: copy.deepcopy(model)}
         version = 0

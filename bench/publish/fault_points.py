@@ -7,19 +7,21 @@ NAME-PHASE.reached once it is.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.distributed_c10d import Work
 
+from asyncrl.publish.groups.base import Transfer
 from asyncrl.publish.groups.gloo import GlooGroup
-from asyncrl.publish.vllm.worker_extension import GlooWeightTransferEngine
+from asyncrl.publish.groups.nccl import NcclGroup
+from asyncrl.publish.vllm.worker_extension import AsyncrlWeightTransferEngine
+from tests.support import nccl
 
 PHASES = {"rendezvous": "_join", "transfer": "_receive_buckets", "switch": "receive_weights"}
-"""Phase → the method of GlooWeightTransferEngine at whose beginning the worker is held."""
+"""Phase → the method of AsyncrlWeightTransferEngine at whose beginning the worker is held."""
 POLL_S = 0.005
 DEADLINE_S = 60.0
 
@@ -27,13 +29,10 @@ DEADLINE_S = 60.0
 def install(name: str, folder: Path) -> None:
     """In the generator's process, before vLLM forks its workers."""
     for phase, method in PHASES.items():
-        setattr(GlooWeightTransferEngine, method, _held_first(name, folder, phase))
-    broadcast = GlooGroup.broadcast
-
-    def flipping(self: GlooGroup, tensor: torch.Tensor) -> _Flipping:
-        return _Flipping(broadcast(self, tensor), tensor, folder / f"{name}-flip")
-
-    GlooGroup.broadcast = flipping  # type: ignore[method-assign]
+        setattr(AsyncrlWeightTransferEngine, method, _held_first(name, folder, phase))
+    nccl.install()
+    for kind in (GlooGroup, NcclGroup):
+        kind.broadcast = _flipping(kind.broadcast, folder / f"{name}-flip")  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -67,10 +66,10 @@ def flipped(name: str, folder: Path, *, always: bool) -> Iterator[None]:
 
 
 def _held_first(name: str, folder: Path, phase: str) -> Any:
-    original = getattr(GlooWeightTransferEngine, PHASES[phase])
+    original = getattr(AsyncrlWeightTransferEngine, PHASES[phase])
     point = folder / f"{name}-{phase}"
 
-    def method(self: GlooWeightTransferEngine, *args: Any) -> Any:
+    def method(self: AsyncrlWeightTransferEngine, *args: Any) -> Any:
         if point.exists():
             point.with_suffix(".reached").touch()
             while point.exists():
@@ -80,10 +79,14 @@ def _held_first(name: str, folder: Path, phase: str) -> Any:
     return method
 
 
+def _flipping(broadcast: Callable[[Any, torch.Tensor], Transfer], point: Path) -> Any:
+    return lambda self, tensor: _Flipping(broadcast(self, tensor), tensor, point)
+
+
 class _Flipping:
     """A broadcast whose bytes arrive changed while the file says so."""
 
-    def __init__(self, work: Work, tensor: torch.Tensor, point: Path) -> None:
+    def __init__(self, work: Transfer, tensor: torch.Tensor, point: Path) -> None:
         self._work, self._tensor, self._point = work, tensor, point
 
     def wait(self) -> None:

@@ -43,6 +43,7 @@ from asyncrl.types import Completion
 from bench.publish.fault_points import PHASES, flipped, held, install, wait_until_held
 from bench.support.generators import GeneratorProcess, fresh_context
 from bench.support.processes import tree
+from tests.support import nccl
 from tests.support.models import random_qwen3
 from tests.support.publish import PROMPT, TOLERANCE, largest_difference, metas_of, perturbed, sampling
 
@@ -58,17 +59,18 @@ VICTIMS = ("worker", "engine core", "generator", "learner")
 class Faults:
     """A survivor, a victim that another one replaces after each fault, and a learner."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, transport: str) -> None:
+        nccl.install()
         self._folder = folder
         self._model_folder = random_qwen3(folder / "model", tied=True)
         self._model = AutoModelForCausalLM.from_pretrained(self._model_folder, dtype=torch.float32)
         self._initial = copy.deepcopy(self._model.state_dict())
-        self._config = PublishConfig(timeout_s=TIMEOUT_S, bucket_bytes=100_000)
+        self._config = PublishConfig("broadcast", transport, timeout_s=TIMEOUT_S, bucket_bytes=100_000)
         self._num_samples = 0
         self._survivor = self._start("survivor")
         self._victim, self._next_victim = self._start("victim"), self._start("victim")
         members = [self._survivor.member, self._victim.member]
-        self._session = PublishSession("learner-0", Network(), members, self._config, "gloo", metas_of(self._model))
+        self._session = PublishSession("learner-0", Network(), members, self._config, metas_of(self._model))
         self._version = 0
         self._session.send(0, self._new_weights())
 
@@ -161,7 +163,7 @@ class Faults:
         self._version += 2
         self._new_weights()
         members = [self._survivor.member, self._victim.member]
-        self._session = PublishSession("learner-0", Network(), members, self._config, "gloo", metas_of(self._model))
+        self._session = PublishSession("learner-0", Network(), members, self._config, metas_of(self._model))
         self._send()
         self._assert_serves(self._survivor)
         self._assert_serves(self._victim)
@@ -223,6 +225,7 @@ def _publish_when_told(
     pipe: multiprocessing.connection.Connection,
 ) -> None:
     """A learner's process; the phase that it is struck in begins when it is told to go."""
+    nccl.install()
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
 
     def wait_for_word() -> None:
@@ -231,7 +234,7 @@ def _publish_when_told(
 
     if phase == "rendezvous":
         wait_for_word()
-    session = PublishSession("learner-1", Network(), [member], config, "gloo", metas_of(model))
+    session = PublishSession("learner-1", Network(), [member], config, metas_of(model))
     if phase != "rendezvous":
         wait_for_word()
     session.send(version, perturbed(model))
@@ -240,10 +243,11 @@ def _publish_when_told(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--transport", choices=["gloo", "nccl"], default="gloo", help="nccl: a stand-in, without a GPU")
     arguments = parser.parse_args()
     seconds: dict[str, list[tuple[float | None, float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        faults = Faults(Path(folder))
+        faults = Faults(Path(folder), arguments.transport)
         kinds: dict[str, Callable[[], tuple[float | None, float]]] = {
             f"{victim}, {how}, {phase}": partial(faults.strike, victim, how, phase)
             for victim, how, phase in itertools.product(VICTIMS, SIGNALS, PHASES)

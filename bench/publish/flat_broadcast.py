@@ -7,8 +7,10 @@ import time
 
 import torch
 
-from asyncrl.publish.groups.gloo import Rendezvous
+from asyncrl.publish.groups.rendezvous import Rendezvous
 from asyncrl.transport.sockets import LOOPBACK
+
+CPU = torch.device("cpu")
 
 
 class FlatBroadcast:
@@ -29,7 +31,7 @@ class FlatBroadcast:
         ]
         for receiver in self._receivers:
             receiver.start()
-        self._group = rendezvous.group("flat", 0, 1 + num_receivers)
+        self._group = rendezvous.group("gloo", CPU, "flat", 0, 1 + num_receivers)
         self.seconds()
 
     def __enter__(self) -> FlatBroadcast:
@@ -50,7 +52,7 @@ class FlatBroadcast:
 
 
 def _receive(port: int, rank: int, num_receivers: int, num_bytes: int, timeout_s: float) -> None:
-    group = Rendezvous(LOOPBACK, port, timeout_s).group("flat", rank, 1 + num_receivers)
+    group = Rendezvous(LOOPBACK, port, timeout_s).group("gloo", CPU, "flat", rank, 1 + num_receivers)
     buffer = torch.empty(num_bytes, dtype=torch.uint8)
     while True:  # until it is killed
         group.broadcast(buffer).wait()

@@ -144,9 +144,9 @@ class Measurement:
         prepare = partial(leave_out_checks_when, self._no_checksums, self._no_checks)
         prepare()
         self._generator = GeneratorProcess("generator-0", folder, config, max_model_len=256, prepare=prepare)
-        publishing = PublishConfig(staged=staged, timeout_s=TIMEOUT_S)
+        publishing = PublishConfig(engine, "gloo", staged=staged, timeout_s=TIMEOUT_S)
         kinds = metas(self.model.named_parameters(), torch.float32)
-        self._session = PublishSession("learner-0", Network(), [self._generator.member], publishing, engine, kinds)
+        self._session = PublishSession("learner-0", Network(), [self._generator.member], publishing, kinds)
         self._version = -1
         self.num_bytes = int(self.publish()["publish/bytes"])
 
@@ -269,7 +269,7 @@ def main() -> None:
         print(json.dumps(asdict(measure_delta(lr=1e-6, updates=50))))
         return
     parts = arguments.tensor_parallel
-    engines = [("gloo", True), ("gloo", False)] if parts == 1 else [("gloo", True), ("gloo_sliced", True)]
+    engines = [("broadcast", True), ("broadcast", False)] if parts == 1 else [("broadcast", True), ("sliced", True)]
     rows = []
     for model_mb in arguments.sizes:
         for engine, staged in engines:

@@ -2,8 +2,8 @@
 
 For runs in which engines start often (`bench/chaos/chaos.py --stand-in`). It is slow with any but a tiny model, but
 nothing in it is feigned: tokens are sampled from a transformers model that holds the weights it was last sent, their
-logprobs and versions are those of the forward that sampled them, and versions come over the project's own gloo groups,
-staged, with checksums, and verified.
+logprobs and versions are those of the forward that sampled them, and versions come over the project's own publish
+groups, staged, with checksums, and verified.
 
     event loop       sample → a request ──▶ queue          pause → no step begins, the present one has ended
     sampler thread   all requests that wait ─▶ step, step, … ─▶ each request's future
@@ -46,7 +46,6 @@ class StandInEngine:
     def __init__(self, spec: EngineSpec, config: GeneratorConfig) -> None:
         assert spec.on_cpu, "the stand-in has one worker, on the CPU"
         assert config.tensor_parallel == 1, "the stand-in has one worker"
-        assert spec.transfer_backend == "gloo", "the stand-in joins gloo groups alone"
         self._tokenizer = AutoTokenizer.from_pretrained(spec.model_path)
         self._model = AutoModelForCausalLM.from_pretrained(spec.model_path, dtype=dtype_named(spec.dtype)).eval()
         self._receiver = ModelReceiver(self._model)
@@ -155,10 +154,11 @@ class NextParameters:
         """Nowhere."""
 
     def put(self, piece: Piece, part: torch.Tensor) -> None:
-        self._new[piece.name] = part.clone()
+        new = self._new.setdefault(piece.name, torch.empty_like(self._serving[piece.name]))
+        piece.region.view(new).copy_(part)
 
-    def pack(self, bucket: list[Piece]) -> torch.Tensor:
-        return pack(bucket, [self._new[piece.name] for piece in bucket])
+    def pack(self, bucket: list[Piece], memory: torch.Tensor) -> torch.Tensor:
+        return pack(bucket, [piece.region.view(self._new[piece.name]) for piece in bucket], memory)
 
     def switch(self) -> None:
         if self._new.keys() != self._serving.keys():

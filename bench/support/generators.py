@@ -24,6 +24,7 @@ from asyncrl.transport.sockets import Network, bind
 from asyncrl.types import Completion
 
 DEADLINE_S = 240.0
+PUBLISH_TIMEOUT_S = 60.0
 
 PRELOAD = ["asyncrl.learn.checkpoint", "transformers.models.qwen3.modeling_qwen3", "asyncrl.generate.engines.vllm"]
 """What the one fork server of this process imports, so that each process starts in a fraction of a second. A process
@@ -55,7 +56,7 @@ class GeneratorProcess:
         self._name = name
         self._tensor_parallel = config.tensor_parallel
         self._pipe, theirs = context.Pipe()
-        spec = EngineSpec(str(model_folder), "float32", max_model_len, 64, 0, True, "gloo", False)
+        spec = EngineSpec(str(model_folder), "float32", max_model_len, 64, 0, True, False)
         self.process = context.Process(target=_run, args=(spec, config, theirs, prepare), daemon=False)
         self.process.start()
         theirs.close()
@@ -146,4 +147,4 @@ async def _serve(spec: EngineSpec, config: GeneratorConfig, pipe: multiprocessin
         raise RuntimeError("the inference engine died")
 
     pipe.send(endpoint)
-    await asyncio.gather(PublishServer(socket, engine).run(), requests(), watch())
+    await asyncio.gather(PublishServer(socket, engine, PUBLISH_TIMEOUT_S).run(), requests(), watch())

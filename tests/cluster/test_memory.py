@@ -27,7 +27,7 @@ def estimates(config: Config, shape: ModelShape) -> dict[str, Estimate]:
     return {f"{item.holder}, {'GPU' if item.on_gpu else 'host'}": item for item in items}
 
 
-def test_sliced_engines_bring_each_worker_its_share_with_what_several_need_to_each(qwen3_8b: ModelShape) -> None:
+def test_slices_bring_each_worker_its_share_with_what_several_need_to_each(qwen3_8b: ModelShape) -> None:
     def per_worker(engine: str, parts: int, shape: ModelShape = qwen3_8b) -> list[float]:
         config = Config()
         config.publish.engine, config.generator.tensor_parallel = engine, parts
@@ -35,13 +35,13 @@ def test_sliced_engines_bring_each_worker_its_share_with_what_several_need_to_ea
 
     whole = 2 * qwen3_8b.num_parameters
     norms = 2 * (36 * (2 * 4096 + 2 * 128) + 4096)
-    assert per_worker("gloo", 4) == [whole] * 4
-    assert per_worker("gloo_sliced", 4) == [norms + (whole - norms) / 4] * 4
-    assert per_worker("gloo_delta", 2) == [norms + (whole - norms) / 2] * 2
+    assert per_worker("broadcast", 4) == [whole] * 4
+    assert per_worker("sliced", 4) == [norms + (whole - norms) / 4] * 4
+    assert per_worker("delta", 2) == [norms + (whole - norms) / 2] * 2
     one_kv_head = 2 * 36 * 2 * 4096 * 128
-    assert per_worker("gloo_sliced", 16) == pytest.approx([norms + (whole - norms + 8 * one_kv_head) / 16] * 16)
+    assert per_worker("sliced", 16) == pytest.approx([norms + (whole - norms + 8 * one_kv_head) / 16] * 16)
     short = dataclasses.replace(qwen3_8b, vocab_size=100, num_parameters=qwen3_8b.num_parameters - 151836 * 2 * 4096)
-    first, second = per_worker("gloo_sliced", 2, short)  # of 128 rows
+    first, second = per_worker("sliced", 2, short)  # of 128 rows
     assert first - second == 2 * 2 * 4096 * (64 - 36)
 
 
@@ -119,6 +119,26 @@ def test_state_is_sixteen_bytes_a_parameter_shared_by_the_ranks(qwen3_8b: ModelS
         items = estimates(config, qwen3_8b)["a learner rank, GPU"].items
         state = sum(item.num_bytes for item in items if item.name.endswith("float32") and "logits" not in item.name)
         assert state == 16 * qwen3_8b.num_parameters / num_ranks
+
+
+def test_a_publish_over_nccl_takes_two_buckets_of_the_gpu_and_the_whole_policy_only_of_the_host(
+    qwen3_8b: ModelShape,
+) -> None:
+    config = Config()
+    items = estimates(config, qwen3_8b)
+    published = {
+        place: sum(item.num_bytes for item in items[f"a learner rank, {place}"].items if "publish" in item.name)
+        for place in ("GPU", "host")
+    }
+    assert published["GPU"] == 2 * config.publish.bucket_bytes
+    assert published["host"] == 2 * 2 * qwen3_8b.num_parameters
+    config.publish.engine = "broadcast"
+    whole = estimates(config, qwen3_8b)["a learner rank, GPU"].num_bytes - items["a learner rank, GPU"].num_bytes
+    assert whole == 2 * 2 * 151936 * 4096 - published["GPU"]  # the embedding, twice, in bfloat16
+    config.publish.transport = "gloo"
+    assert estimates(config, qwen3_8b)["a learner rank, GPU"].num_bytes == pytest.approx(
+        items["a learner rank, GPU"].num_bytes - published["GPU"]
+    )
 
 
 def test_offloading_moves_state_and_reference_to_the_host(qwen3_8b: ModelShape) -> None:

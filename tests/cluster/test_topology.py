@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -123,29 +124,31 @@ def test_one_gpu_is_shared_when_the_config_says_so() -> None:
     topology = plan(config_of(1, 1, share_gpu=True), [Node(8, 0), Node(8, 1)], "gpu")
     assert [placement.num_gpus for placement in topology.placements] == [0.0, 0.5, 0.5]
     assert {placement.node for placement in topology.placements if placement.num_gpus} == {1}
-    assert topology.publish_engine == "gloo"
+    assert topology.publish_transport == "gloo"
     with pytest.raises(ConfigError, match="needs 1 GPU"):
         plan(config_of(1, 1, share_gpu=True), [Node(8, 0)], "gpu")
 
 
 @pytest.mark.parametrize(
-    ("setting", "num_gpus", "device", "engine"),
+    ("setting", "num_gpus", "device", "transport"),
     [("auto", 0, "cpu", "gloo"), ("auto", 2, "gpu", "nccl"), ("cpu", 2, "cpu", "gloo"), ("gpu", 2, "gpu", "nccl")],
 )
-def test_the_device_and_the_publish_engine_follow_the_cluster_and_the_plan_says_why(
-    setting: str, num_gpus: int, device: str, engine: str
+def test_the_device_and_the_transport_of_a_publish_follow_the_cluster_and_the_plan_says_why(
+    setting: str, num_gpus: int, device: str, transport: str
 ) -> None:
     config = config_of(1, 1, device=setting)
     nodes = [Node(4, num_gpus)]
     resolved = resolve_device(config, nodes)
     assert resolved == device
     topology = plan(config, nodes, resolved)
-    assert topology.publish_engine == engine
-    assert any(note.startswith(f"weights are published over {engine}: ") for note in topology.notes)
+    assert topology.publish_transport == transport
+    assert any(note.startswith(f"weights are published over {transport}: ") for note in topology.notes)
 
 
-def test_tensor_parallel_workers_without_gpus_of_their_own_receive_their_slices_alone() -> None:
-    assert plan(config_of(1, 1, 2), [Node(4, 0)], "cpu").publish_engine == "gloo_sliced"
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_tensor_parallel_workers_receive_their_slices_alone_on_every_device(device: Literal["cpu", "gpu"]) -> None:
+    nodes = [Node(8, 8 if device == "gpu" else 0)]
+    assert plan(config_of(1, 1, 2), nodes, device).publish_engine == "sliced"
 
 
 # ── generators that join ──

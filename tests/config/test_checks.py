@@ -112,7 +112,9 @@ def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> Non
         (["learner.batch_size=1", "algorithm.group_size=2", "learner.count=4"], "learner.count=4 ranks share the 2"),
         (["run.eval_every=5"], "run.eval_every=5 needs data.eval"),
         (["reward.terms=[]"], "reward.terms is empty"),
-        (["publish.engine=nccl"], "publish.engine=nccl needs GPUs"),
+        (["publish.transport=nccl"], "publish.transport=nccl needs GPUs"),
+        (["publish.engine=nccl"], "say publish.engine=broadcast publish.transport=nccl instead"),
+        (["publish.engine=gloo_delta"], "say publish.engine=delta publish.transport=gloo instead"),
         (["publish.every=4"], "with replay.max_staleness=2: the batches of 3 steps are admitted from one publish to"),
         (
             ["publish.every=2", "replay.ess_target=0.9"],
@@ -184,12 +186,12 @@ def test_kv_heads_are_cut_or_copied_evenly(parts: int, possible: bool, shape: Mo
 
 
 def test_deltas_need_the_room_that_staging_takes() -> None:
-    assert check(config_of("publish.engine=gloo_delta"), "cpu") == []
+    assert check(config_of("publish.engine=delta"), "cpu") == []
     with pytest.raises(ConfigError, match=r"for which publish\.staged=false leaves no room"):
-        check(config_of("publish.engine=gloo_delta", "publish.staged=false"), "cpu")
+        check(config_of("publish.engine=delta", "publish.staged=false"), "cpu")
 
 
-@pytest.mark.parametrize("overrides", [["generator.count=2"], ["publish.engine=nccl"]])
+@pytest.mark.parametrize("overrides", [["generator.count=2"], ["publish.transport=nccl"]])
 def test_a_shared_gpu_takes_one_generator_and_one_learner_over_gloo(overrides: list[str]) -> None:
     base = ["cluster.share_gpu=true", "generator.gpu_memory_utilization=0.4"]
     assert check(config_of(*base), "gpu") == []

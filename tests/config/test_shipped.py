@@ -68,7 +68,7 @@ def test_a_model_folder_that_does_not_exist_is_named() -> None:
     ("overrides", "message"),
     [
         (["reward.terms=[{function: nummeric}]"], "unknown function 'nummeric'"),
-        (["publish.engine=nccl"], "publish.engine=nccl needs GPUs"),
+        (["publish.transport=nccl"], "publish.transport=nccl needs GPUs"),
         (["cluster.device=gpu", "generator.tensor_parallel=0"], "generator.tensor_parallel=0 must be above 0"),
     ],
 )

@@ -41,7 +41,6 @@ def stand_in(folder: Path) -> StandInEngine:
         max_num_sequences=16,
         seed=0,
         on_cpu=True,
-        transfer_backend="gloo",
         trust_remote_code=False,
     )
     return StandInEngine(spec, GeneratorConfig())

@@ -199,7 +199,7 @@ class Bench:
         publish_socket, self.publish_endpoint = bind(context, self.network)
         self.learner = connect(context, self.network, self.publish_endpoint, "learner-0-publish")
         self.sockets = [self.replay, self.dealer, publish_socket, self.learner]
-        self.publish_server = PublishServer(publish_socket, engine)
+        self.publish_server = PublishServer(publish_socket, engine, timeout_s=60)
         answer = partial(roll_out, engine=engine, scorer=pool, config=Config().generator)
         worker = GeneratorWorker(Config(), engine, answer, self.dealer, self.handshakes, self.publish_server, self.link)
         self.running = asyncio.create_task(worker.run(self.publish_endpoint))

@@ -16,6 +16,7 @@ from asyncrl.publish.plan import (
     Region,
     Slice,
     buckets,
+    cut,
     own_pieces,
     pack,
     place_alone,
@@ -25,6 +26,7 @@ from asyncrl.publish.plan import (
     whole_pieces,
 )
 
+CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.int64]
 
 
@@ -48,10 +50,10 @@ def test_packed_slices_come_out_as_the_parts_they_were_cut_from(
         for name, (_, part) in zip(tensors, parts, strict=True)
     ]
     pieces = own_pieces(slices, tensors)
-    cut = buckets(pieces, bucket_bytes)
-    memory = two_buffers(cut)
+    filled = buckets(pieces, bucket_bytes)
+    memory = two_buffers(filled, CPU)
     received = {}
-    for bucket in cut:
+    for bucket in filled:
         sent = [piece.region.view(tensors[piece.name]) for piece in bucket]
         received |= {piece.name: part for piece, part in unpack(bucket, pack(bucket, sent, next(memory)).clone())}
     assert received.keys() == tensors.keys()
@@ -64,11 +66,11 @@ def test_small_pieces_share_buckets_and_come_before_large_ones_which_travel_alon
     lengths: list[int], bucket_bytes: int
 ) -> None:
     pieces = whole_pieces({f"tensor-{k}": torch.empty(n, device="meta") for k, n in enumerate(lengths)})
-    cut = buckets(pieces, bucket_bytes)
+    filled = buckets(pieces, bucket_bytes)
     small, large = ([p for p in pieces if (p.num_bytes >= bucket_bytes) is big] for big in (False, True))
-    assert [piece for bucket in cut for piece in bucket] == [*small, *large]
-    assert cut[len(cut) - len(large) :] == [[piece] for piece in large]
-    assert all(total_bytes(bucket[:-1]) < bucket_bytes for bucket in cut)
+    assert [piece for bucket in filled for piece in bucket] == [*small, *large]
+    assert filled[len(filled) - len(large) :] == [[piece] for piece in large]
+    assert all(total_bytes(bucket[:-1]) < bucket_bytes for bucket in filled)
 
 
 @given(matrix_parts())
@@ -77,21 +79,42 @@ def test_a_piece_that_lies_in_one_run_is_its_own_bucket_without_a_copy(
 ) -> None:
     _, part = parts
     piece = Piece("matrix", Region.of(part), str(part.dtype).removeprefix("torch."))
-    alone = place_alone([piece], part)
+    alone = place_alone([piece], part, CPU)
     if part.is_contiguous() and part.nbytes % 8 == 0:
         assert alone is not None
         assert alone.data_ptr() == part.data_ptr()
-        assert torch.equal(alone, pack([piece], [part]))
+        assert torch.equal(alone, pack([piece], [part], torch.empty(piece.num_bytes, dtype=torch.uint8)))
     else:
         assert alone is None
     other = Piece("matrix", Region.of(part), "float16")
-    assert place_alone([other], part) is None
+    assert place_alone([other], part, CPU) is None
 
 
 def test_a_part_that_two_parameters_keep_travels_once() -> None:
     row = Region(0, (4,), (1,))
     slices = [Slice("embedding", row, parameter, row) for parameter in ("embedding", "head")]
     assert own_pieces(slices, {"embedding": torch.zeros(4)}) == [Piece("embedding", row, "float32")]
+
+
+@given(matrix_parts(), st.integers(1, 200))
+def test_cut_slices_copy_the_same_elements_in_parts_no_longer_than_they_may_be(
+    parts: tuple[torch.Tensor, torch.Tensor], max_bytes: int
+) -> None:
+    matrix, part = parts
+    copied = torch.full_like(part, -1, memory_format=torch.contiguous_format)
+    whole = Slice("matrix", Region.of(part), "parameter", Region.whole(tuple(part.shape)))
+    row_bytes = part.shape[1] * part.element_size()
+    slices = cut([whole], {"matrix": matrix}, max_bytes)
+    for one in slices:
+        one.target.view(copied).copy_(one.source.view(matrix))
+        assert one.source.num_elements * part.element_size() <= max(max_bytes, row_bytes)
+    assert torch.equal(copied, part)
+    assert sum(one.source.num_elements for one in slices) == part.numel()
+
+
+def test_a_scalar_is_not_cut() -> None:
+    scalar = Slice("scale", Region(0, (), ()), "scale", Region(0, (), ()))
+    assert cut([scalar], {"scale": torch.tensor(1.0)}, 1) == [scalar]
 
 
 def test_whole_pieces_are_read_off_meta_tensors() -> None:

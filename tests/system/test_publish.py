@@ -1,4 +1,4 @@
-"""Weights go from a learner into a running vLLM, whole and exact: the real engine, gloo, ZeroMQ."""
+"""Weights go from a learner into a running vLLM, whole and exact: over gloo, and over what stands for NCCL here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import psutil
 import pytest
 import torch
 import zmq.asyncio
-from torch.distributed.distributed_c10d import Work
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from asyncrl.config.schema import GeneratorConfig, PublishConfig
@@ -20,10 +19,12 @@ from asyncrl.errors import PublishError
 from asyncrl.generate.engines.base import EngineSpec
 from asyncrl.generate.engines.vllm import VllmEngine
 from asyncrl.generate.publish_server import PublishServer
+from asyncrl.publish.groups.base import Transfer
 from asyncrl.publish.groups.gloo import GlooGroup
 from asyncrl.publish.session import PublishSession
 from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.sockets import Network, bind
+from tests.support import nccl
 from tests.support.fresh import run_fresh
 from tests.support.models import random_model, random_qwen3
 from tests.support.publish import PROMPT, TOLERANCE, largest_difference, metas_of, perturbed, sampling
@@ -32,11 +33,11 @@ from tests.support.publish import PROMPT, TOLERANCE, largest_difference, metas_o
 @asynccontextmanager
 async def serving(folder: Path, tensor_parallel: int) -> AsyncIterator[tuple[VllmEngine, Member]]:
     """A real engine that takes publish commands."""
-    spec = EngineSpec(str(folder), "float32", 64, 64, 0, True, "gloo", False)
+    spec = EngineSpec(str(folder), "float32", 64, 64, 0, True, False)
     engine = VllmEngine(spec, GeneratorConfig(tensor_parallel=tensor_parallel, kv_cache_bytes=32 << 20))
     await engine.warm_up()
     socket, endpoint = bind(zmq.asyncio.Context.instance(), Network())
-    server = asyncio.create_task(PublishServer(socket, engine).run())
+    server = asyncio.create_task(PublishServer(socket, engine, timeout_s=60).run())
     try:
         yield engine, Member("generator-0", endpoint, tensor_parallel)
     finally:
@@ -45,17 +46,21 @@ async def serving(folder: Path, tensor_parallel: int) -> AsyncIterator[tuple[Vll
         engine.shutdown()
 
 
-def open_session(member: Member, model: PreTrainedModel, engine: str = "gloo", staged: bool = True) -> PublishSession:
-    config = PublishConfig(timeout_s=60, bucket_bytes=4_000, staged=staged)
-    return PublishSession("learner-0", Network(), [member], config, engine, metas_of(model))
+def open_session(
+    member: Member, model: PreTrainedModel, engine: str = "broadcast", transport: str = "gloo", staged: bool = True
+) -> PublishSession:
+    config = PublishConfig(engine, transport, timeout_s=60, bucket_bytes=4_000, staged=staged)
+    return PublishSession("learner-0", Network(), [member], config, metas_of(model))
 
 
-async def publish_three_times(folder: Path, tensor_parallel: int, engine_name: str, staged: bool) -> list[float]:
+async def publish_three_times(
+    folder: Path, tensor_parallel: int, engine_name: str, transport: str, staged: bool
+) -> list[float]:
     """Largest difference of logprobs after each publish, and at another temperature after the last."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     differences = []
     async with serving(folder, tensor_parallel) as (engine, member):
-        session = await asyncio.to_thread(open_session, member, model, engine_name, staged)
+        session = await asyncio.to_thread(open_session, member, model, engine_name, transport, staged)
         for version in range(3):
             in_flight = [
                 asyncio.create_task(engine.sample(f"flight-{version}-{k}", PROMPT, sampling(4, 50, seed=k)))
@@ -75,33 +80,37 @@ async def publish_three_times(folder: Path, tensor_parallel: int, engine_name: s
         tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         figures = await asyncio.to_thread(session.send, 3, tensors)
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        assert (figures["publish/bytes"] < num_bytes / 20) == (engine_name == "gloo_delta")
+        assert (figures["publish/bytes"] < num_bytes / 20) == (engine_name == "delta")
         hot = await engine.sample("hot", PROMPT, sampling(8, 40, temperature=0.7))
         differences.append(largest_difference(model, hot, temperature=0.7))
         session.close()
     return differences
 
 
-def exactness(folder: Path, tensor_parallel: int, engine_name: str, staged: bool) -> list[float]:
-    return asyncio.run(publish_three_times(folder, tensor_parallel, engine_name, staged))
+def exactness(folder: Path, tensor_parallel: int, engine_name: str, transport: str, staged: bool) -> list[float]:
+    nccl.install()
+    return asyncio.run(publish_three_times(folder, tensor_parallel, engine_name, transport, staged))
 
 
 @pytest.mark.system
 @pytest.mark.parametrize(
-    ("family", "tied", "tensor_parallel", "engine_name", "staged"),
+    ("family", "tied", "tensor_parallel", "engine_name", "transport", "staged"),
     [
-        ("qwen3", True, 1, "gloo", True),
-        ("llama", False, 1, "gloo", False),
-        ("qwen2", True, 2, "gloo_sliced", True),
-        ("qwen3", False, 2, "gloo_delta", True),
-        ("qwen3_moe", False, 2, "gloo_sliced", True),
+        ("qwen3", True, 1, "broadcast", "gloo", True),
+        ("llama", False, 1, "broadcast", "gloo", False),
+        ("qwen2", True, 2, "sliced", "gloo", True),
+        ("qwen3", False, 2, "delta", "gloo", True),
+        ("qwen3_moe", False, 2, "sliced", "gloo", True),
+        ("llama", True, 1, "broadcast", "nccl", False),
+        ("qwen3_moe", False, 2, "sliced", "nccl", True),
+        ("qwen3", False, 2, "delta", "nccl", True),
     ],
 )
 def test_after_every_publish_the_engine_samples_from_exactly_the_learners_policy(
-    tmp_path: Path, family: str, tied: bool, tensor_parallel: int, engine_name: str, staged: bool
+    tmp_path: Path, family: str, tied: bool, tensor_parallel: int, engine_name: str, transport: str, staged: bool
 ) -> None:
     folder = random_model(tmp_path / "model", family, tied=tied)
-    differences = run_fresh(exactness, folder, tensor_parallel, engine_name, staged)
+    differences = run_fresh(exactness, folder, tensor_parallel, engine_name, transport, staged)
     assert len(differences) == 4
     assert max(differences) < TOLERANCE
 
@@ -111,7 +120,7 @@ def flip_a_byte(num_times: int) -> None:
     broadcast, left = GlooGroup.broadcast, [num_times]
 
     class Flipping:
-        def __init__(self, work: Work, buffer: torch.Tensor) -> None:
+        def __init__(self, work: Transfer, buffer: torch.Tensor) -> None:
             self._work, self._buffer = work, buffer
 
         def wait(self) -> None:

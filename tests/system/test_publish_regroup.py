@@ -16,11 +16,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from asyncrl.config.schema import GeneratorConfig, PublishConfig
 from asyncrl.errors import PublishError
+from asyncrl.publish.groups import nccl as nccl_group
 from asyncrl.publish.session import PublishSession
 from asyncrl.publish.vllm.staging import Staging
-from asyncrl.publish.vllm.worker_extension import GlooWeightTransferEngine
+from asyncrl.publish.vllm.worker_extension import AsyncrlWeightTransferEngine
 from asyncrl.transport.sockets import Network
 from bench.support.generators import GeneratorProcess
+from tests.support import nccl
 from tests.support.models import random_qwen3
 from tests.support.publish import (
     PROMPT,
@@ -51,13 +53,14 @@ def stack() -> Iterator[ExitStack]:
 
 def receive_slowly() -> None:
     """Each transfer takes long enough to be hit in its middle."""
-    receive = GlooWeightTransferEngine._receive
+    nccl.install()
+    receive = AsyncrlWeightTransferEngine._receive
 
-    def receive_later(self: GlooWeightTransferEngine, at_once: bool) -> Staging:
+    def receive_later(self: AsyncrlWeightTransferEngine, at_once: bool) -> Staging:
         time.sleep(SLOW_TRANSFER_S)
         return receive(self, at_once)
 
-    GlooWeightTransferEngine._receive = receive_later  # type: ignore[method-assign]
+    AsyncrlWeightTransferEngine._receive = receive_later  # type: ignore[method-assign]
 
 
 def assert_serves(generator: GeneratorProcess, version: int, model: PreTrainedModel) -> None:
@@ -85,14 +88,18 @@ def publish_while_32_requests_decode(
     assert spanned > 0
 
 
+@pytest.mark.parametrize("transport", ["gloo", "nccl"])
 def test_publishes_lose_and_mix_nothing_a_dead_generator_is_dropped_and_one_that_joins_catches_up(
-    folder: Path, stack: ExitStack
+    folder: Path, stack: ExitStack, transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(nccl_group, "communicator", nccl.StandInCommunicator)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    first, second = (stack.enter_context(GeneratorProcess(f"generator-{k}", folder, CONFIG)) for k in range(2))
-    config = PublishConfig(timeout_s=10, bucket_bytes=100_000, kv_cache="recompute")
-    session = PublishSession("learner-0", Network(), [first.member, second.member], config, "gloo", metas_of(model))
+    first, second = (
+        stack.enter_context(GeneratorProcess(f"generator-{k}", folder, CONFIG, prepare=nccl.install)) for k in range(2)
+    )
+    config = PublishConfig("broadcast", transport, timeout_s=10, bucket_bytes=100_000, kv_cache="recompute")
+    session = PublishSession("learner-0", Network(), [first.member, second.member], config, metas_of(model))
     session.send(0, perturbed(model))
     assert_serves(first, 0, model)
     assert_serves(second, 0, model)
@@ -126,4 +133,32 @@ def test_publishes_lose_and_mix_nothing_a_dead_generator_is_dropped_and_one_that
     session.regroup([first.member])
     session.send(33, tensors)
     assert_serves(first, 33, model)
+    session.close()
+
+
+def fail_to_switch() -> None:
+    """Before anything is received, as a worker that is out of memory does."""
+    nccl.install()
+
+    def take_over(self: AsyncrlWeightTransferEngine, staged: bool) -> None:
+        raise MemoryError("no room")
+
+    AsyncrlWeightTransferEngine.take_over = take_over  # type: ignore[method-assign]
+
+
+def test_a_generator_that_fails_while_others_wait_in_nccl_leaves_nobody_waiting_beyond_the_deadline(
+    folder: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nccl_group, "communicator", nccl.StandInCommunicator)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    good = stack.enter_context(GeneratorProcess("generator-0", folder, CONFIG, prepare=nccl.install))
+    bad = stack.enter_context(GeneratorProcess("generator-1", folder, CONFIG, prepare=fail_to_switch))
+    config = PublishConfig("broadcast", "nccl", timeout_s=5, staged=False)
+    session = PublishSession("learner-0", Network(), [good.member, bad.member], config, metas_of(model))
+    tensors = perturbed(model)
+    with pytest.raises(PublishError, match=r"no progress for 5 s|within 5 s"):
+        session.send(0, tensors)
+    session.regroup([good.member])
+    session.send(0, tensors)
+    assert_serves(good, 0, model)
     session.close()

@@ -19,12 +19,14 @@ from asyncrl.errors import DeadlineError, PublishError
 from asyncrl.learn import publisher as publisher_module
 from asyncrl.learn.publish_thread import PublishThread
 from asyncrl.learn.publisher import Publisher
+from asyncrl.publish.groups import nccl as nccl_group
 from asyncrl.publish.vllm.staging import Staging
-from asyncrl.publish.vllm.worker_extension import GlooWeightTransferEngine
+from asyncrl.publish.vllm.worker_extension import AsyncrlWeightTransferEngine
 from asyncrl.replay.client import ReplayClient
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages.rollouts import Hello, Serving
 from bench.support.generators import GeneratorProcess
+from tests.support import nccl
 from tests.support.models import random_qwen3
 from tests.support.publish import PROMPT, TOLERANCE, largest_difference, metas_of, perturbed, sampling
 from tests.support.replay import PATIENCE_S, Served, grants, learner, serving, small_config
@@ -35,28 +37,29 @@ pytestmark = pytest.mark.system
 
 @contextmanager
 def publishing(
-    served: Served, config: Config, metas: dict[str, torch.Tensor]
+    served: Served, config: Config, metas: dict[str, torch.Tensor], transport: str = "gloo"
 ) -> Iterator[tuple[PublishThread, ControlLink]]:
     """Learner rank 0's thread, and its link, whose `stopping` the test may set."""
+    config.publish.engine, config.publish.transport = "broadcast", transport
     link = ControlLink("learner-0", served.network, served.control.endpoint, 600.0, 600.0)
     client = ReplayClient("learner-0-publisher", served.network, served.endpoint, link.stopping)
-    publisher = Publisher(config, served.network, client, link, "gloo", metas)
+    publisher = Publisher(config, served.network, client, link, metas)
     try:
-        yield PublishThread(publisher, link, PATIENCE_S), link
+        yield PublishThread(publisher, link, PATIENCE_S, beside_training=transport == "gloo"), link
     finally:
         link.close()
 
 
 def receive_when(open_gate: Path) -> None:
     """A transfer waits in the worker until this file exists."""
-    receive = GlooWeightTransferEngine._receive
+    receive = AsyncrlWeightTransferEngine._receive
 
-    def receive_later(self: GlooWeightTransferEngine, at_once: bool) -> Staging:
+    def receive_later(self: AsyncrlWeightTransferEngine, at_once: bool) -> Staging:
         while not open_gate.exists():
             time.sleep(0.01)
         return receive(self, at_once)
 
-    GlooWeightTransferEngine._receive = receive_later  # type: ignore[method-assign]
+    AsyncrlWeightTransferEngine._receive = receive_later  # type: ignore[method-assign]
 
 
 def hello(dealer: Peer, generator: GeneratorProcess) -> None:
@@ -117,6 +120,36 @@ def test_the_learner_goes_on_while_a_version_is_published_and_hears_of_what_fail
             client.batch(0, PATIENCE_S)
         with pytest.raises(PublishError, match="generator-0"):
             thread.close()
+
+
+def test_over_nccl_training_waits_for_a_publish_and_newcomers_wait_until_training_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nccl_group, "communicator", nccl.StandInCommunicator)
+    folder = random_qwen3(tmp_path / "model", tied=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config = small_config()
+    start = partial(GeneratorProcess, model_folder=folder, config=GeneratorConfig(kv_cache_bytes=32 << 20))
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(start(f"generator-{k}", prepare=nccl.install)) for k in range(2))
+        served = stack.enter_context(serving(config))
+        dealers = [stack.enter_context(peer(f"generator-{k}", served.endpoint)) for k in range(2)]
+        client = stack.enter_context(learner(served))
+        thread, _ = stack.enter_context(publishing(served, config, metas_of(model), "nccl"))
+        hello(dealers[0], first)
+        client.wait_for_generators(1, PATIENCE_S)
+        thread.publish(0, perturbed(model), evaluate=False)
+        assert versions(first, "served") == {0}
+
+        hello(dealers[1], second)
+        client.wait_for_generators(2, PATIENCE_S)
+        time.sleep(1.0)  # training
+        assert versions(second, "training") == {-1}
+        thread.look("waiting for the batch")
+        assert versions(second, "waiting") == {0}
+        thread.publish(1, perturbed(model), evaluate=False)
+        assert versions(first, "next") == versions(second, "next") == {1}
+        thread.close()
 
 
 def test_a_learner_without_generators_hears_whom_its_thread_waited_for() -> None:

@@ -14,7 +14,7 @@ from asyncrl.config.checks.devices import Device, device_problems
 from asyncrl.config.checks.environment import environment_problems
 from asyncrl.config.checks.generator import model_problems, sampling_problems
 from asyncrl.config.checks.learner import batch_problems
-from asyncrl.config.checks.publish import cadence_problems
+from asyncrl.config.checks.publish import cadence_problems, publish_problems
 from asyncrl.config.checks.replay import staleness_problems
 from asyncrl.config.checks.run import run_problems
 from asyncrl.config.checks.values import choice_problems, range_problems
@@ -49,6 +49,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *run_problems(config),
         *data_problems(config.data),
         *device_problems(config, device),
+        *publish_problems(config, device),
     ]
     if shape is not None:
         problems += model_problems(config, shape)

@@ -12,22 +12,11 @@ Device = Literal["cpu", "gpu"]
 def device_problems(config: Config, device: Device) -> list[str]:
     problems = []
     generator, learner, share_gpu = config.generator, config.learner, config.cluster.share_gpu
-    if device == "cpu" and config.publish.engine == "nccl":
-        problems.append("publish.engine=nccl needs GPUs and this run is on CPU; set publish.engine=auto")
-    if config.publish.engine == "gloo_delta" and not config.publish.staged:
-        problems.append(
-            "publish.engine=gloo_delta keeps what came last in the workers, for which publish.staged=false leaves no "
-            "room; set publish.engine=gloo_sliced or publish.staged=true"
-        )
     if device == "cpu" and share_gpu:
         problems.append("cluster.share_gpu=true needs a GPU and this run is on CPU; leave it out")
     if share_gpu and (generator.count, generator.tensor_parallel, learner.count) != (1, 1, 1):
         problems.append(
             "cluster.share_gpu=true is for one generator and one learner, but generator.count="
             f"{generator.count}, generator.tensor_parallel={generator.tensor_parallel}, learner.count={learner.count}"
-        )
-    if share_gpu and config.publish.engine == "nccl":
-        problems.append(
-            "publish.engine=nccl with cluster.share_gpu=true: NCCL cannot put two ranks on one GPU; use gloo"
         )
     return problems

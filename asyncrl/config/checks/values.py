@@ -15,6 +15,7 @@ from asyncrl.config.checks.algorithm import (
     ALGORITHM_POSITIVE,
 )
 from asyncrl.config.checks.environment import ENVIRONMENT_POSITIVE
+from asyncrl.config.checks.publish import PUBLISH_CHOICES, RENAMED_ENGINES
 from asyncrl.config.schema import Config
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -24,8 +25,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "learner.schedule": ("constant", "linear", "cosine"),
     "replay.stragglers": ("wait", "mask", "requeue"),
     "replay.durability": ("full", "normal", "off"),
-    "publish.engine": ("auto", "gloo", "gloo_sliced", "gloo_delta", "nccl"),
-    "publish.kv_cache": ("keep", "recompute"),
+    **PUBLISH_CHOICES,
     "cluster.device": ("auto", "cpu", "gpu"),
 }
 
@@ -100,6 +100,8 @@ def choice_problems(config: Config) -> list[str]:
         if value not in choices:
             near = difflib.get_close_matches(value, choices, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
+            if key == "publish.engine" and value in RENAMED_ENGINES:
+                hint = f"; say {RENAMED_ENGINES[value]} instead"
             problems.append(f"{key}={value!r} is none of {', '.join(choices)}{hint}")
     return problems
 

@@ -1,7 +1,7 @@
 """What asyncrl asks of an inference engine. vLLM implements it today.
 
 `generator.engine=module:Class` names another: `Class(spec, config.generator)`, called inside a running
-event loop, gives an `Engine`. Its end of a publish over gloo is `publish/receiver.py`. `bench/standin/engine.py` is an
+event loop, gives an `Engine`. Its end of a publish is `publish/receiver.py`. `bench/standin/engine.py` is an
 example.
 """
 
@@ -37,7 +37,6 @@ class EngineSpec:
     """Completions that decode together."""
     seed: int
     on_cpu: bool
-    transfer_backend: str
     trust_remote_code: bool
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
-from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind
@@ -17,6 +17,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from asyncrl.config.schema import CPU_KV_CACHE_BYTES, GeneratorConfig
 from asyncrl.errors import RunError
 from asyncrl.generate.engines.base import EngineSpec, Sampling
+from asyncrl.publish.vllm.worker_extension import BACKEND
 from asyncrl.types import Completion, FinishReason
 
 CPU_BATCH_TOKENS = 4096
@@ -33,7 +34,6 @@ class VllmEngine:
 
             use_fork()
         self._llm = AsyncLLM.from_vllm_config(engine_config, disable_log_stats=True)
-        self._on_gloo = spec.transfer_backend == "gloo"
         self._version = -1  # the weights that vLLM loaded itself; training never sees them
         self._running = asyncio.Event()
         self._running.set()
@@ -86,12 +86,7 @@ class VllmEngine:
         await self._llm.collective_rpc("stage_weights")
 
     async def update(self, update_info: dict[str, Any]) -> None:
-        if self._on_gloo:
-            await self._llm.collective_rpc("switch_weights", args=(update_info,))
-            return
-        await self._llm.start_weight_update()
-        await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
-        await self._llm.finish_weight_update()
+        await self._llm.collective_rpc("switch_weights", args=(update_info,))
 
     def shutdown(self) -> None:
         self._llm.shutdown()
@@ -115,7 +110,7 @@ def _engine_args(spec: EngineSpec, config: GeneratorConfig) -> AsyncEngineArgs:
         enable_chunked_prefill=False if spec.on_cpu else None,
         max_num_batched_tokens=max(CPU_BATCH_TOKENS, spec.max_model_len) if spec.on_cpu else None,
         logprobs_mode="processed_logprobs",
-        weight_transfer_config=WeightTransferConfig(backend=spec.transfer_backend),
+        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         worker_extension_cls=WORKER_EXTENSION,
         trust_remote_code=spec.trust_remote_code,
         generation_config="vllm",  # sampling comes from our config alone, never from the model's folder

@@ -1,84 +1,48 @@
-"""Gloo groups beside torch.distributed's default one, and the store at which their members meet.
-
-Every wait ends with an error after the group's time limit.
-"""
+"""A publish group over gloo: through host memory and TCP, on any machine."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-import msgspec
 import torch
-from torch.distributed import DistStoreError, PrefixStore, ProcessGroupGloo, TCPStore
-from torch.distributed.distributed_c10d import BroadcastOptions, Work
+from torch.distributed import ProcessGroupGloo, Store
+from torch.distributed.distributed_c10d import BroadcastOptions
 
-from asyncrl.errors import PublishError
-from asyncrl.publish.plan import Slice
+from asyncrl.publish.groups.base import ROOT, Transfer
 from asyncrl.transport.sockets import LOOPBACK
 
 
-class Rendezvous:
-    """The store that learner rank 0 serves: workers leave their plans here, and the groups find their addresses.
+class GlooGroup:
+    """See `Group`. The constructor waits for all members.
+
+    Gloo ends each wait at its time limit, and at once when a peer has closed its sockets.
 
     Args:
-        port: 0 = serve a store of our own on any free port.
+        host: of the rendezvous; on loopback the group stays on loopback.
     """
 
-    def __init__(self, host: str, port: int, timeout_s: float) -> None:
-        self._host = host
-        self._timeout = timedelta(seconds=timeout_s)
-        self._store = TCPStore(host, port, is_master=port == 0, timeout=self._timeout, wait_for_workers=False)
-
-    @property
-    def port(self) -> int:
-        return int(self._store.port)
-
-    def announce(self, worker: int, slices: list[Slice]) -> None:
-        """This worker is here, and what it keeps."""
-        self._store.set(f"plan/{worker}", msgspec.msgpack.encode(slices))
-
-    def plan(self, worker: int, who: str) -> list[Slice]:
-        """What a worker keeps, once it has come.
-
-        Raises:
-            PublishError: it did not come in time.
-        """
-        try:
-            encoded = self._store.get(f"plan/{worker}")
-        except DistStoreError as error:
-            seconds = self._timeout.total_seconds()
-            raise PublishError(f"rendezvous: {who} did not come within {seconds:.0f} s (publish.timeout_s)") from error
-        return msgspec.msgpack.decode(encoded, type=list[Slice])
-
-    def group(self, name: str, rank: int, world_size: int) -> GlooGroup:
-        """The group `name`, once all its members have come."""
+    def __init__(self, store: Store, rank: int, world_size: int, host: str, timeout_s: float) -> None:
         options = ProcessGroupGloo._Options()
-        options._timeout = self._timeout
-        options._devices = [_local_device(self._host)]
-        return GlooGroup(ProcessGroupGloo(PrefixStore(name, self._store), rank, world_size, options))
+        options._timeout = timedelta(seconds=timeout_s)
+        options._devices = [_local_device(host)]
+        self.device = torch.device("cpu")
+        self._group = ProcessGroupGloo(store, rank, world_size, options)
 
-
-class GlooGroup:
-    """Broadcasts from rank 0, and one report back from each of the others."""
-
-    def __init__(self, group: ProcessGroupGloo) -> None:
-        self._group = group
-
-    def broadcast(self, tensor: torch.Tensor) -> Work:
-        """From rank 0, in place; it has arrived when the returned work has been waited for."""
+    def broadcast(self, tensor: torch.Tensor) -> Transfer:
         options = BroadcastOptions()
-        options.rootRank = 0
+        options.rootRank = ROOT
         return self._group.broadcast([tensor], options)
 
     def report(self, value: int) -> None:
-        """To rank 0."""
-        self._group.send([torch.tensor([value])], 0, 0).wait()
+        self._group.send([torch.tensor([value])], ROOT, 0).wait()
 
     def reported(self, rank: int) -> int:
-        """What a rank reports; waits for it."""
         value = torch.empty(1, dtype=torch.int64)
         self._group.recv([value], rank, 0).wait()
         return int(value)
+
+    def abort(self) -> None:
+        """Nothing: gloo cannot end a wait before its time limit. The last reference closes the sockets."""
 
 
 def _local_device(master_host: str) -> ProcessGroupGloo.Device:

@@ -84,7 +84,7 @@ class _CopyRecorder(TorchDispatchMode):
         if name is None or parameter is None or source.shape != target.shape:
             raise PublishError(
                 f"the weight loader of {parameter or 'an unknown parameter'} does not just copy parts of "
-                f"{name or 'a checkpoint tensor'}, so its slices cannot be planned; gloo cannot publish this model"
+                f"{name or 'a checkpoint tensor'}, so its slices cannot be planned; asyncrl cannot publish this model"
             )
         if source.numel():  # a worker may have none of a short vocabulary
             self.slices.append(Slice(name, Region.of(source), parameter, Region.of(target)))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.platforms import current_platform
 
 from asyncrl.errors import PublishError
 from asyncrl.publish.checksum import word_sum
@@ -34,6 +35,7 @@ class Staging:
         model: serves meanwhile; nothing of it changes before `switch`.
         slices: what this worker keeps.
         pieces: what will come.
+        transport_device: where it will come.
         at_once: the model stands still, and there is no room for a second copy: each layer takes over its own as
             soon as they have come.
         spare: None = what has come is kept, for `pack`.
@@ -44,11 +46,11 @@ class Staging:
         model: torch.nn.Module,
         slices: list[Slice],
         pieces: list[Piece],
-        device: torch.device,
+        transport_device: torch.device,
         at_once: bool,
         spare: Spare | None,
     ) -> None:
-        self._device = device
+        self._transport_device = transport_device
         self._at_once = at_once
         self._spare = spare
         self._modules = dict(model.named_modules())
@@ -75,7 +77,7 @@ class Staging:
         slices = self._slices[bucket[0]]
         if not slices or slices[0].source != bucket[0].region:
             return None
-        return place_alone(bucket, self._target(slices[0]))
+        return place_alone(bucket, self._target(slices[0]), self._transport_device)
 
     def put(self, piece: Piece, part: torch.Tensor) -> None:
         """Takes what this worker keeps of a piece; `part` holds its elements, contiguous, in its region's shape."""
@@ -89,9 +91,9 @@ class Staging:
             if not self._num_missing[name]:
                 self._prepare(name)
 
-    def pack(self, bucket: list[Piece]) -> torch.Tensor:
+    def pack(self, bucket: list[Piece], memory: torch.Tensor) -> torch.Tensor:
         """A bucket that has come, as it came; where each piece is what a slice keeps."""
-        return pack(bucket, [self._target(self._slices[piece][0]) for piece in bucket])
+        return pack(bucket, [self._target(self._slices[piece][0]) for piece in bucket], memory)
 
     def switch(self) -> None:
         """The model must not run meanwhile."""
@@ -121,12 +123,17 @@ class Staging:
             like = loadable.get(name, self._modules[module_name]._parameters[name])
             assert like is not None
             spare = self._spare.get((like.shape, like.dtype)) if self._spare is not None else None
-            pinned = self._device.type == "cuda"
-            data = spare.pop() if spare else torch.empty(like.shape, dtype=like.dtype, pin_memory=pinned)
+            data = spare.pop() if spare else self._new_memory(like)
             if self._num_loaded[full_name] < data.numel():
                 data.zero_()
             new[name] = torch.nn.Parameter(data, requires_grad=False)
         return new[name]
+
+    def _new_memory(self, like: torch.Tensor) -> torch.Tensor:
+        """In host memory, or where the bytes come when a layer takes them over at once."""
+        device = self._transport_device if self._at_once else torch.device("cpu")
+        pinned = device.type == "cpu" and torch.accelerator.is_available()
+        return torch.empty(like.shape, dtype=like.dtype, device=device, pin_memory=pinned)
 
     def _prepare(self, module_name: str) -> None:
         """A layer has all its parameters; so have those that share them (a head tied to the embedding)."""
@@ -135,7 +142,7 @@ class Staging:
         for name, new in self._new[module_name].items():
             for holder, its_name in self._holders[id(layer._parameters[name])]:
                 changes.setdefault(holder, {})[its_name] = new
-        ready = [_Layer.prepared(module, parameters, self._device) for module, parameters in changes.items()]
+        ready = [_Layer.prepared(module, parameters) for module, parameters in changes.items()]
         self._layers += ready
         if self._spare is not None:
             held = {id(parameter) for one in ready for parameter in one.new._parameters.values()}
@@ -162,13 +169,11 @@ class _Layer:
     """[rows], that column of what came."""
 
     @classmethod
-    def prepared(
-        cls, serving: torch.nn.Module, parameters: dict[str, torch.nn.Parameter], device: torch.device
-    ) -> _Layer:
+    def prepared(cls, serving: torch.nn.Module, parameters: dict[str, torch.nn.Parameter]) -> _Layer:
         layer = cls(serving, copy.copy(serving), {})
         layer.new._parameters = {**serving._parameters, **parameters}
         method = getattr(serving, "quant_method", None)
-        if device.type == "cpu" and isinstance(method, QuantizeMethodBase):
+        if current_platform.is_cpu() and isinstance(method, QuantizeMethodBase):
             if hasattr(serving, "cpu_linear") and "weight" in parameters:
                 weight = parameters["weight"].data
                 column = random.randrange(weight.shape[1])

@@ -1,9 +1,9 @@
-"""The gloo weight-transfer engine, the worker's side, behind vLLM's own interface.
+"""asyncrl's weight-transfer engine, the worker's side, behind vLLM's own interface.
 
-What a worker receives, and when, is in `receiver.py`; how a vLLM model takes it over, in `dry_run.py` and
-`staging.py`. The learner's side is `gloo_sender.py`.
+What a worker receives, and when, is in `receiver.py`; how a vLLM model takes it over, in `slice_discovery.py` and
+`staging.py`. The learner's side is `sender.py`.
 
-Importing this module registers the engine with vLLM under the name `gloo`. vLLM's workers import it through
+Importing this module registers the engine with vLLM as `BACKEND`. vLLM's workers import it through
 `worker_extension_cls` (see `WorkerExtension`).
 """
 
@@ -24,34 +24,34 @@ from asyncrl.publish.receiver import JoinInfo, Receiver
 from asyncrl.publish.vllm.slice_discovery import abandon_reload, find_slices
 from asyncrl.publish.vllm.staging import Spare, Staging, has_experts
 
+BACKEND = "asyncrl"
+
 
 @dataclass
-class GlooInitInfo(JoinInfo, WeightTransferInitInfo):
+class InitInfo(JoinInfo, WeightTransferInitInfo):
     """As vLLM takes it."""
 
 
 @dataclass
-class GlooUpdateInfo(WeightTransferUpdateInfo):
+class UpdateInfo(WeightTransferUpdateInfo):
     """How the weights of this update come."""
 
     staged: bool
     """They have come already; else they come now, while the model stands still."""
 
 
-class GlooWeightTransferEngine(Receiver, WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
+class AsyncrlWeightTransferEngine(Receiver, WeightTransferEngine[InitInfo, UpdateInfo]):
     """One worker of one generator."""
 
-    init_info_cls = GlooInitInfo
-    update_info_cls = GlooUpdateInfo
+    init_info_cls = InitInfo
+    update_info_cls = UpdateInfo
 
-    def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
+    def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Returns at once, see `Receiver.begin`."""
         if self.model_config.use_mla:
-            raise PublishError("publish.engine=gloo cannot update a model with multi-head latent attention")
+            raise PublishError("asyncrl cannot publish to a model with multi-head latent attention")
         if self.device.type != "cpu" and has_experts(self.model):
-            raise PublishError(
-                "publish.engine=gloo cannot update a mixture of experts on a GPU, where vLLM reorders them"
-            )
+            raise PublishError("asyncrl cannot publish to a mixture of experts on a GPU, where vLLM reorders them")
         self._spare: Spare = {}
         slices = find_slices(self.model, init_info.metas())
         self.begin(init_info, slices, self.parallel_config.rank, self.parallel_config.world_size)
@@ -62,7 +62,7 @@ class GlooWeightTransferEngine(Receiver, WeightTransferEngine[GlooInitInfo, Gloo
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
 
-    def receive_weights(self, update_info: GlooUpdateInfo) -> None:
+    def receive_weights(self, update_info: UpdateInfo) -> None:
         """Switches to the new weights, see `Receiver.take_over`."""
         self.take_over(update_info.staged)
 
@@ -74,7 +74,7 @@ class GlooWeightTransferEngine(Receiver, WeightTransferEngine[GlooInitInfo, Gloo
 
     def _new_assembly(self, at_once: bool) -> Staging:
         spare = None if self._keeps_last else self._spare
-        return Staging(self.model, self._slices, self._pieces, self.device, at_once, spare)
+        return Staging(self.model, self._slices, self._pieces, self._device, at_once, spare)
 
 
 class WorkerExtension:
@@ -84,7 +84,7 @@ class WorkerExtension:
     _weight_update_active: bool
 
     def stage_weights(self) -> None:
-        assert isinstance(self.weight_transfer_engine, GlooWeightTransferEngine)
+        assert isinstance(self.weight_transfer_engine, AsyncrlWeightTransferEngine)
         self.weight_transfer_engine.stage()
 
     def switch_weights(self, update_info: dict[str, Any]) -> None:
@@ -99,5 +99,5 @@ class WorkerExtension:
         abandon_reload(self.weight_transfer_engine.model)
 
 
-if "gloo" not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine("gloo", GlooWeightTransferEngine)
+if BACKEND not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(BACKEND, AsyncrlWeightTransferEngine)

@@ -1,0 +1,64 @@
+"""The store at which the members of a publish meet: workers leave their plans there, groups find their addresses."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import msgspec
+import torch
+from torch.distributed import DistStoreError, PrefixStore, TCPStore
+
+from asyncrl.config.checks.publish import PublishTransport
+from asyncrl.errors import PublishError
+from asyncrl.publish.groups.base import Group
+from asyncrl.publish.groups.gloo import GlooGroup
+from asyncrl.publish.groups.nccl import NcclGroup
+from asyncrl.publish.plan import Slice
+
+
+class Rendezvous:
+    """A client of the store, which learner rank 0 serves.
+
+    Args:
+        port: 0 = serve a store of our own on any free port.
+        timeout_s: longest wait for another member, here and in each group.
+    """
+
+    def __init__(self, host: str, port: int, timeout_s: float) -> None:
+        self._host = host
+        self._timeout_s = timeout_s
+        timeout = timedelta(seconds=timeout_s)
+        self._store = TCPStore(host, port, is_master=port == 0, timeout=timeout, wait_for_workers=False)
+
+    @property
+    def port(self) -> int:
+        return int(self._store.port)
+
+    def announce(self, worker: int, slices: list[Slice]) -> None:
+        """This worker is here, and what it keeps."""
+        self._store.set(f"plan/{worker}", msgspec.msgpack.encode(slices))
+
+    def plan(self, worker: int, who: str) -> list[Slice]:
+        """What a worker keeps, once it has come.
+
+        Raises:
+            PublishError: it did not come in time.
+        """
+        try:
+            encoded = self._store.get(f"plan/{worker}")
+        except DistStoreError as error:
+            raise PublishError(
+                f"rendezvous: {who} did not come within {self._timeout_s:.0f} s (publish.timeout_s)"
+            ) from error
+        return msgspec.msgpack.decode(encoded, type=list[Slice])
+
+    def group(self, transport: PublishTransport, device: torch.device, name: str, rank: int, world_size: int) -> Group:
+        """This member's end of the group `name`.
+
+        Args:
+            device: as `device_of(transport)` gave it.
+        """
+        store = PrefixStore(name, self._store)
+        if transport == "nccl":
+            return NcclGroup(store, rank, world_size, device, self._timeout_s)
+        return GlooGroup(store, rank, world_size, self._host, self._timeout_s)

@@ -1,0 +1,116 @@
+"""Every kind of publish into an engine that starts in a second, over both transports; vLLM's is in tests/system."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import zmq.asyncio
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from asyncrl.config.schema import GeneratorConfig, PublishConfig
+from asyncrl.errors import PublishError
+from asyncrl.generate.engines.base import EngineSpec
+from asyncrl.generate.publish_server import PublishServer
+from asyncrl.publish.groups import nccl as nccl_group
+from asyncrl.publish.session import PublishSession
+from asyncrl.transport.messages.learning import Member
+from asyncrl.transport.sockets import Network, bind
+from bench.standin.engine import StandInEngine
+from tests.support import nccl
+from tests.support.models import random_qwen3
+from tests.support.publish import metas_of, perturbed
+
+TRANSPORTS = ["gloo", "nccl"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_qwen3(tmp_path_factory.mktemp("model"), tied=True)
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nccl_group, "communicator", nccl.StandInCommunicator)
+
+
+async def with_two_generators(folder: Path, learner: Callable[[list[Member], list[StandInEngine]], None]) -> None:
+    """The learner's part runs in a thread of its own."""
+    spec = EngineSpec(str(folder), "float32", 64, 64, 0, True, False)
+    engines = [StandInEngine(spec, GeneratorConfig()) for _ in range(2)]
+    context = zmq.asyncio.Context()
+    sockets = [bind(context, Network()) for _ in engines]
+    servers = [
+        asyncio.create_task(PublishServer(socket, engine, timeout_s=20).run())
+        for engine, (socket, _) in zip(engines, sockets, strict=True)
+    ]
+    members = [Member(f"generator-{k}", endpoint, 1) for k, (_, endpoint) in enumerate(sockets)]
+    try:
+        await asyncio.to_thread(learner, members, engines)
+    finally:
+        for server in servers:
+            server.cancel()
+        await asyncio.wait(servers)
+        context.destroy(linger=0)
+
+
+def holds(engine: StandInEngine, tensors: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(parameter, tensors[name]) for name, parameter in engine._model.named_parameters())
+
+
+def publish_and_compare(
+    config: PublishConfig, model: PreTrainedModel, members: list[Member], engines: list[StandInEngine]
+) -> None:
+    session = PublishSession("learner-0", Network(), members, config, metas_of(model))
+    tensors = perturbed(model)
+    for version in range(3):
+        figures = session.send(version, tensors)
+        assert all(holds(engine, tensors) for engine in engines)
+        assert figures["publish/bytes"] > 0
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        tensors["model.norm.weight"] += 1
+    num_bytes = 2 * sum(tensor.nbytes for tensor in tensors.values())
+    assert (figures["publish/bytes"] < num_bytes / 20) == (config.engine == "delta")
+    session.close()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(
+    ("engine", "staged"), [("broadcast", True), ("sliced", False), ("sliced", True), ("delta", True)]
+)
+def test_every_generator_holds_what_was_published_whatever_travels_and_whatever_carries_it(
+    folder: Path, transport: str, engine: str, staged: bool
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config = PublishConfig(engine, transport, staged=staged, timeout_s=20, bucket_bytes=1_000)
+    asyncio.run(with_two_generators(folder, partial(publish_and_compare, config, model)))
+
+
+def publish_to_one_that_is_gone(
+    config: PublishConfig, model: PreTrainedModel, members: list[Member], engines: list[StandInEngine]
+) -> None:
+    session = PublishSession("learner-0", Network(), members, config, metas_of(model))
+    tensors = perturbed(model)
+    session.send(0, tensors)
+    engines[1]._receiver.leave()  # with nobody at its end of the group, as after a worker's death
+    engines[1]._receiver.stage = lambda at_once=False: None  # type: ignore[method-assign]
+    with pytest.raises(PublishError, match=r"^transfer: "):
+        session.send(1, tensors)
+    session.regroup(members[:1])
+    tensors = perturbed(model)
+    session.send(1, tensors)
+    assert holds(engines[0], tensors)
+    session.close()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_member_that_takes_nothing_is_an_error_by_the_deadline_and_the_others_go_on(
+    folder: Path, transport: str
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config = PublishConfig("sliced", transport, timeout_s=2, bucket_bytes=1_000)
+    asyncio.run(with_two_generators(folder, partial(publish_to_one_that_is_gone, config, model)))
