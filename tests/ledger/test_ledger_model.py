@@ -16,13 +16,13 @@ from asyncrl.errors import RunError
 from asyncrl.ledger.ledger import Ledger
 from asyncrl.ledger.records import PromptRecord
 from asyncrl.ledger.store import LedgerStore
+from tests.support.naive_ledger import IN_PLAY, NaiveLedger
 
 GENERATORS = ("generator-0", "generator-1")
 TIMEOUT_S = 10.0
-IN_PLAY = ("leased", "waiting", "queued")
 
 
-class LedgerMachine(RuleBasedStateMachine):
+class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
     @initialize(
         batch_size=st.integers(1, 3),
         max_staleness=st.integers(0, 2),
@@ -70,53 +70,6 @@ class LedgerMachine(RuleBasedStateMachine):
         self.sampled_at: dict[int, int] = {}  # index → version served when the answered lease was granted
         self.eta = max_staleness
         self.drawn_under: dict[int, int] = {}  # index → η when it was first leased
-
-    # ── the model's view ──
-
-    @property
-    def step(self) -> int:
-        return len(self.batches)
-
-    @property
-    def frontier(self) -> int:
-        """The oldest version that a generator with a lease can serve."""
-        return self.step if self.served is None else self.served
-
-    def indices(self, *states: str) -> list[int]:
-        return sorted(index for index, state in self.state.items() if state in states)
-
-    def num_drawn_and_kept(self) -> int:
-        return len(self.indices(*IN_PLAY, "trained"))
-
-    def expected_index(self) -> int | None:
-        waiting = self.indices("waiting")
-        if waiting:
-            return waiting[0]
-        if self.served is None:
-            return None
-        if self.num_drawn_and_kept() >= self.batch_size * min(self.served + self.eta + 1, self.num_steps):
-            return None
-        return len(self.state)
-
-    def first_drawn_of_step(self) -> list[int]:
-        """What was drawn before the last batch was taken, and the max_refill_prompts indices after that."""
-        if self.max_refill_prompts == 0:
-            return []
-        return list(range(self.drawn_at_take + self.max_refill_prompts))
-
-    def expected_batch(self) -> list[int] | None:
-        oldest = self.indices(*IN_PLAY) if self.in_order else self.finished
-        batch = sorted(oldest[: self.batch_size])
-        whole = len(batch) == self.batch_size and all(self.state[index] == "queued" for index in batch)
-        return batch if whole else None
-
-    def fail_in_model(self, lease_id: int) -> str:
-        index = self.leases[lease_id][0]
-        del self.valid[index]
-        self.failures[index] += 1
-        outcome = "quarantined" if self.failures[index] == self.max_attempts else "retried"
-        self.state[index] = "quarantined" if outcome == "quarantined" else "waiting"
-        return outcome
 
     # ── what can happen ──
 
