@@ -33,7 +33,7 @@ class Correction:
     scale: Tensor
     """[T] ≥ 0: what the loss is multiplied by."""
     masked: Tensor
-    """[T] bool: outside the band, or vetoed."""
+    """[T] bool: outside the band, or rejected."""
     truncated: Tensor
     """[T] bool: cut to a bound."""
 
@@ -41,12 +41,13 @@ class Correction:
 def correct(
     log_ratio: Tensor,
     carried: Tensor | None,
+    rejected: Tensor,
     mask: Tensor,
     segment_ids: Tensor,
     lags: Tensor,
     algorithm: AlgorithmConfig,
 ) -> Correction:
-    """The correction of `algorithm.correction`, with lag-dependent bounds and the veto.
+    """The correction of `algorithm.correction`, with lag-dependent bounds.
 
     token_truncate is truncated importance sampling (IMPALA, arXiv 1802.01561, section 4.1), token_mask with two bounds
     IcePop (arXiv 2510.18855). geometric_mask keeps or drops whole sequences by the geometric mean and leaves each token
@@ -55,6 +56,7 @@ def correct(
     Args:
         log_ratio: [T] log ρ, clamped; whole sequences.
         carried: [T] > 0, the ratio to μ that the loss carries itself; None if it carries none.
+        rejected: [T] bool, tokens that weigh nothing in any case.
         mask: [T] bool, the trained tokens: the others do not count in products, means and a sequence's lag.
         segment_ids: [T] int64, the sequence of each token.
         lags: [T] int64 ≥ 0.
@@ -75,9 +77,7 @@ def correct(
             weights = carried
         else:
             weights = truncated_ratio(log_ratio) if level == "geometric" else base
-    dropped = outside if rule == "mask" else torch.zeros_like(outside)
-    if algorithm.correction_veto > 0:
-        dropped = dropped | vetoed(log_ratio, mask, segment_ids, algorithm.correction_veto)
+    dropped = rejected | outside if rule == "mask" else rejected
     weights = weights * ~dropped
     scale = weights if carried is None else weights / carried
     return Correction(weights, scale, dropped, outside & ~dropped)
@@ -96,12 +96,6 @@ def bounds(lags: Tensor, algorithm: AlgorithmConfig) -> tuple[Tensor, Tensor]:
     upper = 1 + (algorithm.correction_upper - 1) * decay
     lower = 1 - (1 - algorithm.correction_lower) * decay if algorithm.correction_lower > 0 else torch.zeros_like(decay)
     return lower, upper
-
-
-def vetoed(log_ratio: Tensor, mask: Tensor, segment_ids: Tensor, veto: float) -> Tensor:
-    """[T] bool: the sequence has a trained token with ρ < veto, a token that μ took and this policy would not."""
-    lowest = segment_reduce(log_ratio.where(mask, torch.inf), segment_ids, num_segments(segment_ids), "amin")
-    return lowest.exp()[segment_ids] < veto
 
 
 def _ratio_of_level(log_ratio: Tensor, mask: Tensor, segment_ids: Tensor, level: str) -> Tensor:

@@ -63,6 +63,12 @@ class AlgorithmConfig:
     pass."""
     correction_veto: float = 0.0
     """A sequence with a token whose ratio is below this is not trained; 0 = off."""
+    rejection: str = "none"
+    """What is not trained because π_θ is too far from μ, together with any correction: none | {token, sequence_mean,
+    sequence_max}_{k2, k3} (by an estimate of KL(μ ‖ π_θ): of the token, its sequence's mean, its sequence's largest) |
+    negative_sequence_k1 (a sequence of A < 0 by its mean log μ/π_θ, as in DeepSeek-V3.2)."""
+    rejection_bound: float | None = None
+    """Of the divergence, in nats; what is above it is dropped. Needed with any rejection."""
     behaviour_coef: float = 0.0
     """Weight of (log ρ)² in the loss, which holds π_θ near the policy that sampled."""
 

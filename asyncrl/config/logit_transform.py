@@ -55,8 +55,8 @@ def read_logit_transform(model: PreTrainedModel, path: str) -> LogitTransform:
     hidden, logits = torch.linspace(-2, 2, config.hidden_size)[None, None], torch.linspace(-90, 90, 19)[None, None]
     with _known_outputs(model, hidden, logits) as head_inputs:
         answer = model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False).logits
-    transform = _of_keys(config)
-    if torch.equal(head_inputs[0], hidden) and torch.allclose(answer, transform(logits.clone()), rtol=1e-5, atol=1e-5):
+    transform, untouched = _of_keys(config), [torch.equal(value, hidden) for value in head_inputs] == [True]
+    if untouched and torch.allclose(answer, transform(logits), rtol=1e-5, atol=1e-5):
         return transform
     raise ConfigError(
         f"model.path={path}: {type(model).__name__} changes its logits, or the hidden states before them, in a way "
@@ -85,7 +85,7 @@ def _known_outputs(model: PreTrainedModel, hidden: Tensor, logits: Tensor) -> It
 
     def head_forward(value: Tensor) -> Tensor:
         head_inputs.append(value)
-        return logits
+        return logits.clone()  # the model may change it in place
 
     def decoder_forward(*args: Any, **kwargs: Any) -> _Output:
         return _Output(last_hidden_state=hidden)

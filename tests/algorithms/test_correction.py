@@ -12,11 +12,33 @@ from hypothesis import strategies as st
 from asyncrl.algorithms.correction import bounds, correct
 from asyncrl.algorithms.loss import carried_ratio
 from asyncrl.algorithms.ratio import MAX_RATIO, clamped_log_ratio
+from asyncrl.algorithms.rejection import rejected
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.config.checks.algorithm import ALGORITHM_CHOICES
 from tests.support.ragged import Ragged, Sequence, ragged
 
 CORRECTIONS = ALGORITHM_CHOICES["algorithm.correction"]
+
+
+def rejection_loop(sequence: Sequence, ratios: list[float], algorithm: AlgorithmConfig) -> list[bool]:
+    """Whether each token is rejected, by plain Python over the sequence."""
+    estimators = {
+        "k1": lambda x: -math.log(x),
+        "k2": lambda x: math.log(x) ** 2 / 2,
+        "k3": lambda x: x - 1 - math.log(x),
+    }
+    name, bound = algorithm.rejection, algorithm.rejection_bound or 0.0
+    vetoed = any(ratios[t] < algorithm.correction_veto for t in sequence.trained)
+    if name == "none" or vetoed:
+        return [vetoed] * len(ratios)
+    each = [estimators[name[-2:]](ratio) for ratio in ratios]
+    trained = [each[t] for t in sequence.trained]
+    if name.startswith("token"):
+        return [value > bound for value in each]
+    if name.startswith("sequence_max"):
+        return [any(value > bound for value in trained)] * len(ratios)
+    mean = sum(trained) / max(1, len(trained))
+    return [mean > bound and (name.startswith("sequence") or sequence.advantage < 0)] * len(ratios)
 
 
 def loop(
@@ -26,10 +48,10 @@ def loop(
     ratios = [math.exp(p - mu) for p, mu in zip(sequence.logprobs, sequence.behaviour, strict=True)]
     product = math.prod(ratios[t] for t in sequence.trained)
     mean = product ** (1 / len(sequence.trained)) if sequence.trained else 1.0
-    vetoed = any(ratios[t] < algorithm.correction_veto for t in sequence.trained)
+    rejected = rejection_loop(sequence, ratios, algorithm)
     oldest = max((sequence.lags[t] for t in sequence.trained), default=0)
     result = []
-    for t, (ratio, lag) in enumerate(zip(ratios, sequence.lags, strict=True)):
+    for t, (ratio, lag, dropped) in enumerate(zip(ratios, sequence.lags, rejected, strict=True)):
         level, _, rule = algorithm.correction.partition("_")
         decay = algorithm.correction_lag_decay ** (lag if level == "token" else oldest)
         upper = 1 + (algorithm.correction_upper - 1) * decay
@@ -42,7 +64,7 @@ def loop(
             weight = min(ratio, MAX_RATIO) if level == "geometric" and carried is None else weight
             weight = weight if lower <= judged <= upper else 0.0
         scale = weight if carried is None else weight / carried[t]
-        result.append((0.0, 0.0) if vetoed else (weight, scale))
+        result.append((0.0, 0.0) if dropped else (weight, scale))
     return result
 
 
@@ -55,6 +77,8 @@ configs = st.builds(
     correction_upper=st.sampled_from([1.1, 2.0, 5.0]),
     correction_lag_decay=st.sampled_from([1.0, 0.8]),
     correction_veto=st.sampled_from([0.0, 0.3]),
+    rejection=st.sampled_from(ALGORITHM_CHOICES["algorithm.rejection"]),
+    rejection_bound=st.sampled_from([0.02, 0.2]),
 )
 
 
@@ -62,7 +86,8 @@ def correction_of(data: Ragged, algorithm: AlgorithmConfig) -> tuple[torch.Tenso
     """Weights and scale, for a loss that carries the token's own ratio unless it is reinforce."""
     log_ratio, mask = clamped_log_ratio(data.packed("logprobs"), data.packed("behaviour")), data.packed("weights") > 0
     carried = carried_ratio(log_ratio, mask, data.segment_ids, algorithm)
-    result = correct(log_ratio, carried, mask, data.segment_ids, data.packed("lags"), algorithm)
+    dropped = rejected(log_ratio, data.advantages, mask, data.segment_ids, algorithm)
+    result = correct(log_ratio, carried, dropped, mask, data.segment_ids, data.packed("lags"), algorithm)
     return result.weights, result.scale
 
 
@@ -106,7 +131,8 @@ def test_a_masked_and_a_truncated_token_are_told_apart_and_nothing_carries_a_gra
     log_ratio = torch.tensor([0.0, 1.0, -9.0], requires_grad=True)
     mask, ids, lags = torch.ones(3, dtype=torch.bool), torch.tensor([0, 1, 2]), torch.zeros(3, dtype=torch.int64)
     algorithm = AlgorithmConfig(correction="token_truncate", correction_veto=1e-3)
-    result = correct(log_ratio, None, mask, ids, lags, algorithm)
+    dropped = rejected(log_ratio, torch.ones(3), mask, ids, algorithm)
+    result = correct(log_ratio, None, dropped, mask, ids, lags, algorithm)
     assert result.truncated.tolist() == [False, True, False]
     assert result.masked.tolist() == [False, False, True]
     assert not result.weights.requires_grad
@@ -142,7 +168,8 @@ def test_a_sequence_is_never_cut_in_two_whatever_its_lags(name: str, data: Ragge
     )
     log_ratio, mask = clamped_log_ratio(data.packed("logprobs"), data.packed("behaviour")), data.packed("weights") > 0
     carried = carried_ratio(log_ratio, mask, data.segment_ids, algorithm)
-    result = correct(log_ratio, carried, mask, data.segment_ids, data.packed("lags"), algorithm)
+    dropped = torch.zeros_like(mask)
+    result = correct(log_ratio, carried, dropped, mask, data.segment_ids, data.packed("lags"), algorithm)
     for values in (result.masked, result.truncated):
         for sequence in range(len(data.sequences)):
             assert len(values[data.segment_ids == sequence].unique()) == 1
@@ -155,3 +182,12 @@ def test_a_sequence_of_several_lags_is_judged_by_its_oldest_token() -> None:
     assert weights.tolist() == [0.0] * 4
     weights, _ = correction_of(data, AlgorithmConfig(correction="geometric_truncate", **settings))
     assert weights.tolist() == pytest.approx([1 + 0.8**4] * 4)
+
+
+def test_deepseeks_mask_drops_a_sequence_that_is_both_unlikely_and_to_be_unlearned() -> None:
+    behaviour = torch.tensor([-1.0, -1.0, -1.0, -1.0, -1.0, -1.0])
+    logprobs = torch.tensor([-2.0, -1.0, -2.0, -1.0, -1.2, -1.0])  # mean log μ/π_θ of 0.5, 0.5, 0.1
+    advantages, ids = torch.tensor([-1.0, -1.0, 1.0, 1.0, -1.0, -1.0]), torch.tensor([0, 0, 1, 1, 2, 2])
+    algorithm = AlgorithmConfig(rejection="negative_sequence_k1", rejection_bound=0.3)
+    result = rejected(logprobs - behaviour, advantages, torch.ones(6, dtype=torch.bool), ids, algorithm)
+    assert result.tolist() == [True, True, False, False, False, False]

@@ -103,6 +103,11 @@ def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> Non
             ],
             "every token has lag 0, where π_prox would be μ",
         ),
+        (["algorithm.rejection=token_k3"], "algorithm.rejection=token_k3 needs algorithm.rejection_bound"),
+        (
+            ["algorithm.loss=gspo", "algorithm.rejection=token_k3", "algorithm.rejection_bound=1"],
+            "a bound for single tokens on a loss of whole sequences",
+        ),
         (["algorithm.correction_veto=1e-9"], "algorithm.correction_veto=1e-09 must be 0, or in [1e-8, 1)"),
         (["algorithm.aggregation_constant=8"], "=8 is read only with algorithm.aggregation=sequence_sum"),
         (["algorithm.overlong=penalty"], "needs algorithm.overlong_buffer_tokens in 1 … 1024"),
@@ -147,6 +152,7 @@ OTHER_VALUES = {
     "correction_upper": 5,
     "correction_lag_decay": 0.9,
     "correction_normalise": "true",
+    "rejection_bound": 0.1,
     "reference": "ema",
     "kl_estimator": "k2",
     "kl_in": "reward",
@@ -154,7 +160,14 @@ OTHER_VALUES = {
     "reference_ema_decay": 0.9,
 }
 READ = ["advantage=pass_at_k", "zero_variance=refill", "overlong=penalty", "loss=decoupled_ppo"]
-READ += ["aggregation=sequence_sum", "correction=token_mask", "kl_coef=0.1", "reference=ema"]
+READ += [
+    "aggregation=sequence_sum",
+    "correction=token_mask",
+    "rejection=token_k2",
+    "rejection_bound=1",
+    "kl_coef=0.1",
+    "reference=ema",
+]
 
 
 @pytest.mark.parametrize("key", READ_ONLY_WITH)

@@ -24,6 +24,16 @@ ALGORITHM_CHOICES: dict[str, tuple[str, ...]] = {
         "geometric_truncate",
         "geometric_mask",
     ),
+    "algorithm.rejection": (
+        "none",
+        "token_k2",
+        "token_k3",
+        "sequence_mean_k2",
+        "sequence_mean_k3",
+        "sequence_max_k2",
+        "sequence_max_k3",
+        "negative_sequence_k1",
+    ),
     "algorithm.kl_estimator": ("k1", "k2", "k3"),
     "algorithm.kl_in": ("loss", "reward"),
     "algorithm.reference": ("frozen", "ema"),
@@ -36,6 +46,7 @@ ALGORITHM_POSITIVE = (
     "algorithm.clip_upper",
     "algorithm.aggregation_constant",
     "algorithm.correction_upper",
+    "algorithm.rejection_bound",
 )
 
 ALGORITHM_NOT_NEGATIVE = (
@@ -72,6 +83,7 @@ READ_ONLY_WITH: dict[str, tuple[str, Callable[[AlgorithmConfig], bool]]] = {
         ("correction_lower", "correction_upper", "correction_lag_decay", "correction_normalise"),
         ("correction other than none", lambda algorithm: algorithm.correction != "none"),
     ),
+    "rejection_bound": ("rejection other than none", lambda algorithm: algorithm.rejection != "none"),
     **dict.fromkeys(
         ("reference", "kl_estimator", "kl_in", "kl_unbiased"),
         ("kl_coef above 0", lambda algorithm: algorithm.kl_coef > 0),
@@ -173,6 +185,14 @@ def _correction_problems(algorithm: AlgorithmConfig) -> list[str]:
             f"{chosen} with algorithm.loss=gspo: bounds for single tokens on a loss of whole sequences; "
             "set algorithm.correction=none, or one that starts with sequence or geometric"
         )
+    rejection = f"algorithm.rejection={algorithm.rejection}"
+    if algorithm.loss == "gspo" and algorithm.rejection.startswith("token_"):
+        problems.append(
+            f"{rejection} with algorithm.loss=gspo: a bound for single tokens on a loss of whole sequences; "
+            "set algorithm.rejection=sequence_mean_k3 or another of sequences"
+        )
+    if algorithm.rejection != "none" and algorithm.rejection_bound is None:
+        problems.append(f"{rejection} needs algorithm.rejection_bound, the largest divergence in nats that is trained")
     return problems
 
 

@@ -16,6 +16,7 @@ from asyncrl.algorithms.kl import KL_ESTIMATORS, unbiased
 from asyncrl.algorithms.loss import carried_ratio, policy_loss
 from asyncrl.algorithms.proximal import interpolated
 from asyncrl.algorithms.ratio import clamped_log_ratio
+from asyncrl.algorithms.rejection import rejected
 from asyncrl.algorithms.stats import policy_stats
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.learn.update.mini_batches import ActionTokens
@@ -104,4 +105,5 @@ def _log_ratio_and_correction(
             proximal = logprobs.detach() if proximal_logprobs is None else proximal_logprobs
         log_ratio, to_correct = clamped_log_ratio(logprobs, proximal), clamped_log_ratio(proximal, behaviour)
     carried = carried_ratio(log_ratio, mask, segment_ids, algorithm)
-    return log_ratio, correct(to_correct, carried, mask, segment_ids, actions.lags, algorithm)
+    dropped = rejected(to_correct, actions.advantages, mask, segment_ids, algorithm)
+    return log_ratio, correct(to_correct, carried, dropped, mask, segment_ids, actions.lags, algorithm)
