@@ -38,7 +38,7 @@ def fit(runs: Sequence[MeasuredRun], rooflines: Sequence[Timings]) -> Timings:
     for _ in range(NUM_ROUNDS):
         simulated = [_busy(run, _decoding_as(line, timings)) for run, timings in zip(runs, logged, strict=True)]
         if len(runs) == 1:
-            line = _scaled(line, measured[0] / simulated[0].per_token_s)
+            line = _scaled(line, float(measured[0]) / simulated[0].per_token_s)
         else:
             line = _least_squares(line, measured, simulated)
     return _decoding_as(line, logged[0])
