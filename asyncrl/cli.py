@@ -124,6 +124,18 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--json", action="store_true", help="for programs")
     evaluation.set_defaults(run=_eval)
 
+    plan = commands.add_parser(
+        "plan",
+        help="say how to divide GPUs between generators and learners",
+        description="Simulate every split that fits, with several staleness bounds: throughput against staleness.",
+    )
+    _add_config_arguments(plan)
+    _add_hardware_arguments(plan)
+    plan.add_argument("--gpus", type=int, required=True, metavar="N", help="to divide; on a CPU, processes")
+    plan.add_argument("--steps", type=int, default=30, metavar="N", help="of each simulation (default: %(default)s)")
+    plan.add_argument("--json", action="store_true", help="for programs")
+    plan.set_defaults(run=_plan)
+
     prepare = commands.add_parser("prepare", help="make a data set", description="Write train.parquet, test.parquet.")
     prepare.add_argument("dataset", metavar="gsm8k | arithmetic | FILE", help="FILE: with --from; a file or a folder")
     prepare.add_argument("--from", dest="layout", choices=["verl", "trl"], help="convert a data set of that trainer")
@@ -265,6 +277,25 @@ def _simulate(arguments: argparse.Namespace) -> int:
         print(to_json(run, result))  # noqa: T201
     else:
         print_run(run, result, Console())
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from asyncrl.simulate.command import inputs, require_steps
+    from asyncrl.simulate.plan import make_plan
+    from asyncrl.simulate.show_plan import plan_to_json, print_plan
+
+    require_steps(arguments.steps)
+    given = inputs(
+        arguments.runs, arguments.config, _config_file(arguments), _overrides(arguments), arguments.accelerator
+    )
+    plan = make_plan(given, arguments.gpus, arguments.steps, arguments.price)
+    if arguments.json:
+        print(plan_to_json(plan))  # noqa: T201
+    else:
+        print_plan(plan, Console())
     return 0
 
 

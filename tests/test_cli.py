@@ -146,3 +146,36 @@ def test_a_negative_seed_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["prepare", "arithmetic", "--out", "x", "--seed", "-5"])
     assert caught.value.code == cli.EXIT_BAD_INPUT
     assert "--seed: must be 0 or above" in capsys.readouterr().err
+
+
+def test_simulate_and_plan_answer_for_the_quickstart(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["simulate", *TINY, "--steps", "10", "--price", "2", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["staleness_max"] <= 2
+    assert result["dollars_per_million_tokens"] > 0
+    assert cli.main(["plan", *TINY, "--gpus", "3", "--steps", "10"]) == 0
+    assert "replay.max_staleness=" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "3"], "--steps 3: at least 10"),
+        (["--accelerator", "abacus"], "--accelerator abacus: known are h100, a100, rtx4090, cpu"),
+        (["--death", "soon"], "--death soon: give AT:FOR in seconds"),
+        (["--death", "5:0"], "--death 5:0: AT must be at least 0 and FOR above 0"),
+        (["--accelerator", "h100", "cluster.device=cpu"], "--accelerator h100 beside cluster.device=cpu"),
+    ],
+)
+def test_a_simulation_that_cannot_be_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["simulate", *TINY, *arguments]) == cli.EXIT_BAD_INPUT
+    assert message in capsys.readouterr().err
+
+
+def test_only_a_run_can_be_learned_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["simulate", "--from", "runs/taken"]) == cli.EXIT_BAD_INPUT
+    assert "--from runs/taken: no run to learn from, it has no config.yaml" in capsys.readouterr().err
+    assert cli.main(["simulate", *TINY, "--from", "runs/taken"]) == cli.EXIT_BAD_INPUT
+    assert "--from takes the run's own configuration" in capsys.readouterr().err

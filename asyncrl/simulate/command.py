@@ -51,6 +51,15 @@ def death(text: str) -> Death:
     return parsed
 
 
+def require_steps(num_steps: int) -> None:
+    """
+    Raises:
+        UserError: too few for a figure.
+    """
+    if num_steps < MIN_STEPS:
+        raise UserError(f"--steps {num_steps}: at least {MIN_STEPS}, as the first of them fill the queue")
+
+
 def simulate_once(
     given: Inputs, num_steps: int, deaths: list[Death], dollars_per_hour: float | None
 ) -> tuple[SimulatedRun, Figures]:
@@ -58,8 +67,7 @@ def simulate_once(
     Raises:
         UserError: too few steps for a figure.
     """
-    if num_steps < MIN_STEPS:
-        raise UserError(f"--steps {num_steps}: at least {MIN_STEPS}, as the first of them fill the queue")
+    require_steps(num_steps)
     timings = given.estimator.timings(given.config, given.workload)
     run = simulate(Setting(given.config, timings, given.workload, num_steps, deaths))
     return run, figures(run, dollars_per_hour)

@@ -21,7 +21,8 @@ from asyncrl.simulate.simulation import simulate
 from asyncrl.simulate.timings import Timings
 
 NUM_ROUNDS = 5
-NUM_STEPS = 40
+NUM_GROUPS = 4000
+"""Of one simulation; its lengths then average out."""
 
 
 def fit(runs: Sequence[MeasuredRun], rooflines: Sequence[Timings]) -> Timings:
@@ -37,7 +38,7 @@ def fit(runs: Sequence[MeasuredRun], rooflines: Sequence[Timings]) -> Timings:
     for _ in range(NUM_ROUNDS):
         simulated = [_busy(run, _decoding_as(line, timings)) for run, timings in zip(runs, logged, strict=True)]
         if len(runs) == 1:
-            line = _scaled(line, measured[0] / simulated[0].per_token_s)
+            line = _scaled(line, float(measured[0]) / simulated[0].per_token_s)
         else:
             line = _least_squares(line, measured, simulated)
     return _decoding_as(line, logged[0])
@@ -88,8 +89,10 @@ class _Busy:
 
 
 def _busy(run: MeasuredRun, timings: Timings) -> _Busy:
-    result = simulate(Setting(run.config, timings, run.workload, NUM_STEPS))
-    first, last = result.steps[NUM_STEPS // 4].fleet, result.steps[-1].fleet
+    steps = simulate(
+        Setting(run.config, timings, run.workload, max(20, NUM_GROUPS // run.config.learner.batch_size))
+    ).steps
+    first, last = steps[len(steps) // 4].fleet, steps[-1].fleet
     num_tokens = last.num_tokens - first.num_tokens
     num_steps = last.num_decode_steps - first.num_decode_steps
     return _Busy((last.busy_s - first.busy_s) / num_tokens, num_steps / num_tokens)

@@ -151,10 +151,15 @@ class Fleet:
         )
 
     def _event(self, generator: _Generator, number: int) -> None:
-        if generator.died_s is None and number == generator.scheduled:
+        if generator.died_s is not None or number != generator.scheduled:
+            return
+        self._changed[generator.name] = generator
+        if self._timings.reward_s > 0:
             self._advance(generator)
-            self._changed[generator.name] = generator
-            self.schedule()
+        else:  # the leases that follow are in hand before its next event is sought, not after
+            for group in generator.engine.advance(self._clock.now_s):
+                self._answer(generator, group)
+        self.schedule()
 
     def _advance(self, generator: _Generator) -> None:
         for group in generator.engine.advance(self._clock.now_s):

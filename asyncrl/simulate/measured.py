@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, fmean
 
 import numpy as np
+from numpy.typing import NDArray
 
 from asyncrl.config.load import load
 from asyncrl.config.schema import Config
@@ -26,6 +27,7 @@ WARMUP_SHARE = 0.2
 MIN_ROWS = 5
 MAX_SIGMA = 4.0
 """A lognormal's p99 is then 11,000 times its median."""
+NUM_QUANTILES = 1000
 
 
 @dataclass(frozen=True)
@@ -124,27 +126,47 @@ def _workload(run_dir: Path, config: Config, rows: Sequence[Row], no_signal_frac
 def fit_lengths(
     *, mean: float, longest: float, truncated_fraction: float, num_completions: int, max_tokens: int
 ) -> tuple[float, float]:
-    """Median and σ of the lognormal whose cut mean and whose tail are these.
+    """Median and σ of the rounded and cut lognormal that has this mean and this tail.
 
-    The tail is one point: the median of the largest of n is the quantile 0.5^(1/n); where completions were cut,
-    max_tokens is the quantile 1 − truncated_fraction.
+    The tail is the share of completions that were cut, where one in a step was; else the mean of a step's longest one.
+    Both grow with σ while the mean stays.
 
     Args:
-        longest: of `num_completions`; the mean of a step's.
+        longest: of `num_completions`; the mean over the steps.
     """
-    level, point = 0.5 ** (1 / num_completions), longest
-    if truncated_fraction * num_completions > 1:
-        level, point = 1 - truncated_fraction, float(max_tokens)
-    if point <= mean or level <= 0:
-        return mean, 0.0
-    z_of_point = NormalDist().inv_cdf(level)
-    normals = np.asarray([NormalDist().inv_cdf((i + 0.5) / 2000) for i in range(2000)])
-    low, high = 0.0, MAX_SIGMA
-    for _ in range(50):  # the mean falls as σ rises, the point staying where it is
-        sigma = (low + high) / 2
-        lengths = np.clip(point * np.exp(sigma * (normals - z_of_point)), 1, max_tokens)
-        low, high = (sigma, high) if lengths.mean() > mean else (low, sigma)
-    return point * math.exp(-sigma * z_of_point), sigma
+    normals = _normal_quantiles((np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES)
+    normals_of_longest = _normal_quantiles(((np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES) ** (1 / num_completions))
+    is_cut = truncated_fraction * num_completions > 1
+
+    def lengths(median: float, sigma: float, normals: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.clip(np.rint(median * np.exp(sigma * normals)), 1, max_tokens)
+
+    def median_of(sigma: float) -> float:
+        def mean_excess(log_median: float) -> float:
+            return float(lengths(math.exp(log_median), sigma, normals).mean()) - mean
+
+        return math.exp(_rising_root(mean_excess, 0.0, math.log(max_tokens) + 4 * sigma))
+
+    def tail_excess(sigma: float) -> float:
+        median = median_of(sigma)
+        if is_cut:
+            return float((lengths(median, sigma, normals) == max_tokens).mean()) - truncated_fraction
+        return float(lengths(median, sigma, normals_of_longest).mean()) - longest
+
+    sigma = _rising_root(tail_excess, 0.0, MAX_SIGMA)
+    return median_of(sigma), sigma
+
+
+def _rising_root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function that rises is 0, to 1e-7 of the interval; else the end that is nearer."""
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (low, middle) if function(middle) > 0 else (middle, high)
+    return (low + high) / 2
+
+
+def _normal_quantiles(levels: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray([NormalDist().inv_cdf(level) for level in levels])
 
 
 def _no_signal_fraction(ledger: Path, config: Config, rows: Sequence[Row]) -> float:

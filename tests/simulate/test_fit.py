@@ -1,0 +1,100 @@
+"""What is fitted to runs, held against simulated runs whose timings are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import fmean
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asyncrl.simulate.figures import figures
+from asyncrl.simulate.fit import fit, rescaled
+from asyncrl.simulate.measured import MeasuredRun, fit_lengths
+from asyncrl.simulate.setting import Setting
+from asyncrl.simulate.simulation import simulate
+from asyncrl.simulate.timings import Timings, Workload
+from tests.simulate.settings import TIMINGS, WORKLOAD, small_config
+
+
+def measured(timings: Timings, *overrides: str) -> MeasuredRun:
+    """What a run with these timings would have logged, with lengths and rewards of another seed."""
+    config = small_config(*overrides)
+    result = simulate(Setting(config, timings, WORKLOAD, 200, seed=5))
+    steps, shown = result.steps[50:], figures(result)
+    first, last = steps[0].fleet, steps[-1].fleet
+    return MeasuredRun(
+        config=config,
+        workload=WORKLOAD,
+        num_steps=len(steps),
+        step_s=shown.step_s,
+        samples_per_s=shown.samples_per_s,
+        staleness_mean=shown.staleness_mean,
+        staleness_max=float(shown.staleness_max),
+        learner_idle=shown.learner_idle,
+        generator_idle=shown.generator_idle,
+        tokens_per_step=fmean(step.num_tokens for step in steps),
+        train_s=fmean(step.train_s for step in steps),
+        gather_s=timings.gather_s,
+        publish_s=timings.transfer_s + timings.stall_s,
+        stall_s=timings.stall_s,
+        deliver_s=0.0,
+        save_s=0.0,
+        busy_per_token_s=(last.busy_s - first.busy_s) / (last.num_tokens - first.num_tokens),
+    )
+
+
+def test_one_run_gives_the_speed_of_decoding_when_the_roofline_has_its_proportions() -> None:
+    roofline = replace(TIMINGS, decode_base_s=0.02, decode_per_sequence_s=0.002, prefill_per_token_s=0.001)
+    fitted = fit([measured(TIMINGS)], [roofline])
+    assert fitted.decode_base_s == pytest.approx(TIMINGS.decode_base_s, rel=0.05)
+    assert fitted.decode_per_sequence_s == pytest.approx(TIMINGS.decode_per_sequence_s, rel=0.05)
+
+
+def test_runs_of_different_concurrency_give_both_parts_of_a_decode_step() -> None:
+    timings = replace(TIMINGS, prefill_per_token_s=0.0)
+    roofline = replace(timings, decode_base_s=0.003, decode_per_sequence_s=0.003)
+    runs = [measured(timings, f"generator.max_groups_in_flight={credit}") for credit in (1, 12)]
+    fitted = fit(runs, [roofline, roofline])
+    assert fitted.decode_base_s == pytest.approx(timings.decode_base_s, rel=0.1)
+    assert fitted.decode_per_sequence_s == pytest.approx(timings.decode_per_sequence_s, rel=0.1)
+
+
+def test_a_fit_predicts_a_setting_that_it_has_not_seen() -> None:
+    roofline = replace(TIMINGS, decode_base_s=0.02, decode_per_sequence_s=0.002, prefill_per_token_s=0.001)
+    fitted = fit([measured(TIMINGS)], [roofline])
+    other = small_config("generator.count=3", "replay.max_staleness=1")
+    truth = figures(simulate(Setting(other, TIMINGS, WORKLOAD, 200, seed=9)))
+    predicted = figures(simulate(Setting(other, fitted, WORKLOAD, 200)))
+    assert predicted.samples_per_s == pytest.approx(truth.samples_per_s, rel=0.1)
+    assert predicted.staleness_mean == pytest.approx(truth.staleness_mean, rel=0.15)
+
+
+def test_timings_change_with_the_roofline_of_another_configuration() -> None:
+    half = replace(TIMINGS, decode_base_s=TIMINGS.decode_base_s / 2, max_sequences=7, overlaps=False)
+    fitted = replace(TIMINGS, decode_base_s=0.5, deliver_s=0.3)
+    other = rescaled(fitted, TIMINGS, half)
+    assert other.decode_base_s == pytest.approx(0.25)
+    assert other.train_per_token_s == TIMINGS.train_per_token_s
+    assert (other.deliver_s, other.max_sequences, other.overlaps) == (0.3, 7, False)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(5, 400), st.floats(0.1, 1.5), st.sampled_from([300, 4000]))
+def test_lengths_are_found_again_from_their_mean_and_tail(median: float, sigma: float, max_tokens: int) -> None:
+    num_completions = 512
+    truth = Workload(prompt_tokens=1, length_median=median, length_sigma=sigma, max_tokens=max_tokens)
+    lengths = np.fromiter(truth.lengths(np.random.default_rng(1)), int, 200 * num_completions)
+    steps = lengths.reshape(200, num_completions)
+    found = fit_lengths(
+        mean=lengths.mean(),
+        longest=steps.max(axis=1).mean(),
+        truncated_fraction=(lengths == max_tokens).mean(),
+        num_completions=num_completions,
+        max_tokens=max_tokens,
+    )
+    again = Workload(prompt_tokens=1, length_median=found[0], length_sigma=found[1], max_tokens=max_tokens)
+    assert again.length_mean == pytest.approx(truth.length_mean, rel=0.03)
+    assert again.context_mean == pytest.approx(truth.context_mean, rel=0.1)
