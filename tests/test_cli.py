@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -179,3 +182,13 @@ def test_only_a_run_can_be_learned_from(capsys: pytest.CaptureFixture[str]) -> N
     assert "--from runs/taken: no run to learn from, it has no config.yaml" in capsys.readouterr().err
     assert cli.main(["simulate", *TINY, "--from", "runs/taken"]) == cli.EXIT_BAD_INPUT
     assert "--from takes the run's own configuration" in capsys.readouterr().err
+
+
+def test_a_stream_that_is_not_utf_8_gets_what_it_can_show(folder: Path) -> None:
+    (folder / "rows.jsonl").write_text(json.dumps({"prompt": "2 ≤ 3 → 1+1=", "answer": "2"}), encoding="utf-8")
+    arguments = ["check", "data.train=rows.jsonl", "data.eval=null", "run.eval_every=0", "data.max_prompt_tokens=20"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, "-m", "asyncrl", *arguments]
+    result = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert b"2 ? 3 ? 1+1=" in result.stdout

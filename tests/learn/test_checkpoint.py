@@ -62,6 +62,13 @@ def save_untrained(mesh: DeviceMesh, model: str, directory: Path) -> None:
     save(directory, Learner(tiny_config(model), mesh, 5), STATE)
 
 
+def save_with_a_nan(mesh: DeviceMesh, model: str, directory: Path) -> None:
+    learner = Learner(tiny_config(model), mesh, 5)
+    with torch.no_grad():
+        next(learner.policy.hf.parameters()).fill_(torch.nan)
+    save(directory, learner, STATE)
+
+
 def save_tokenizer(path: str) -> None:
     from tokenizers import Tokenizer, models
 
@@ -156,6 +163,13 @@ def test_a_checkpoint_of_another_model_is_refused(run: dict[str, Any], tmp_path:
     other = save_tiny_model(tmp_path / "other", tied=True, num_hidden_layers=3)
     message = run_ranks(1, try_to_load, other, latest(run["dir"]), EMA)[0]
     assert "is a checkpoint of another model: it has none where model.layers.2." in message
+
+
+def test_a_checkpoint_with_a_weight_that_is_no_number_is_refused_by_name(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", tied=True)
+    run_ranks(2, save_with_a_nan, model, tmp_path / "step_000002")
+    message = run_ranks(2, try_to_load, model, tmp_path / "step_000002", [])[0]
+    assert "step_000002: model.embed_tokens.weight has NaN or infinite values" in message
 
 
 def test_a_half_written_checkpoint_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
