@@ -146,7 +146,10 @@ def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("numerical", "unknown function 'numerical'; use numeric, math, format, shaped_numeric or module:function"),
+        (
+            "numerical",
+            "unknown function 'numerical'; use numeric, math, format, shaped_numeric, module:function or file.py:f",
+        ),
         (":f", "unknown function"),
         ("json:", "unknown function"),
         ("no_such_module:f", "cannot import 'no_such_module'"),
