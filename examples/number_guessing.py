@@ -2,7 +2,7 @@
 
     guess:  5  >  7  <  6               sampled: `5`, `7`, `6`; `>` and `<` say where the secret lies
 
-Four guesses find every digit, if each halves what is left. The model is warmed up on guesses drawn at random.
+Four guesses find every digit, if each halves what is left. The model is warmed up on a careless player's games.
 """
 
 import random
@@ -11,6 +11,8 @@ from asyncrl.environments.base import Action, Row, Step
 
 PROMPT = "guess:"
 MAX_TURNS = 4
+CARE = 0.3
+"""Share of the guesses in the warm-up that heed the hints; the others are any digit."""
 
 
 class NumberGuessing:
@@ -39,10 +41,13 @@ class NumberGuessing:
 def warmup_rows(rng: random.Random) -> list[tuple[str, str]]:
     """What was said and heard so far → the next guess."""
     said = []
-    for _ in range(500):
-        history = PROMPT
+    for _ in range(2000):
+        history, secret, low, high = PROMPT, rng.randrange(10), 0, 9
         for _ in range(MAX_TURNS):
-            guess = str(rng.randrange(10))
-            said.append((history, guess))
-            history += f"{guess}<eos>{rng.choice('<>')}"
+            guess = rng.randint(low, high) if rng.random() < CARE else rng.randrange(10)
+            said.append((history, str(guess)))
+            if guess == secret:
+                break
+            low, high = (max(low, guess + 1), high) if guess < secret else (low, min(high, guess - 1))
+            history += f"{guess}<eos>{'>' if guess < secret else '<'}"
     return said

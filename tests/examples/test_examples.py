@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from asyncrl.config.load import load
 from asyncrl.data.tiny_tokenizer import build_tokenizer
 from asyncrl.environments.base import Action, Row, Step
 from asyncrl.environments.resolve import environment_rows, make
+from asyncrl.errors import ConfigError
 from asyncrl.launch.check import run_check
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -43,6 +45,8 @@ def test_each_example_is_short(file: Path) -> None:
 @pytest.mark.parametrize("file", WITH_CONFIG, ids=lambda file: file.name)
 def test_each_config_is_possible_and_its_rows_and_episodes_fit(file: Path) -> None:
     config = load(file)
+    if config.environment.name.startswith("reasoning_gym:"):
+        pytest.importorskip("reasoning_gym", reason="the extra `environments` is not installed")
     run_check(config, Console(file=io.StringIO()))
     train, test, warmup = (environment_rows(config.environment, split, 0) for split in ("train", "test", "warmup"))
     tokenizer = build_tokenizer(warmup, 64)
@@ -67,3 +71,24 @@ def test_the_calculators_test_rows_are_never_trained_on() -> None:
 def test_the_number_guessing_gives_hints_until_the_secret_is_said() -> None:
     assert play("number_guessing.yaml", "6", "5", "7", "6") == [Step(">"), Step("<"), Step(reward=1.0, done=True)]
     assert play("number_guessing.yaml", "6", "55") == [Step(done=True)]
+
+
+def test_a_task_of_reasoning_gym_scores_its_own_questions() -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra `environments` is not installed")
+    environment = load(EXAMPLES / "reasoning_gym.yaml").environment
+    (question, place), *_ = environment_rows(environment, "test", 3)
+    a, sign, b = question.partition(":")[2].replace("=", "").split()
+    total = {"+": int(a) + int(b), "-": int(a) - int(b)}[sign]
+    for said, reward in [(f"{total}", 1.0), (f"it is <answer>{total}</answer>", 1.0), (f"{total + 1}", 0.0)]:
+        assert play("reasoning_gym.yaml", place, said) == [Step(reward=reward, done=True)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"name": "reasoning_gym:nothing"}, "Dataset 'nothing' not registered"), ({"args": {"foo": 1}}, "'foo'")],
+)
+def test_a_task_that_reasoning_gym_does_not_have_is_refused(changes: dict[str, Any], message: str) -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra `environments` is not installed")
+    environment = replace(load(EXAMPLES / "reasoning_gym.yaml").environment, **changes)
+    with pytest.raises(ConfigError, match=message):
+        make(environment)
