@@ -17,7 +17,6 @@ from asyncrl.environments.pool import EnvironmentPool
 from asyncrl.generate.episodes import Episodes
 from asyncrl.generate.observation_tokens import ObservationTokens
 from asyncrl.learn.update.mini_batches import mini_batches
-from asyncrl.learn.update.packing import build_micro_batch
 from asyncrl.publish.session import PublishSession
 from asyncrl.transport.messages.rollouts import LeaseGrant
 from asyncrl.transport.sockets import Network
@@ -70,7 +69,19 @@ async def play(folder: Path, gate: Path) -> tuple[Group, list[int], dict[int, fl
                 PublishSession, "learner-0", Network(), [member], publishing, "gloo", metas_of(model)
             )
             tokens = ObservationTokens(AutoTokenizer.from_pretrained(folder))
-            grant = LeaseGrant(1, 7, "train", 70, PROMPT, "", "", GROUP_SIZE, 1.0, 11, 120.0)
+            grant = LeaseGrant(
+                lease_id=1,
+                index=7,
+                kind="train",
+                row=70,
+                token_ids=PROMPT,
+                text="",
+                answer="",
+                num_samples=GROUP_SIZE,
+                temperature=1.0,
+                seed=11,
+                timeout_s=120.0,
+            )
             await asyncio.to_thread(session.send, 0, perturbed(model))
             first = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             first.load_state_dict(model.state_dict())
@@ -88,19 +99,21 @@ async def play(folder: Path, gate: Path) -> tuple[Group, list[int], dict[int, fl
 
 
 def compare(group: Group, policies: dict[int, PreTrainedModel]) -> tuple[list[int], dict[int, float]]:
-    """Through the wire, mini-batch and packing, as the learner takes it."""
+    """Through the wire and into a mini-batch, as the learner takes it."""
     header, frames = group_to_wire(group)
     arrived = group_from_wire(header, [bytes(frame) for frame in frames])
     (mini_batch,) = mini_batches(Batch(STEP, [arrived]), AlgorithmConfig(), 9, 1, 50)
-    micro_batch = build_micro_batch(mini_batch, list(range(GROUP_SIZE)), "padded")
-    actions, differences = micro_batch.actions, {}
-    for version, policy in policies.items():
-        with torch.no_grad():
-            logits = policy(input_ids=micro_batch.input_ids, attention_mask=micro_batch.attention_mask).logits
-        logprobs = logits.flatten(0, 1).log_softmax(-1)[micro_batch.indices].gather(1, actions.targets[:, None])[:, 0]
-        mine = actions.lags == STEP - version
-        assert mine.any(), f"no token of version {version}"
-        differences[version] = (logprobs - actions.behaviour_logprobs)[mine].abs().max().item()
+    actions, differences = mini_batch.actions, dict.fromkeys(policies, 0.0)
+    for i, (prompt, completion) in enumerate(zip(mini_batch.prompts, mini_batch.completions, strict=True)):
+        mine = slice(mini_batch.offsets[i], mini_batch.offsets[i + 1])
+        before = len(prompt) - 1 + mini_batch.positions[mine]
+        for version, policy in policies.items():
+            with torch.no_grad():
+                logits = policy(torch.tensor([[*prompt, *completion]])).logits[0]
+            logprobs = logits.log_softmax(-1)[before].gather(1, actions.targets[mine, None])[:, 0]
+            errors = (logprobs - actions.behaviour_logprobs[mine])[actions.lags[mine] == STEP - version].abs()
+            assert len(errors), f"no token of version {version} in completion {i}"
+            differences[version] = max(differences[version], errors.max().item())
     return actions.targets[actions.mask].tolist(), differences
 
 
