@@ -105,7 +105,7 @@ async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint:
     with ExitStack() as stack:
         stack.callback(link.close)
         stack.callback(engine.shutdown)
-        roll_out = _roll_out(config, engine, stack)
+        roll_out = roll_out_of(config, engine, stack)
         link.phase(f"warming up {name_of_engine}")
         await engine.warm_up()
         context = zmq.asyncio.Context.instance()
@@ -118,8 +118,13 @@ async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint:
         replay.close()
 
 
-def _roll_out(config: Config, engine: Engine, stack: ExitStack) -> RollOut:
-    """How this run's leases are answered; the stack closes the processes of it."""
+def roll_out_of(config: Config, engine: Engine, stack: ExitStack) -> RollOut:
+    """How leases are answered: by one completion and rewards, or by an environment's episodes.
+
+    Args:
+        config: model.path is resolved.
+        stack: closes the processes that score or play.
+    """
     if config.environment.name is None:
         from asyncrl.generate.rollout import roll_out
         from asyncrl.rewards.pool import RewardPool

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from asyncrl.config.environment import EnvironmentConfig
-from asyncrl.config.user_code import import_attribute
+from asyncrl.config.user_code import import_attribute, import_module
 from asyncrl.environments.base import Environment
 from asyncrl.errors import ConfigError
 
 Rows = list[tuple[str, str]]
+
+REASONING_GYM = "reasoning_gym:"
 
 
 def resolve(name: str) -> Callable[..., Environment]:
     """The class of that name.
 
     Raises:
-        ConfigError: it cannot be imported, or has no coroutines `reset` and `step`.
+        ConfigError: it cannot be imported, or has no coroutines `reset` and `step`; reasoning-gym is not installed.
     """
+    if name.startswith(REASONING_GYM):
+        import_module(
+            "environment.name", name, "reasoning_gym", "install the extra: pip install 'asyncrl[environments]'"
+        )
+        from asyncrl.environments.reasoning_gym import ReasoningGym
+
+        return partial(ReasoningGym, name.removeprefix(REASONING_GYM))
     found: Callable[..., Environment] = import_attribute("environment.name", name, "class", "reasoning_gym:TASK")
     for method in ("reset", "step"):
         if not inspect.iscoroutinefunction(getattr(found, method, None)):
@@ -38,7 +48,9 @@ def make(config: EnvironmentConfig) -> Environment:
     try:
         return found(**config.args)
     except Exception as error:  # a user's class may raise anything
-        raise ConfigError(f"environment.args: {config.name}(**{config.args}) failed: {error!r}") from error
+        raise ConfigError(
+            f"environment: {config.name} with environment.args={config.args} failed: {error!r}"
+        ) from error
 
 
 def environment_rows(config: EnvironmentConfig, split: Literal["train", "test", "warmup"], seed: int) -> Rows:

@@ -75,7 +75,9 @@ def advance(call: Call) -> Answer | EpisodeFailure:
     """Makes the call; after a failure, and when the episode is done, the environment is gone."""
     signal.signal(signal.SIGALRM, _on_alarm)  # anew each time: an environment may have set its own
     try:
-        environment = _episodes.pop(call.episode_id, None) or _replay(call)
+        environment = _episodes.pop(call.episode_id, None)
+        if environment is None:
+            environment = _replay(call)
         started = time.perf_counter()
         step = _next(environment, call.row, call.actions)
         elapsed_s = time.perf_counter() - started

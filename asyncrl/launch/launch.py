@@ -24,6 +24,7 @@ from asyncrl.config.schema import Config
 from asyncrl.environments.resolve import make
 from asyncrl.errors import CompleteError, RunError
 from asyncrl.generate.engines.installed import check_engine
+from asyncrl.launch.environment_trial import try_environment
 from asyncrl.launch.inputs import RunInputs, make_inputs, save_inputs
 from asyncrl.launch.resume import check_changes, find_checkpoint
 from asyncrl.launch.scale import write_address
@@ -94,6 +95,8 @@ def _prepare(config: Config, config_name: str, resume: Path | None, console: Con
             require_free_port(config.replay.port)
     console.print("reading the data and the model", highlight=False)
     inputs = make_inputs(config)
+    if config.environment.name is not None:
+        try_environment(config.environment, inputs.train[0])
     config = replace(config, model=replace(config.model, path=inputs.model_path))
     if is_local:
         _check(config, [this_node()], inputs.model_path)

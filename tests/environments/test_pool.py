@@ -131,6 +131,17 @@ def test_a_process_killed_between_two_turns_is_replaced(open_pool: Any) -> None:
     asyncio.run(play())
 
 
+def test_an_episode_stays_in_the_object_that_began_it(open_pool: Any) -> None:
+    pool = open_pool("tests.support.environment_faults:CountsItself")
+
+    async def play() -> None:
+        with pool.episode("1", ROW) as episode:
+            await episode.reset()
+            assert [(await say(episode, "x")).observation for _ in range(3)] == ["2 made"] * 3  # one of them by `start`
+
+    asyncio.run(play())
+
+
 def test_an_episode_that_is_given_up_leaves_nothing_in_its_process(open_pool: Any) -> None:
     pool = open_pool()
 

@@ -42,8 +42,8 @@ def test_a_file_and_a_module_are_found_and_take_their_arguments(tmp_path: Path) 
         ("no/such/file.py:X", {}, "there is no file .*no/such/file.py"),
         (f"{FAULTS}:Nobody", {}, "has no 'Nobody'"),
         (f"{FAULTS}:NotAsync", {}, "needs `async def reset`"),
-        (f"{FAULTS}:NeedsArguments", {}, "environment.args: .* missing 1 required positional argument: 'size'"),
-        (f"{FAULTS}:NeedsArguments", {"size": 0}, "environment.args: .*AssertionError"),
+        (f"{FAULTS}:NeedsArguments", {}, "environment: .* missing 1 required positional argument: 'size'"),
+        (f"{FAULTS}:NeedsArguments", {"size": 0}, "environment.args={'size': 0} failed: AssertionError"),
         (f"{FAULTS}:NeedsArguments", {"length": 1}, "unexpected keyword argument 'length'"),
     ],
 )

@@ -17,6 +17,9 @@ class Faulty:
         self._greeting = greeting
         self._num_steps = 0
 
+    def __len__(self) -> int:
+        return 0  # an object that is false is an environment too
+
     async def reset(self, row: Row) -> str | None:
         if row.prompt == "raises":
             raise KeyError("no such task")
@@ -61,6 +64,19 @@ async def fault(action: str) -> object:
         case "returns odd messages":
             return Step([{"role": "tool"}])
     return None
+
+
+class CountsItself(Faulty):
+    """Says how many of it were made in its process."""
+
+    num_made = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        CountsItself.num_made += 1
+
+    async def step(self, action: Action) -> Step:
+        return Step(f"{CountsItself.num_made} made")
 
 
 class Forgetful(Faulty):
