@@ -25,10 +25,7 @@ RENAMED_ENGINES = {
 
 
 def publish_problems(config: Config, device: str) -> list[str]:
-    """
-    Args:
-        device: cpu or gpu.
-    """
+    """What cannot be published, or not so, on this device: cpu or gpu."""
     problems = []
     if config.publish.transport == "nccl" and device == "cpu":
         problems.append("publish.transport=nccl needs GPUs and this run is on CPU; set publish.transport=auto")
