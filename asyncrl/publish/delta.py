@@ -44,7 +44,7 @@ def find_changes(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """As `encode`, without zlib: the header, then gaps, then low bytes, then high bytes of the differences."""
     before, after = old.view(torch.int16), new.view(torch.int16)
     changed = torch.nonzero(before != after).flatten()
-    difference = after[changed] - before[changed]  # wraps around, and back again in apply_changes
+    difference = after.gather(0, changed) - before.gather(0, changed)  # wraps around, and back again in apply_changes
     zigzag = (difference << 1) ^ (difference >> 15)
     gaps = _encode_gaps(changed)
     header = torch.full((1,), gaps.numel(), dtype=torch.int64, device=old.device).view(torch.uint8)
@@ -65,7 +65,8 @@ def apply_changes(changes: torch.Tensor, buffer: torch.Tensor) -> None:
     if len(positions) != len(low) or (len(positions) and int(positions[-1]) >= len(words)):
         raise ValueError("a delta of another bucket")
     zigzag = low.to(torch.int16) | high.to(torch.int16) << 8
-    words[positions] += (zigzag >> 1 & 0x7FFF) ^ -(zigzag & 1)
+    difference = (zigzag >> 1 & 0x7FFF) ^ -(zigzag & 1)
+    words.scatter_(0, positions, words.gather(0, positions) + difference)
 
 
 def _encode_gaps(positions: torch.Tensor) -> torch.Tensor:
@@ -79,4 +80,4 @@ def _encode_gaps(positions: torch.Tensor) -> torch.Tensor:
 def _decode_gaps(coded: torch.Tensor) -> torch.Tensor:
     """Positions of the changed words."""
     ends = torch.nonzero(coded != _ESCAPE).flatten()
-    return coded.cumsum(0, dtype=torch.int64)[ends] + torch.arange(len(ends), device=coded.device)
+    return coded.cumsum(0, dtype=torch.int64).gather(0, ends) + torch.arange(len(ends), device=coded.device)
