@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 from asyncrl.cluster.topology import Placement, Topology
 from asyncrl.config.schema import Config
 
+LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 
-def environment(placement: Placement, topology: Topology, config: Config) -> dict[str, str]:
+
+def environment(placement: Placement, topology: Topology, config: Config, spans_machines: bool) -> dict[str, str]:
     """For the process of one role; vLLM's children inherit it."""
     variables = {
         "PYTHONDONTWRITEBYTECODE": "",  # unset: without bytecode vLLM takes three times as long to start
@@ -15,6 +19,8 @@ def environment(placement: Placement, topology: Topology, config: Config) -> dic
         "VLLM_LOGGING_LEVEL": "WARNING",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
+    if not spans_machines:  # the process groups' own sockets, which know no keys
+        variables["GLOO_SOCKET_IFNAME"] = variables["NCCL_SOCKET_IFNAME"] = LOOPBACK_INTERFACE
     if topology.device == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = ""
         num_threads = config.learner.num_threads if placement.role == "learner" else 1

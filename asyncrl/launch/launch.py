@@ -63,6 +63,7 @@ def launch(config: Config, config_name: str, resume: Path | None, console: Conso
         UserError: bad input; nothing was started.
         RunError: a role failed, was silent or did not come up.
     """
+    run_dirs.keep_private()
     resume_from, state = (None, TrainerState()) if resume is None else find_checkpoint(resume)
     if resume is not None:
         check_changes(resume, config)
@@ -106,7 +107,7 @@ def _run(run: _Run, console: Console) -> int:
     logging.basicConfig(level=logging.WARNING, filename=run_dirs.log_file(run.directory, "launcher"))
     with ExitStack() as stack:
         console.print("starting Ray", highlight=False)
-        cluster = Cluster(run.config.cluster)
+        cluster = Cluster(run.config.cluster, run.directory)
         stack.callback(cluster.shutdown)
         interrupts = stack.enter_context(Interrupts())  # after Ray, which sets a handler of its own
         topology, notes = _check(run.config, [node.room for node in cluster.nodes], run.config.model.path)

@@ -48,7 +48,7 @@ class JoinInfo:
     """What a worker needs to join."""
 
     master_address: str
-    master_port: int
+    store_file: str
     rank_offset: int
     """Publish rank of the generator's first worker."""
     num_workers: int
@@ -148,7 +148,7 @@ class Receiver:
 
     def _join(self, info: JoinInfo) -> GlooGroup:
         worker = info.rank_offset + self._part
-        rendezvous = Rendezvous(info.master_address, info.master_port, info.timeout_s)
+        rendezvous = Rendezvous(info.master_address, info.store_file, info.timeout_s)
         rendezvous.announce(worker, self._slices)
         if not info.sliced:
             return rendezvous.group(group_name(0), worker, 1 + info.num_workers)

@@ -20,6 +20,7 @@ from asyncrl.publish.checksum import checksum
 from asyncrl.publish.delta import encode
 from asyncrl.publish.generator_commands import GeneratorCommands
 from asyncrl.publish.groups.gloo import GlooGroup, Rendezvous
+from asyncrl.publish.groups.store import new_store_file
 from asyncrl.publish.plan import (
     Piece,
     buckets,
@@ -32,6 +33,7 @@ from asyncrl.publish.plan import (
     whole_pieces,
 )
 from asyncrl.publish.receiver import ALL_ARRIVED, WHOLE, JoinInfo, group_name
+from asyncrl.transport.sockets import Network
 
 Tensors = Mapping[str, torch.Tensor]
 Parcel = tuple[torch.Tensor, int]
@@ -101,17 +103,18 @@ class GlooSender:
     """
 
     def __init__(
-        self, client: GeneratorCommands, host: str, config: PublishConfig, metas: Tensors, engine: str
+        self, client: GeneratorCommands, network: Network, config: PublishConfig, metas: Tensors, engine: str
     ) -> None:
         self._client = client
         self._config = config
         self._delta = engine == "gloo_delta"
         self._served: Tensors | None = None
         """What every worker has, once a transfer has succeeded."""
-        rendezvous = Rendezvous(host, 0, config.timeout_s)
+        store_file = new_store_file(network.rendezvous_dir)
+        rendezvous = Rendezvous(network.host, store_file, config.timeout_s)
         info = JoinInfo(
-            master_address=host,
-            master_port=rendezvous.port,
+            master_address=network.host,
+            store_file=store_file,
             rank_offset=1,
             num_workers=len(client.workers),
             sliced=engine != "gloo",

@@ -113,16 +113,16 @@ class PublishSession:
     def _join(self, members: list[Member]) -> None:
         self._members = members
         self._client = self._new_client()
-        self._sender: Sender | None = self._new_sender(self._network.host)
+        self._sender: Sender | None = self._new_sender()
 
-    def _new_sender(self, host: str) -> Sender:
+    def _new_sender(self) -> Sender:
         if self._engine == "nccl":
             from asyncrl.publish.vllm.nccl_sender import (
                 VllmSender,  # loads vLLM: 5 s in which a learner is not back yet
             )
 
-            return VllmSender(self._client, host, self._config, self._metas)
-        return GlooSender(self._client, host, self._config, self._metas, self._engine)
+            return VllmSender(self._client, self._network.host, self._config, self._metas)
+        return GlooSender(self._client, self._network, self._config, self._metas, self._engine)
 
     def _leave(self) -> None:
         if self._sender is not None:

@@ -20,6 +20,7 @@ from asyncrl.config.checks.algorithm import (
     algorithm_problems,
     algorithm_warnings,
 )
+from asyncrl.config.checks.cluster import cluster_problems, cluster_warnings
 from asyncrl.config.schema import Config, ReplayConfig
 from asyncrl.errors import ConfigError
 
@@ -125,6 +126,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *_sampling_problems(config),
         *_run_problems(config),
         *_device_problems(config, device),
+        *cluster_problems(config.cluster),
     ]
     if shape is not None:
         problems += _model_problems(config, shape)
@@ -277,7 +279,7 @@ def _model_problems(config: Config, shape: ModelShape) -> list[str]:
 
 
 def _warnings(config: Config, device: Device) -> list[str]:
-    warnings = algorithm_warnings(config)
+    warnings = [*algorithm_warnings(config), *cluster_warnings(config)]
     if device == "cpu" and config.model.dtype == "bfloat16":
         warnings.append("model.dtype=bfloat16 on CPU is 5 to 9 times slower than float32 without a bfloat16 ISA")
     if config.run.eval_samples > 1 and config.run.eval_temperature == 0:
@@ -290,10 +292,5 @@ def _warnings(config: Config, device: Device) -> list[str]:
         warnings.append(
             f"run.no_progress_timeout_s={config.run.no_progress_timeout_s} is not above replay.lease_timeout_s="
             f"{config.replay.lease_timeout_s}: one prompt that takes its whole time can end the run"
-        )
-    if config.cluster.share_gpu and config.generator.gpu_memory_utilization > 0.6:
-        warnings.append(
-            f"generator.gpu_memory_utilization={config.generator.gpu_memory_utilization} with cluster.share_gpu=true "
-            "leaves the learner little memory; 0.4 is a start"
         )
     return warnings

@@ -9,29 +9,26 @@ from datetime import timedelta
 
 import msgspec
 import torch
-from torch.distributed import DistStoreError, PrefixStore, ProcessGroupGloo, TCPStore
+from torch.distributed import PrefixStore, ProcessGroupGloo
 from torch.distributed.distributed_c10d import BroadcastOptions, Work
 
 from asyncrl.errors import PublishError
+from asyncrl.publish.groups.store import open_store
 from asyncrl.publish.plan import Slice
 from asyncrl.transport.sockets import LOOPBACK
 
 
 class Rendezvous:
-    """The store that learner rank 0 serves: workers leave their plans here, and the groups find their addresses.
+    """Workers leave their plans in its store, and the groups find their addresses.
 
     Args:
-        port: 0 = serve a store of our own on any free port.
+        host: of learner rank 0.
     """
 
-    def __init__(self, host: str, port: int, timeout_s: float) -> None:
+    def __init__(self, host: str, store_file: str, timeout_s: float) -> None:
         self._host = host
         self._timeout = timedelta(seconds=timeout_s)
-        self._store = TCPStore(host, port, is_master=port == 0, timeout=self._timeout, wait_for_workers=False)
-
-    @property
-    def port(self) -> int:
-        return int(self._store.port)
+        self._store = open_store(store_file, timeout_s)
 
     def announce(self, worker: int, slices: list[Slice]) -> None:
         """This worker is here, and what it keeps."""
@@ -45,7 +42,7 @@ class Rendezvous:
         """
         try:
             encoded = self._store.get(f"plan/{worker}")
-        except DistStoreError as error:
+        except RuntimeError as error:
             seconds = self._timeout.total_seconds()
             raise PublishError(f"rendezvous: {who} did not come within {seconds:.0f} s (publish.timeout_s)") from error
         return msgspec.msgpack.decode(encoded, type=list[Slice])
