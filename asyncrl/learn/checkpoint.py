@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asyncrl.errors import DataError
+from asyncrl.learn.checkpoint_reader import CheckpointPlanner, CheckpointReader
 from asyncrl.learn.policy.model import load_causal_lm_config
 from asyncrl.learn.update.step import Learner
 from asyncrl.run.metrics import Row, to_json
@@ -72,7 +73,7 @@ def load(directory: Path, learner: Learner) -> TrainerState:
     state = read_state(directory)
     tensors = _tensors(learner)
     _check_model(directory, tensors)
-    dcp.load(tensors, checkpoint_id=directory)
+    dcp.load(tensors, storage_reader=CheckpointReader(directory), planner=CheckpointPlanner())
     set_state_dict(
         learner.policy.hf,
         learner.optimizer,
@@ -103,7 +104,7 @@ def export_hf(directory: Path, model_path: str, out: Path, *, trust_remote_code:
     _check_model(directory, tensors)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as no_dist asks for
-        dcp.load(tensors, checkpoint_id=directory, no_dist=True)
+        dcp.load(tensors, storage_reader=CheckpointReader(directory), planner=CheckpointPlanner(), no_dist=True)
     model.to(config.dtype or torch.float32).save_pretrained(out)
     AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code).save_pretrained(out)
 
@@ -118,7 +119,7 @@ def _tensors(learner: Learner) -> dict[str, Any]:
 
 
 def _check_model(directory: Path, tensors: dict[str, Any]) -> None:
-    saved = dcp.FileSystemReader(directory).read_metadata().state_dict_metadata
+    saved = CheckpointReader(directory).read_metadata().state_dict_metadata
     if "reference" in tensors and not any(name.startswith("reference.") for name in saved):
         raise DataError(f"{directory} was written without an EMA reference; resume it with algorithm.reference=frozen")
     for name, tensor in tensors["model"].items():
