@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,23 +14,16 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from asyncrl.cluster.environment import environment
+from asyncrl.cluster.joined_ray import join
+from asyncrl.cluster.own_ray import OwnRay
 from asyncrl.cluster.role_actor import RoleActor
 from asyncrl.cluster.roles import RunPlan
 from asyncrl.cluster.topology import Node, Placement
 from asyncrl.config.schema import ClusterConfig
-from asyncrl.errors import ConfigError, DeadlineError, FinalError, RoleDiedError, UserError
+from asyncrl.errors import DeadlineError, FinalError, RoleDiedError, UserError
+from asyncrl.run.directory import rendezvous_dir
 from asyncrl.transport.sockets import LOOPBACK, Keys, Network
 
-OBJECT_STORE_BYTES = 128 << 20
-"""Rollouts and weights do not go through Ray; this is about the least it accepts."""
-
-RAY_SETTINGS = {"kill_worker_timeout_milliseconds": 500, "worker_niceness": 0}
-"""How long a process that is to be killed may take to answer Ray before it gets SIGKILL. A frozen one never answers.
-Ray's default is 5 s; meanwhile a publish waits for the frozen generator, and new learners wait for the old. With Ray's
-default niceness of 15, any other program on the machine would starve the roles. A cluster that is joined has its own
-settings."""
-
-PROBE_TIMEOUT_S = 5.0
 NODE_TIMEOUT_S = 2.0
 NO_ROOM = Node(num_cpus=0.0, num_gpus=0)
 
@@ -57,27 +52,25 @@ class Cluster:
     """A Ray started on this machine, or a running one that is joined.
 
     Raises:
-        ConfigError: cluster.ray_address cannot be joined.
+        ConfigError: cluster.ray_address cannot be joined, or lets everybody in.
     """
 
-    def __init__(self, config: ClusterConfig) -> None:
+    def __init__(self, config: ClusterConfig, run_dir: Path) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if config.ray_address is None:
-            own = {
-                "object_store_memory": OBJECT_STORE_BYTES,
-                "include_dashboard": False,
-                "_system_config": RAY_SETTINGS,
-            }
-            ray.init(address="local", **own, **quiet)
-        else:
-            _join(config.ray_address, quiet)
+        self._own = OwnRay(quiet) if config.ray_address is None else None
+        if config.ray_address is not None:
+            join(config.ray_address, config.allow_open_ray, quiet)
         own_id = ray.get_runtime_context().get_node_id()
         alive = _alive_nodes()
         alive.sort(key=lambda node: (node.ray_id != own_id, node.host))
         self.nodes = alive
         """The launcher's own node is first. Nodes that join are appended; nodes that leave keep their place."""
-        self._keys = Keys.generate() if len(self.nodes) > 1 else None
+        self._keys = Keys.generate()
+        self._rendezvous_dir = rendezvous_dir(run_dir)
+        shutil.rmtree(self._rendezvous_dir, ignore_errors=True)  # of an earlier launch
+        self._rendezvous_dir.mkdir(mode=0o700)
+        self._spans_machines = len({node.host for node in alive}) > 1
 
     @property
     def network(self) -> Network:
@@ -85,7 +78,7 @@ class Cluster:
         return self._network(self.nodes[0])
 
     def _network(self, node: ClusterNode) -> Network:
-        return Network(node.host if self._keys else LOOPBACK, self._keys)
+        return Network(node.host if self._spans_machines else LOOPBACK, self._keys, self._rendezvous_dir)
 
     def has_left(self, node: int) -> bool:
         """Whether this one of `nodes` has left the cluster."""
@@ -100,36 +93,36 @@ class Cluster:
         alive = {node.ray_id: node for node in _alive_nodes()}
         known = {node.ray_id for node in self.nodes}
         for node in alive.values():
-            if node.ray_id not in known and (self._keys is not None or node.host == self.nodes[0].host):
+            if node.ray_id not in known and (self._spans_machines or node.host == self.nodes[0].host):
                 self.nodes.append(node)
         return [node.room if node.ray_id in alive else NO_ROOM for node in self.nodes]
 
     def create(self, plan: RunPlan, placement: Placement) -> Any:
-        """The actor of one role, on the node that the topology chose; returns at once."""
+        """The actor of one role, on the node that the topology chose; returns at once.
+
+        Raises:
+            RunError: Ray's token is gone.
+        """
+        if self._own is not None:
+            self._own.require_token()
         node = self.nodes[placement.node]
         options = {
             "num_cpus": placement.num_cpus,
             "num_gpus": placement.num_gpus,
             "max_restarts": 0,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node.ray_id, soft=False),
-            "runtime_env": {"env_vars": environment(placement.role, plan.topology.device, plan.config)},
+            "runtime_env": {
+                "env_vars": environment(placement.role, plan.topology.device, plan.config, self._spans_machines)
+            },
         }
         actor = ray.remote(RoleActor).options(**options)
         return actor.remote(plan, placement, self._network(node))
 
     def shutdown(self) -> None:
-        ray.shutdown()
-
-
-def _join(address: str, options: dict[str, Any]) -> None:
-    """Connects to a running cluster; probes it first, since Ray ends this process when nobody answers there."""
-    host, _, port = address.rpartition(":")
-    try:
-        if port.isdigit():
-            socket.create_connection((host, int(port)), timeout=PROBE_TIMEOUT_S).close()
-        ray.init(address=address, **options)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cluster.ray_address={address}: no Ray cluster answers there: {error}") from error
+        if self._own is None:
+            ray.shutdown()
+        else:
+            self._own.shutdown()
 
 
 def ask(actor: Any, method: str, timeout_s: float, name: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket as stdlib_socket
 import sys
 import time
 
@@ -14,7 +13,7 @@ from asyncrl.cluster.child_reaper import watch_over_this_process
 from asyncrl.cluster.roles import RunPlan, run_generator, run_learner, run_replay
 from asyncrl.cluster.topology import Placement
 from asyncrl.errors import ConfigError
-from asyncrl.run.directory import PROCESS_LINE, log_file
+from asyncrl.run.directory import PROCESS_LINE, keep_private, log_file
 from asyncrl.run.lock import share_lock
 from asyncrl.transport.sockets import Network, bind
 
@@ -34,6 +33,7 @@ class RoleActor:
         self._placement = placement
         self._network = network
         self._socket: zmq.Socket | None = None
+        keep_private()
         watch_over_this_process()
         share_lock(plan.run_dir)
         _write_output_to(plan, placement.name)
@@ -60,12 +60,6 @@ class RoleActor:
                 if time.monotonic() > deadline_s:
                     raise
                 time.sleep(0.1)
-
-    def rendezvous(self) -> str:
-        """Where the learner ranks meet: an address on rank 0's node with a port that is free now."""
-        with stdlib_socket.socket() as probe:
-            probe.bind((self._network.host, 0))
-            return f"tcp://{self._network.host}:{probe.getsockname()[1]}"
 
     def run(self, replay_endpoint: str, rendezvous: str, num_restarts: int) -> None:
         """Until the role ends; an error is logged here and raised to the launcher.

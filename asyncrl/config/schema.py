@@ -237,6 +237,8 @@ class ClusterConfig:
     """cpu | gpu | auto (gpu when this machine or the Ray cluster has one)."""
     ray_address: str | None = None
     """null = a Ray of its own on this machine; `auto` or host:port = join a running cluster."""
+    allow_open_ray: bool = False
+    """Join a cluster that asks for no token. Whoever reaches its ports can then run code as you."""
     share_gpu: bool = False
     """Put the one generator and the one learner on the same GPU (published over gloo)."""
 

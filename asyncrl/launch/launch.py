@@ -73,6 +73,7 @@ def launch(config: Config, config_name: str, resume: Path | None, console: Conso
         UserError: bad input; nothing was started.
         RunError: a role failed, was silent or did not come up.
     """
+    run_dirs.keep_private()
     with ExitStack() as stack:
         run = _prepare(config, config_name, resume, console, stack)
         return Ended(run.directory, _run(run, console))
@@ -134,7 +135,7 @@ def _run(run: _Run, console: Console) -> Outcome:
     with ExitStack() as stack:
         console.print("starting Ray", highlight=False)
         with Interrupts() as early:  # Ray swallows an interrupt now and then, and sets a handler of its own
-            cluster = Cluster(run.config.cluster)
+            cluster = Cluster(run.config.cluster, run.directory)
         stack.callback(cluster.shutdown)
         if early.count:
             raise KeyboardInterrupt

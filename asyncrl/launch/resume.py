@@ -11,7 +11,7 @@ from asyncrl.config.paths import with_absolute_paths
 from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.ledger.store import LedgerStore
-from asyncrl.run.directory import ledger_file
+from asyncrl.run.directory import ledger_file, require_own
 from asyncrl.run.metrics import FILE_NAME as METRICS_FILE
 from asyncrl.run.metrics import last_step
 from asyncrl.run.trainer_state import TrainerState, latest, read_state
@@ -42,11 +42,12 @@ def find_checkpoint(run_dir: Path) -> tuple[Path | None, TrainerState]:
     """Where a run goes on: its latest checkpoint, or (None and zeros) its beginning.
 
     Raises:
-        ConfigError: no run directory.
+        ConfigError: no run directory, or not the user's own.
         DataError: its ledger is missing, though it made steps, or lacks a batch that was taken after the checkpoint.
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"--resume {run_dir}: no run directory (it has no config.yaml)")
+    require_own(run_dir)
     checkpoint = latest(run_dir)
     state = TrainerState() if checkpoint is None else read_state(checkpoint)
     if checkpoint is None and last_step(run_dir / METRICS_FILE) < 0 and not ledger_file(run_dir).exists():

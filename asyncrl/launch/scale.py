@@ -13,6 +13,7 @@ import msgspec
 import zmq
 
 from asyncrl.errors import ConfigError, DeadlineError
+from asyncrl.run.directory import require_own
 from asyncrl.transport.messages.publishing import Failed
 from asyncrl.transport.messages.scaling import Scale, Scaled
 from asyncrl.transport.sockets import Keys, Network, connect
@@ -41,12 +42,13 @@ def scale(run_dir: Path, num_generators: int) -> str:
     """Asks the launcher of a live run; returns its answer.
 
     Raises:
-        ConfigError: no run is live there, or it refuses.
+        ConfigError: no run of this user is live there, or it refuses.
         DeadlineError: the launcher does not answer.
     """
     file = _file(run_dir)
     if not file.is_file():
         raise ConfigError(f"{run_dir}: no run is live there (it has no {file.name})")
+    require_own(run_dir)
     address = msgspec.json.decode(file.read_bytes(), type=Address)
     context: zmq.Context = zmq.Context.instance()
     socket = connect(context, Network(keys=address.keys), address.endpoint, f"scale-{os.getpid()}")

@@ -35,6 +35,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
 from asyncrl.errors import DataError, FinalError
+from asyncrl.learn.checkpoint_reader import CheckpointPlanner, CheckpointReader
 from asyncrl.learn.policy.model import load_causal_lm_config
 from asyncrl.learn.update.step import Learner
 from asyncrl.run.metrics import Row, to_json
@@ -93,7 +94,7 @@ def load(directory: Path, learner: Learner) -> TrainerState:
     state = read_state(directory)
     tensors = _tensors(learner)
     _check_model(directory, tensors)
-    dcp.load(tensors, checkpoint_id=directory)
+    dcp.load(tensors, storage_reader=CheckpointReader(directory), planner=CheckpointPlanner())
     set_state_dict(
         learner.policy.hf,
         learner.optimizer,
@@ -125,7 +126,7 @@ def export_hf(directory: Path, model_path: str, out: Path, *, trust_remote_code:
     _check_model(directory, tensors)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as no_dist asks for
-        dcp.load(tensors, checkpoint_id=directory, no_dist=True)
+        dcp.load(tensors, storage_reader=CheckpointReader(directory), planner=CheckpointPlanner(), no_dist=True)
     if any(not torch.equal(value, tensors["model"][name]) for name, value in model.state_dict().items()):
         # The folder calls tied what it stores apart; transformers then loads, and the run trained, two tensors.
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
@@ -158,7 +159,7 @@ def _tensors(learner: Learner) -> dict[str, Any]:
 
 
 def _check_model(directory: Path, tensors: dict[str, Any]) -> None:
-    saved = dcp.FileSystemReader(directory).read_metadata().state_dict_metadata
+    saved = CheckpointReader(directory).read_metadata().state_dict_metadata
     if "reference" in tensors and not any(name.startswith("reference.") for name in saved):
         raise DataError(f"{directory} was written without an EMA reference; resume it with algorithm.reference=frozen")
     for name, tensor in tensors["model"].items():

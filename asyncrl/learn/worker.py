@@ -44,15 +44,14 @@ def init_ranks(rank: int, world_size: int, rendezvous: str, on_gpu: bool, step_t
     """Joins the learners' process group.
 
     Args:
-        rendezvous: `tcp://host:port` that rank 0 serves.
+        rendezvous: a file of this group alone, which every rank sees. There is no store on a port: torch's answers
+            whoever connects.
     """
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        init_method=rendezvous,
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=3 * step_timeout_s + RANK_MARGIN_S),
-    )
+    timeout = timedelta(seconds=3 * step_timeout_s + RANK_MARGIN_S)
+    store = dist.FileStore(rendezvous, world_size)
+    store.set_timeout(timeout)
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 class LearnerWorker:

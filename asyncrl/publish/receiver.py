@@ -51,7 +51,7 @@ class JoinInfo:
     """What a worker needs to join."""
 
     master_address: str
-    master_port: int
+    store_file: str
     rank_offset: int
     """Publish rank of the generator's first worker."""
     num_workers: int
@@ -159,7 +159,7 @@ class Receiver:
 
     def _join(self, info: JoinInfo) -> Group:
         worker = info.rank_offset + self._part
-        rendezvous = Rendezvous(info.master_address, info.master_port, info.timeout_s)
+        rendezvous = Rendezvous(info.master_address, info.store_file, info.timeout_s)
         rendezvous.announce(worker, self._slices)
         if not info.sliced:
             name, rank, num_workers = group_name(0), worker, info.num_workers

@@ -21,6 +21,7 @@ from asyncrl.publish.delta import encode
 from asyncrl.publish.generator_commands import GeneratorCommands
 from asyncrl.publish.groups.base import Group, Transfer, device_of
 from asyncrl.publish.groups.rendezvous import Rendezvous
+from asyncrl.publish.groups.store import new_store_file
 from asyncrl.publish.plan import (
     Piece,
     buckets,
@@ -34,6 +35,7 @@ from asyncrl.publish.plan import (
 )
 from asyncrl.publish.receiver import ALL_ARRIVED, WHOLE, JoinInfo, group_name
 from asyncrl.publish.streams import own_stream
+from asyncrl.transport.sockets import Network
 
 Tensors = Mapping[str, torch.Tensor]
 Parcel = tuple[torch.Tensor, int]
@@ -105,7 +107,7 @@ class Sender:
         PublishError: a generator did not join.
     """
 
-    def __init__(self, client: GeneratorCommands, host: str, config: PublishConfig, metas: Tensors) -> None:
+    def __init__(self, client: GeneratorCommands, network: Network, config: PublishConfig, metas: Tensors) -> None:
         transport: PublishTransport = "nccl" if config.transport == "nccl" else "gloo"
         self._client = client
         self._config = config
@@ -113,10 +115,11 @@ class Sender:
         self._device = device_of(transport)
         self._served: Tensors | None = None
         """What every worker has, once a transfer has succeeded."""
-        rendezvous = Rendezvous(host, 0, config.timeout_s)
+        store_file = new_store_file(network.rendezvous_dir)
+        rendezvous = Rendezvous(network.host, store_file, config.timeout_s)
         info = JoinInfo(
-            master_address=host,
-            master_port=rendezvous.port,
+            master_address=network.host,
+            store_file=store_file,
             rank_offset=1,
             num_workers=len(client.workers),
             transport=transport,

@@ -102,7 +102,7 @@ class PublishSession:
     def _join(self, members: list[Member]) -> None:
         self._members = members
         self._client = self._new_client()
-        self._sender = Sender(self._client, self._network.host, self._config, self._metas)
+        self._sender = Sender(self._client, self._network, self._config, self._metas)
 
     def _leave(self) -> None:
         if self._sender is not None:

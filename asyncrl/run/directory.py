@@ -7,6 +7,7 @@ runs/NAME/
   metrics.jsonl, tensorboard/
   checkpoints/step_*/
   logs/ROLE.log
+  rendezvous/               files in which process groups meet
   lock                      held while any process of the run lives
   launcher.lock             held while its launcher lives
   control.json              while the run is live: where its launcher listens
@@ -60,6 +61,24 @@ def create(config: Config, config_name: str) -> Path:
     return path.resolve()
 
 
+def keep_private() -> None:
+    """What this process and its children make from here on, files and Unix sockets, is the user's alone."""
+    os.umask(0o077)
+
+
+def require_own(run_dir: Path) -> None:
+    """Refuses a run directory that somebody else could have filled: its checkpoints and settings would be theirs.
+
+    Raises:
+        ConfigError: another user owns it, or others may write to it.
+    """
+    status = run_dir.stat()
+    if status.st_uid != os.getuid():
+        raise ConfigError(f"{run_dir} belongs to another user (uid {status.st_uid}); use a run directory of your own")
+    if status.st_mode & 0o022:
+        raise ConfigError(f"{run_dir}: others may write to it; look what is in it, then chmod go-w {run_dir}")
+
+
 def save_config(run_dir: Path, config: Config) -> None:
     """With whole paths, so that the run can be resumed and exported from any folder."""
     (run_dir / "config.yaml").write_text(to_yaml(with_absolute_paths(config)))
@@ -75,6 +94,10 @@ def eval_file(run_dir: Path) -> Path:
 
 def ledger_file(run_dir: Path) -> Path:
     return run_dir / "ledger.sqlite"
+
+
+def rendezvous_dir(run_dir: Path) -> Path:
+    return run_dir / "rendezvous"
 
 
 def lock_file(run_dir: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import Counter
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 from asyncrl.cluster.ray_cluster import Cluster, Failure, RoleProcess, ask, failure_of, has_ended, kill
 from asyncrl.cluster.roles import RunPlan
 from asyncrl.cluster.topology import Placement
+from asyncrl.run.directory import rendezvous_dir
 from asyncrl.run.trainer_state import TrainerState, latest, read_state
 from asyncrl.transport.control_server import ControlServer
 
@@ -22,8 +24,8 @@ class Processes:
         self._cluster = cluster
         self._control = control
         self._processes: dict[str, RoleProcess] = {}
-        self._endpoints: tuple[str, Any] = ("", "")
-        """Of replay, and where the learner ranks meet (a reference to it after a restart)."""
+        self._endpoints = ("", "")
+        """Of replay, and the file in which the learner ranks meet."""
         self._num_restarts: Counter[str] = Counter()
         """Of replay and the learners: 0 for the first."""
         self.told_to_end: set[str] = set()
@@ -40,8 +42,7 @@ class Processes:
         actors = {placement.name: self._cluster.create(self._plan, placement) for placement in placements}
         timeout_s = self._plan.config.run.startup_timeout_s
         replay_endpoint = ask(actors["replay"], "bind_replay", timeout_s, "replay")
-        rendezvous = ask(actors["learner-0"], "rendezvous", timeout_s, "learner-0")
-        self._endpoints = (replay_endpoint, rendezvous)
+        self._endpoints = (replay_endpoint, self._new_rendezvous())
         for placement in placements:
             self._run(placement, actors[placement.name])
 
@@ -61,14 +62,15 @@ class Processes:
         state = TrainerState() if checkpoint is None else read_state(checkpoint)
         plan = replace(self._plan, resume_from=checkpoint, state=state)
         actors = [self._cluster.create(plan, placement) for placement in placements]
-        rendezvous = next(
-            actor for actor, placement in zip(actors, placements, strict=True) if placement.rank == 0
-        ).rendezvous.remote()
-        self._endpoints = (self._endpoints[0], rendezvous)
+        self._endpoints = (self._endpoints[0], self._new_rendezvous())
         for placement, actor in zip(placements, actors, strict=True):
             self._control.expect_restart(placement.name)
             self._num_restarts[placement.name] += 1
             self._run(placement, actor)
+
+    def _new_rendezvous(self) -> str:
+        """For one life of the learners; torch makes the file, and would take an old one's contents for its own."""
+        return str(rendezvous_dir(self._plan.run_dir) / f"learners-{secrets.token_hex(8)}")
 
     def _run(self, placement: Placement, actor: Any) -> None:
         ended = actor.run.remote(*self._endpoints, self._num_restarts[placement.name])

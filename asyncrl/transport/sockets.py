@@ -1,14 +1,15 @@
 """ZeroMQ sockets: who binds, who connects, and with which keys.
 
 Servers are ROUTERs and bind; clients are DEALERs, whose identity is their role's name. On one machine everything stays
-on loopback. As soon as a run spans machines, every socket uses CURVE with keys made for this run alone; Ray, which
-places the roles, carries them.
+on loopback. A run's sockets use CURVE, on loopback too, with keys made for this run alone; Ray, which places the roles,
+carries them.
 """
 
 from __future__ import annotations
 
 import socket as stdlib_socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import zmq
@@ -50,7 +51,9 @@ class Network:
     host: str = LOOPBACK
     """The address that this role's servers bind and announce."""
     keys: Keys | None = None
-    """None = loopback only, in the clear."""
+    """None = loopback only, in the clear: for tests and benchmarks."""
+    rendezvous_dir: Path | None = None
+    """Where process groups meet: a folder that only the user can open, and that every role sees."""
 
     def __post_init__(self) -> None:
         assert self.keys is not None or self.host == LOOPBACK, "a socket that leaves loopback needs keys"

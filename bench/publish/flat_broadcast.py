@@ -8,6 +8,7 @@ import time
 import torch
 
 from asyncrl.publish.groups.rendezvous import Rendezvous
+from asyncrl.publish.groups.store import new_store_file
 from asyncrl.transport.sockets import LOOPBACK
 
 CPU = torch.device("cpu")
@@ -21,12 +22,13 @@ class FlatBroadcast:
     """
 
     def __init__(self, num_bytes: int, num_receivers: int, timeout_s: float) -> None:
-        rendezvous = Rendezvous(LOOPBACK, 0, timeout_s)
+        store_file = new_store_file(None)
+        rendezvous = Rendezvous(LOOPBACK, store_file, timeout_s)
         self._num_receivers = num_receivers
         self._buffer = torch.ones(num_bytes, dtype=torch.uint8)
         context = multiprocessing.get_context("spawn")
         self._receivers = [
-            context.Process(target=_receive, args=(rendezvous.port, rank, num_receivers, num_bytes, timeout_s))
+            context.Process(target=_receive, args=(store_file, rank, num_receivers, num_bytes, timeout_s))
             for rank in range(1, 1 + num_receivers)
         ]
         for receiver in self._receivers:
@@ -51,8 +53,8 @@ class FlatBroadcast:
         return time.perf_counter() - start_s
 
 
-def _receive(port: int, rank: int, num_receivers: int, num_bytes: int, timeout_s: float) -> None:
-    group = Rendezvous(LOOPBACK, port, timeout_s).group("gloo", CPU, "flat", rank, 1 + num_receivers)
+def _receive(store_file: str, rank: int, num_receivers: int, num_bytes: int, timeout_s: float) -> None:
+    group = Rendezvous(LOOPBACK, store_file, timeout_s).group("gloo", CPU, "flat", rank, 1 + num_receivers)
     buffer = torch.empty(num_bytes, dtype=torch.uint8)
     while True:  # until it is killed
         group.broadcast(buffer).wait()

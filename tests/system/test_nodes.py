@@ -38,7 +38,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 @contextmanager
 def launched_on(cluster: Cluster, folder: Path) -> Iterator[Launched]:
     run_dir, output_file = folder / "run", folder / "output.txt"
-    settings = [f"cluster.ray_address={cluster.address}", *quick(100_000, "run.eval_every=0", STAND_IN)]
+    settings = [
+        f"cluster.ray_address={cluster.address}",
+        "cluster.allow_open_ray=true",
+        *quick(100_000, "run.eval_every=0", STAND_IN),
+    ]
     command = [sys.executable, "-m", "asyncrl", "launch", "--run-dir", str(run_dir), *settings]
     with output_file.open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asyncrl.config.checks.algorithm import algorithm_problems
+from asyncrl.config.checks.cluster import cluster_problems
 from asyncrl.config.checks.data import data_problems
 from asyncrl.config.checks.devices import Device, device_problems
 from asyncrl.config.checks.environment import environment_problems
@@ -49,6 +50,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *run_problems(config),
         *data_problems(config.data),
         *device_problems(config, device),
+        *cluster_problems(config.cluster),
         *publish_problems(config, device),
     ]
     if shape is not None:

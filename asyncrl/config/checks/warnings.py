@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from asyncrl.config.checks.algorithm import algorithm_warnings
+from asyncrl.config.checks.cluster import cluster_warnings
 from asyncrl.config.checks.devices import Device
 from asyncrl.config.schema import Config
 
 
 def config_warnings(config: Config, device: Device) -> list[str]:
-    warnings = algorithm_warnings(config)
+    warnings = [*algorithm_warnings(config), *cluster_warnings(config)]
     if device == "cpu" and config.model.dtype == "bfloat16":
         warnings.append("model.dtype=bfloat16 on CPU is 5 to 9 times slower than float32 without a bfloat16 ISA")
     if config.run.eval_samples > 1 and config.run.eval_temperature == 0:
@@ -21,10 +22,5 @@ def config_warnings(config: Config, device: Device) -> list[str]:
         warnings.append(
             f"run.no_progress_timeout_s={config.run.no_progress_timeout_s} is not above replay.lease_timeout_s="
             f"{config.replay.lease_timeout_s}: one prompt that takes its whole time can end the run"
-        )
-    if config.cluster.share_gpu and config.generator.gpu_memory_utilization > 0.6:
-        warnings.append(
-            f"generator.gpu_memory_utilization={config.generator.gpu_memory_utilization} with cluster.share_gpu=true "
-            "leaves the learner little memory; 0.4 is a start"
         )
     return warnings

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import msgspec
 import torch
-from torch.distributed import DistStoreError, PrefixStore, TCPStore
+from torch.distributed import PrefixStore
 
 from asyncrl.config.checks.publish import PublishTransport
 from asyncrl.errors import PublishError
 from asyncrl.publish.groups.base import Group
 from asyncrl.publish.groups.gloo import GlooGroup
 from asyncrl.publish.groups.nccl import NcclGroup
+from asyncrl.publish.groups.store import open_store
 from asyncrl.publish.plan import Slice
 
 
 class Rendezvous:
-    """A client of the store, which learner rank 0 serves.
+    """One member's end of the store.
 
     Args:
-        port: 0 = serve a store of our own on any free port.
+        host: of learner rank 0.
+        store_file: a file of this group alone, which every member sees.
         timeout_s: longest wait for another member, here and in each group.
     """
 
-    def __init__(self, host: str, port: int, timeout_s: float) -> None:
+    def __init__(self, host: str, store_file: str, timeout_s: float) -> None:
         self._host = host
         self._timeout_s = timeout_s
-        timeout = timedelta(seconds=timeout_s)
-        self._store = TCPStore(host, port, is_master=port == 0, timeout=timeout, wait_for_workers=False)
-
-    @property
-    def port(self) -> int:
-        return int(self._store.port)
+        self._store = open_store(store_file, timeout_s)
 
     def announce(self, worker: int, slices: list[Slice]) -> None:
         """This worker is here, and what it keeps."""
@@ -46,7 +41,7 @@ class Rendezvous:
         """
         try:
             encoded = self._store.get(f"plan/{worker}")
-        except DistStoreError as error:
+        except RuntimeError as error:
             raise PublishError(
                 f"rendezvous: {who} did not come within {self._timeout_s:.0f} s (publish.timeout_s)"
             ) from error

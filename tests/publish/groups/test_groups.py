@@ -14,6 +14,7 @@ from asyncrl.config.checks.publish import PublishTransport
 from asyncrl.publish.groups import nccl as nccl_group
 from asyncrl.publish.groups.base import Group, device_of
 from asyncrl.publish.groups.rendezvous import Rendezvous
+from asyncrl.publish.groups.store import new_store_file
 from asyncrl.transport.sockets import LOOPBACK
 from tests.support import nccl
 
@@ -29,8 +30,8 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def members(transport: PublishTransport, num_members: int, timeout_s: float = TIMEOUT_S) -> list[Callable[[], Group]]:
     """Each makes its own end, in a thread of its own: over gloo that waits for the others."""
-    server = Rendezvous(LOOPBACK, 0, timeout_s)
-    clients = [server, *(Rendezvous(LOOPBACK, server.port, timeout_s) for _ in range(num_members - 1))]
+    file = new_store_file(None)
+    clients = [Rendezvous(LOOPBACK, file, timeout_s) for _ in range(num_members)]
     return [
         lambda rank=rank, client=client: client.group(transport, CPU, "test", rank, num_members)
         for rank, client in enumerate(clients)
