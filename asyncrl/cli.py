@@ -10,15 +10,15 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 
+from asyncrl.cli_arguments import DEFAULT_CONFIG, build_parser
 from asyncrl.errors import CompleteError, RunError, UserError
 
 EXIT_RUN_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-DEFAULT_CONFIG = "quickstart.yaml"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,13 +26,13 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a stream that is not UTF-8 gets what it can show
-    parser = _parser()
+    parser = build_parser()
     arguments = _parse(parser, argv)
-    if arguments.run is None:
+    if arguments.command is None:
         parser.print_help()
         return EXIT_BAD_INPUT
     try:
-        return int(arguments.run(arguments))
+        return COMMANDS[arguments.command](arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_BAD_INPUT
@@ -52,126 +52,6 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.
     if rest:
         arguments.overrides += rest
     return arguments
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="asyncrl", description="Asynchronous off-policy actor-learner for LLM reinforcement learning."
-    )
-    parser.add_argument("--version", action="version", version=f"asyncrl {version('asyncrl')}")
-    parser.set_defaults(run=None)
-    commands = parser.add_subparsers(metavar="COMMAND")
-
-    launch = commands.add_parser("launch", help="train", description="Train, from a configuration.")
-    _add_config_arguments(launch)
-    launch.add_argument("--run-dir", type=Path, help="the run's directory (default: runs/CONFIG-TIME)")
-    launch.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run from its latest checkpoint")
-    launch.add_argument(
-        "--resume-or-start",
-        type=Path,
-        metavar="DIR",
-        help="go on with the run in DIR, or start it there; for a batch system that gives the same command again",
-    )
-    launch.set_defaults(run=_launch)
-
-    scale = commands.add_parser("scale", help="change the number of generators of a run that is live")
-    scale.add_argument("run_dir", type=Path, metavar="RUN", help="the run's directory")
-    scale.add_argument("--generators", type=int, required=True, metavar="N")
-    scale.set_defaults(run=_scale)
-
-    report = commands.add_parser("report", help="say what became of a run's prompts, tokens and time")
-    report.add_argument("run_dir", type=Path, metavar="RUN", help="the run's directory; it may be live")
-    report.add_argument("--json", action="store_true", help="for programs")
-    report.set_defaults(run=_report)
-
-    check = commands.add_parser(
-        "check",
-        help="say what a configuration would do, and whether it can",
-        description="Say whether a configuration can run, where its roles go, its staleness bound and its memory.",
-    )
-    _add_config_arguments(check)
-    check.add_argument("--show-config", action="store_true", help="print the whole resolved configuration as well")
-    check.set_defaults(run=_check)
-
-    simulate = commands.add_parser(
-        "simulate",
-        help="say how fast a configuration would run",
-        description="Run a configuration on a virtual clock: throughput, idle time and staleness, without GPUs.",
-    )
-    _add_config_arguments(simulate)
-    _add_hardware_arguments(simulate)
-    simulate.add_argument("--steps", type=int, default=100, metavar="N", help="simulated steps (default: %(default)s)")
-    simulate.add_argument(
-        "--death",
-        action="append",
-        default=[],
-        metavar="AT:FOR",
-        help="a generator dies at AT s and is back FOR s later",
-    )
-    simulate.add_argument("--json", action="store_true", help="for programs")
-    simulate.set_defaults(run=_simulate)
-
-    evaluation = commands.add_parser(
-        "eval",
-        help="say how good a model, a run or a checkpoint is",
-        description="Sample and score completions of every prompt of data files; key=value stands before --data.",
-    )
-    evaluation.add_argument("model", metavar="MODEL|RUN|CHECKPOINT", help="a run stands for its latest checkpoint")
-    evaluation.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration")
-    evaluation.add_argument("--data", nargs="+", required=True, metavar="FILE", help="as for data.eval")
-    evaluation.add_argument("-k", nargs="+", type=int, default=[], metavar="K", help="of pass@k and maj@k")
-    evaluation.add_argument("--answers", type=Path, metavar="FILE", help="a new .parquet file for every completion")
-    evaluation.add_argument("--json", action="store_true", help="for programs")
-    evaluation.set_defaults(run=_eval)
-
-    plan = commands.add_parser(
-        "plan",
-        help="say how to divide GPUs between generators and learners",
-        description="Simulate every split that fits, with several staleness bounds: throughput against staleness.",
-    )
-    _add_config_arguments(plan)
-    _add_hardware_arguments(plan)
-    plan.add_argument("--gpus", type=int, required=True, metavar="N", help="to divide; on a CPU, processes")
-    plan.add_argument("--steps", type=int, default=30, metavar="N", help="of each simulation (default: %(default)s)")
-    plan.add_argument("--json", action="store_true", help="for programs")
-    plan.set_defaults(run=_plan)
-
-    prepare = commands.add_parser("prepare", help="make a data set", description="Write train.parquet, test.parquet.")
-    prepare.add_argument("dataset", metavar="gsm8k | arithmetic | FILE", help="FILE: with --from; a file or a folder")
-    prepare.add_argument("--from", dest="layout", choices=["verl", "trl"], help="convert a data set of that trainer")
-    prepare.add_argument("--source", help="gsm8k: a folder with train.jsonl and test.jsonl, or a hub name")
-    prepare.add_argument("--out", type=Path, required=True, metavar="DIR")
-    prepare.add_argument("--seed", type=_not_negative, default=0, help="arithmetic: of the rows")
-    prepare.set_defaults(run=_prepare)
-
-    export = commands.add_parser("export", help="turn a checkpoint into a Hugging Face folder")
-    export.add_argument("checkpoint", type=Path, help="RUN (its latest checkpoint) or RUN/checkpoints/step_N")
-    export.add_argument("--out", type=Path, required=True, metavar="DIR")
-    export.set_defaults(run=_export)
-    return parser
-
-
-def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, help=f"YAML file (default: configs/{DEFAULT_CONFIG})")
-    parser.add_argument("--generators", type=int, metavar="N", help="same as generator.count=N")
-    parser.add_argument("--learners", type=int, metavar="M", help="same as learner.count=M")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration")
-
-
-def _add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--from",
-        dest="runs",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="RUN",
-        help="runs on this hardware: their rates and lengths, and the configuration of the first",
-    )
-    parser.add_argument(
-        "--accelerator", metavar="NAME", help="h100 | a100 | rtx4090 | cpu (default: by cluster.device)"
-    )
-    parser.add_argument("--price", type=float, metavar="DOLLARS", help="of all the hardware for an hour")
 
 
 def _launch(arguments: argparse.Namespace) -> int:
@@ -237,13 +117,6 @@ def _check(arguments: argparse.Namespace) -> int:
 
     run_check(config, Console(), show_config=arguments.show_config)
     return 0
-
-
-def _not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("must be 0 or above")
-    return number
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -338,3 +211,16 @@ def _config_file(arguments: argparse.Namespace) -> Path:
     package = Path(__file__).parent
     installed = package / "configs" / DEFAULT_CONFIG
     return installed if installed.is_file() else package.parent / "configs" / DEFAULT_CONFIG
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "launch": _launch,
+    "scale": _scale,
+    "report": _report,
+    "check": _check,
+    "simulate": _simulate,
+    "eval": _eval,
+    "plan": _plan,
+    "prepare": _prepare,
+    "export": _export,
+}

@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "asyncrl"
 
 LAYERS = [
-    {"types", "errors"},
+    {"types", "errors", "cli_arguments"},
     {"transport"},
     {"config"},
     {"data", "rewards", "algorithms", "environments", "ledger", "publish", "run"},
