@@ -79,6 +79,8 @@ class Group:
     """[G]: ended by the length limit rather than by EOS."""
     sample_text: str = ""
     """The first completion as text, for people."""
+    term_means: dict[str, float] = field(default_factory=dict)
+    """Mean score of each reward term over the scored completions, by its label, where there are several terms."""
 
     @property
     def size(self) -> int:

@@ -71,6 +71,7 @@ def group_to_wire(group: Group) -> tuple[GroupHeader, list[Frame]]:
         correct=group.correct.tolist(),
         truncated=group.truncated.tolist(),
         sample_text=group.sample_text,
+        term_means=group.term_means,
     )
     arrays = (
         (group.prompt_token_ids, "<i4"),
@@ -120,4 +121,5 @@ def group_from_wire(header: GroupHeader, frames: Sequence[Frame]) -> Group:
         correct=np.asarray(header.correct, np.bool_),
         truncated=np.asarray(header.truncated, np.bool_),
         sample_text=header.sample_text,
+        term_means=header.term_means,
     )

@@ -34,7 +34,17 @@ def batch_metrics(batch: Batch, max_staleness: int) -> Metrics:
         "length/max": float(lengths.max()),
         "length/truncated_fraction": _mean(np.concatenate([group.truncated for group in batch.groups])),
     }
+    metrics |= _term_metrics(batch)
     return metrics | _staleness_metrics(token_lags(batch), lengths, max_staleness)
+
+
+def _term_metrics(batch: Batch) -> Metrics:
+    """The mean score of each reward term over the groups, unweighted."""
+    labels = {label for group in batch.groups for label in group.term_means}
+    means = {
+        label: [group.term_means[label] for group in batch.groups if label in group.term_means] for label in labels
+    }
+    return {f"reward/term/{label}": _mean(np.array(values)) for label, values in sorted(means.items())}
 
 
 def _staleness_metrics(lags: NDArray[np.int64], lengths: NDArray[np.int32], max_staleness: int) -> Metrics:

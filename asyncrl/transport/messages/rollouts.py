@@ -24,6 +24,7 @@ class GroupHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     correct: list[bool]
     truncated: list[bool]
     sample_text: str
+    term_means: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class Hello(Message, frozen=True):
