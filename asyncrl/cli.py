@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped by Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import sys
 from collections.abc import Callable
@@ -38,6 +39,11 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     except RunError as error:
         print(f"the run failed: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_RUN_FAILED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"the run failed: {error}; make room, then go on with it: --resume", file=sys.stderr)  # noqa: T201
         return EXIT_RUN_FAILED
     except KeyboardInterrupt:
         print("stopped at once", file=sys.stderr)  # noqa: T201

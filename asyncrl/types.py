@@ -96,6 +96,8 @@ class Group:
     token of every completion was sampled."""
     environment_s: float = 0.0
     """Seconds that the completions' environments computed, all together."""
+    term_means: dict[str, float] = field(default_factory=dict)
+    """Mean score of each reward term over the scored completions, by its label, where there are several terms."""
 
     @property
     def size(self) -> int:

@@ -92,9 +92,15 @@ def make_group(grant: LeaseGrant, completions: Sequence[Completion], scores: Seq
         correct=np.asarray([isinstance(score, Score) and score.correct for score in scores], np.bool_),
         truncated=np.asarray([completion.finish_reason == "length" for completion in completions], np.bool_),
         sample_text=f"{grant.text}{completions[0].text}",
+        term_means=_term_means([score for score in scores if isinstance(score, Score)]),
     )
 
 
 def reasons(scores: Sequence[Score | RewardFailure]) -> list[str]:
     """Of the failures among the scores."""
     return [score.reason for score in scores if isinstance(score, RewardFailure)]
+
+
+def _term_means(scores: Sequence[Score]) -> dict[str, float]:
+    labels = scores[0].terms if scores else ()
+    return {label: sum(score.terms[label] for score in scores) / len(scores) for label in labels}

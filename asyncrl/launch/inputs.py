@@ -30,7 +30,6 @@ from asyncrl.types import Prompt
 TINY_MODELS_DIR = "models"
 """Under run.dir, beside the runs, so that runs of the same recipe share a model."""
 
-
 _ANY_LENGTH = 1 << 30
 
 

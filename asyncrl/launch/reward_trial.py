@@ -76,7 +76,11 @@ def _score(
     pool = RewardPool(terms, num_workers, time_limit_s)
 
     async def score_all() -> list[list[Score | RewardFailure]]:
-        return await asyncio.gather(*(pool.score(row.prompt, [row.answer], row.answer, row.columns) for row in rows))
+        scores = []
+        for row in rows:
+            tokens = list(row.answer.encode()) or [0]  # there is no tokenizer yet
+            scores.append(pool.score(row.prompt, [row.answer], row.answer, row.columns, [tokens]))
+        return await asyncio.gather(*scores)
 
     try:
         return [result for (result,) in asyncio.run(score_all())]

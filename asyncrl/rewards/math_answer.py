@@ -12,6 +12,7 @@ _MATH_ENVIRONMENT = re.compile(r"(?<!\\)\$|\\[(\[]|\\begin\{(?:equation|align)")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _TEXT = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf)|mbox)\s*\{([^{}]*)\}")
 _WORDS = re.compile(r"[a-z]{2,}(?:[ -][a-z]+)*")
+_BASE = re.compile(r"[0-9]_\{?([0-9]+)")
 _MISSING = frozenset({"", "nan", "none", "null"})
 """What a data set without an answer is turned into on its way; math-verify reads `nan` as a · n · n."""
 
@@ -28,6 +29,8 @@ def equals_reference(completion: str, reference: str) -> bool:
     words = _words(reference)
     if words is not None and _words(completion) == words:
         return True
+    if _bases(completion) != _bases(reference):
+        return False  # math-verify reads 12_5 as 12
     from math_verify import verify
 
     return bool(verify(parse_reference(reference), _parse(_stated(completion)), timeout_seconds=None))
@@ -57,6 +60,11 @@ def _words(text: str) -> str | None:
     answer = final_answer(text) or text
     words = _TEXT.sub(r"\1", answer).strip(" .$").lower()
     return words if _WORDS.fullmatch(words) and words not in _MISSING else None
+
+
+def _bases(text: str) -> list[str]:
+    """Of the numbers in the final answer that have one."""
+    return _BASE.findall(final_answer(text) or text)
 
 
 def _stated(completion: str) -> str:

@@ -45,6 +45,7 @@ class RewardPool:
             resolve(term.function)
         self._names = [term.function for term in terms]
         self._weights = [term.weight for term in terms]
+        self._labels = _labels(self._names)
         self._num_workers = num_workers
         self._time_limit_s = time_limit_s
         self._pool = self._new_pool()
@@ -88,7 +89,8 @@ class RewardPool:
         reward = sum(weight * score for weight, score in zip(self._weights, scores, strict=True))
         if not abs(reward) <= LARGEST_REWARD:
             return RewardFailure(f"the reward, {reward:g}, is beyond float32 (±{LARGEST_REWARD:.1e}); scale it down")
-        return Score(reward=reward, correct=scores[0] >= 1)
+        terms = dict(zip(self._labels, scores, strict=True)) if len(scores) > 1 else {}
+        return Score(reward=reward, correct=scores[0] >= 1, terms=terms)
 
     async def _score_by_each_term(self, question: Question, sample: Sample) -> list[float] | RewardFailure:
         scores: list[float] = []
@@ -134,3 +136,9 @@ class RewardPool:
         # spawn: the parent has threads and, in a generator, vLLM; a fork would inherit their locks.
         context = multiprocessing.get_context("spawn")
         return ProcessPool(self._num_workers, initializer=start, initargs=(self._names,), context=context)
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """For metrics: what stands behind the colon, or the whole name where that would not tell two apart."""
+    short = [name.rpartition(":")[2] for name in names]
+    return short if len(set(short)) == len(short) else list(names)

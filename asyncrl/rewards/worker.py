@@ -10,7 +10,7 @@ import signal
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from types import FrameType
 from typing import Any
@@ -33,6 +33,8 @@ class Score:
     """Σ weight · score over the terms; finite as a float32."""
     correct: bool
     """The first term scored ≥ 1."""
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """The unweighted score of each term by its label, where there are several."""
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ def group_to_wire(group: Group) -> tuple[GroupHeader, list[Frame]]:
         sample_text=group.sample_text,
         spans=group.spans,
         environment_s=group.environment_s,
+        term_means=group.term_means,
     )
     arrays = (
         (group.prompt_token_ids, "<i4"),
@@ -140,4 +141,5 @@ def group_from_wire(header: GroupHeader, frames: Sequence[Frame]) -> Group:
         sample_text=header.sample_text,
         spans=header.spans,
         environment_s=header.environment_s,
+        term_means=header.term_means,
     )

@@ -12,12 +12,38 @@ from asyncrl.errors import RunError
 from asyncrl.generate.engines.base import Sampling
 from asyncrl.generate.rollout import roll_out
 from asyncrl.rewards.pool import RewardPool
+from asyncrl.rewards.worker import RewardFailure, Score
 from asyncrl.transport.messages.rollouts import LeaseGrant
 from tests.support.generator import ScriptedEngine, make_grant
 
 
 def run_roll_out(engine: ScriptedEngine, pool: RewardPool, grant: LeaseGrant, config: Config | None = None) -> Any:
     return asyncio.run(roll_out(grant, engine, pool, (config or Config()).generator))
+
+
+class Notes:
+    """A scorer that notes what it is given."""
+
+    async def score(self, *arguments: Any) -> list[Score | RewardFailure]:
+        self.arguments = arguments
+        return [
+            Score(1.0, True, {"math": 1.0, "style": 0.5}),
+            Score(0.0, False, {"math": 0.0, "style": 0.25}),
+            RewardFailure("why"),
+        ]
+
+
+def test_rewards_see_the_columns_and_the_tokens_and_their_terms_come_back_as_means():
+    engine, scorer = ScriptedEngine(), Notes()
+    engine.texts[1] = ["abc", "a", "abcdef"]
+    grant = make_grant(num_samples=3, columns='{"level": 3}')
+    group, failures = run_roll_out(engine, scorer, grant)
+    prompt, completions, answer, columns, tokens = scorer.arguments
+    assert (prompt, answer, columns) == ("2 + 3 = ", "5", '{"level": 3}')
+    assert [len(ids) for ids in tokens] == group.lengths.tolist()
+    assert completions == ["abc", "a", "abcdef"]
+    assert group.term_means == {"math": 0.5, "style": 0.375}
+    assert failures == ["why"]
 
 
 def test_a_group_holds_every_completion_in_order_with_its_reward(pool):

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from asyncrl import cli
+from asyncrl.config.load import load
 from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.launch.resume import check_changes, find_checkpoint
@@ -45,6 +46,7 @@ def test_a_relative_and_a_whole_path_of_the_same_file_are_no_change(run_dir):
     config = Config()
     config.model.path, config.data.train, config.data.eval = "tiny", str(Path("rows.jsonl").absolute()), None
     check_changes(run_dir, config)
+    assert load(run_dir / "config.yaml").data.train == config.data.train  # whole, so that any folder will do to resume
     config.data.train = "other.jsonl"
     with pytest.raises(ConfigError, match=r"data\.train"):
         check_changes(run_dir, config)

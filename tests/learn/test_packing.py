@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -147,3 +149,12 @@ def test_quarantined_completions_are_left_out_of_the_rewards() -> None:
     assert metrics["reward/quarantined"] == 4
     assert metrics["reward/accuracy"] == pytest.approx(2 / 3)
     assert metrics["reward/zero_variance_fraction"] == 1.0
+
+
+def test_the_score_of_each_reward_term_is_logged_by_its_label() -> None:
+    batch = random_batch(7)
+    means = [{"math": 1.0, "style": 0.5}, {"math": 0.0, "style": 0.1}, {}]  # none of the last was scored
+    groups = [replace(group, term_means=mean) for group, mean in zip(batch.groups, means, strict=False)]
+    metrics = batch_metrics(replace(batch, groups=groups), max_staleness=2)
+    assert metrics["reward/term/math"] == 0.5
+    assert metrics["reward/term/style"] == pytest.approx(0.3)

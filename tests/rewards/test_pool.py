@@ -34,7 +34,15 @@ def pool_factory(monkeypatch):
 def test_rewards_are_weighted_sums_and_the_first_term_says_what_is_correct(open_pool):
     pool = open_pool(RewardTerm("numeric", 2.0), RewardTerm("tests.support.reward_faults:half", 0.5))
     results = asyncio.run(pool.score("7+25=", ["32", "31"], "32"))
-    assert results == [Score(2.25, correct=True), Score(0.25, correct=False)]
+    terms = [{"numeric": 1.0, "half": 0.5}, {"numeric": 0.0, "half": 0.5}]
+    assert results == [Score(2.25, correct=True, terms=terms[0]), Score(0.25, correct=False, terms=terms[1])]
+
+
+def test_terms_that_are_called_alike_are_told_apart_by_their_whole_names(open_pool, tmp_path):
+    (tmp_path / "own.py").write_text("def half(completion):\n    return 1\n")
+    names = [f"{tmp_path}/own.py:half", "tests.support.reward_faults:half"]
+    [score] = asyncio.run(open_pool(*(RewardTerm(name) for name in names)).score("", ["x"], ""))
+    assert score.terms == {names[0]: 1.0, names[1]: 0.5}
 
 
 @pytest.mark.parametrize(
@@ -68,13 +76,14 @@ def test_a_function_that_fails_costs_that_completion_alone(open_pool, completion
 def test_an_answer_that_math_cannot_finish_is_wrong_and_not_a_failure(open_pool, tower):
     pool = open_pool(RewardTerm("math"), RewardTerm("format", 0.5), time_limit_s=1)
     wrong, right = asyncio.run(pool.score("", [rf"\boxed{{{tower}}}", r"\boxed{6}"], "6"))
-    assert wrong == Score(0.0, correct=False)
-    assert right == Score(1.5, correct=True)
+    assert (wrong.reward, wrong.correct) == (0.0, False)
+    assert (right.reward, right.correct) == (1.5, True)
 
 
 def test_a_function_of_ones_own_beside_math_is_not_charged_for_its_limit(open_pool):
     pool = open_pool(RewardTerm("math"), RewardTerm("tests.support.reward_faults:half"), time_limit_s=1)
-    assert asyncio.run(pool.score("", [r"\boxed{7^{7^{7^{7}}}}"], "6")) == [Score(0.5, correct=False)]
+    [score] = asyncio.run(pool.score("", [r"\boxed{7^{7^{7^{7}}}}"], "6"))
+    assert (score.reward, score.correct) == (0.5, False)
 
 
 def test_an_import_that_the_limit_would_cut_off_is_finished_and_the_process_stays_whole(open_pool):
@@ -158,7 +167,7 @@ def test_an_interrupt_of_the_terminal_leaves_the_workers_to_their_parent(tmp_pat
     process = start_scorer(tmp_path)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert out == "[Score(reward=0.0, correct=False)]\n"
+    assert out == "[Score(reward=0.0, correct=False, terms={})]\n"
     assert (err, process.returncode) == ("", 0)
 
 

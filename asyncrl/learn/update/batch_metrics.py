@@ -35,6 +35,7 @@ def batch_metrics(batch: Batch, max_staleness: int) -> Metrics:
         "length/max": float(lengths.max()),
         "length/truncated_fraction": _mean(np.concatenate([group.truncated for group in batch.groups])),
     }
+    metrics |= _term_metrics(batch)
     sampled = np.concatenate([group.sampled for group in batch.groups])
     metrics |= _staleness_metrics(token_lags(batch), lengths, sampled, max_staleness)
     return metrics | _environment_metrics(batch, sampled)
@@ -52,6 +53,15 @@ def _environment_metrics(batch: Batch, sampled: NDArray[np.bool_]) -> Metrics:
         "environment/seconds_mean": environment_s / len(turns),
         "environment/tokens_mean": float((~sampled).sum()) / len(turns),
     }
+
+
+def _term_metrics(batch: Batch) -> Metrics:
+    """The mean score of each reward term over the groups, unweighted."""
+    labels = {label for group in batch.groups for label in group.term_means}
+    means = {
+        label: [group.term_means[label] for group in batch.groups if label in group.term_means] for label in labels
+    }
+    return {f"reward/term/{label}": _mean(np.array(values)) for label, values in sorted(means.items())}
 
 
 def _staleness_metrics(

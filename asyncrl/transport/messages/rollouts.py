@@ -30,6 +30,7 @@ class GroupHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spans: list[list[int]] = msgspec.field(default_factory=list)
     """As in `types.Group`."""
     environment_s: float = 0.0
+    term_means: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class Hello(Message, frozen=True):
