@@ -94,6 +94,8 @@ class Group:
     """[G] for each completion the numbers of tokens that were sampled, came from the environment, were sampled, …, each
     ≥ 1 and together its length. An odd number of them: a completion begins and ends with sampled tokens. Empty = every
     token of every completion was sampled."""
+    turn_rewards: list[list[float]] = field(default_factory=list)
+    """[G] what each turn of a completion was paid, together its reward; empty without an environment."""
     environment_s: float = 0.0
     """Seconds that the completions' environments computed, all together."""
     term_means: dict[str, float] = field(default_factory=dict)

@@ -18,6 +18,9 @@ class AlgorithmConfig:
     reinforce_pp_baseline (r − mean, then whitened)."""
     pass_k: int = 4
     """k of advantage=pass_at_k, below group_size; 1 is grpo."""
+    credit: str = "episode"
+    """Only with an environment: episode (all its tokens share the advantage of its reward) | turn (a token has that of
+    what is paid from its turn on, compared with the same turn of the group's other episodes)."""
     zero_variance: str = "keep"
     """Groups whose rewards are all equal: keep (counted in the means) | filter (not trained, not counted) | refill
     (replay replaces them by further prompts, so that a batch has batch_size groups with a signal)."""

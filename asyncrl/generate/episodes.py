@@ -36,7 +36,8 @@ class Transcript:
     prompt: list[int]
     parts: list[Completion] = field(default_factory=list)
     """Sampled and environment's in turn; the first is sampled, and the last when the episode has ended."""
-    reward: float = 0.0
+    rewards: list[float] = field(default_factory=list)
+    """Of each turn that the environment answered."""
     truncated: bool = False
     failure: str | None = None
     """Why it could not go on."""
@@ -56,7 +57,8 @@ class Transcript:
     def score(self) -> Score | RewardFailure:
         if self.failure is not None:
             return RewardFailure(self.failure)
-        return Score(self.reward, correct=self.reward >= 1)
+        reward = sum(self.rewards)
+        return Score(reward, correct=reward >= 1)
 
     @property
     def completion(self) -> Completion:
@@ -100,6 +102,7 @@ class Episodes:
             make_group(grant, [transcript.completion for transcript in transcripts], scores),
             prompt_token_ids=np.asarray(prompt, np.int32),
             spans=[[len(part.token_ids) for part in transcript.parts] for transcript in transcripts],
+            turn_rewards=[transcript.rewards for transcript in transcripts],
             environment_s=sum(transcript.environment_s for transcript in transcripts),
         )
         return group, reasons(scores)
@@ -113,6 +116,7 @@ class Episodes:
                 await self._take_turns(grant, number, episode, transcript)
             except EpisodeFailedError as error:
                 transcript.failure = str(error)
+                transcript.rewards = [math.nan] * (len(transcript.parts) // 2 + 1)
             transcript.environment_s = episode.elapsed_s
             return transcript
 
@@ -140,7 +144,7 @@ class Episodes:
             transcript.parts.append(said)
             room -= len(said.token_ids)
             step = await episode.step(Action(said.text, said.token_ids.tolist()))
-            transcript.reward += step.reward
+            transcript.rewards.append(step.reward)
             if step.done:
                 transcript.truncated = said.finish_reason == "length" and room == 0
                 return

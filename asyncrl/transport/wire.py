@@ -74,6 +74,7 @@ def group_to_wire(group: Group) -> tuple[GroupHeader, list[Frame]]:
         truncated=group.truncated.tolist(),
         sample_text=group.sample_text,
         spans=group.spans,
+        turn_rewards=group.turn_rewards,
         environment_s=group.environment_s,
         term_means=group.term_means,
     )
@@ -90,7 +91,8 @@ def check_group(header: GroupHeader, frames: Sequence[Frame]) -> None:
     """Does every frame have exactly the size that the header says?
 
     Raises:
-        WireError: it does not, the per-completion lists differ in length, or spans do not cover their completions.
+        WireError: it does not, the per-completion lists differ in length, spans do not cover their completions, or
+            turns have not one reward each.
     """
     group_size = len(header.lengths)
     if not group_size == len(header.rewards) == len(header.correct) == len(header.truncated):
@@ -99,6 +101,9 @@ def check_group(header: GroupHeader, frames: Sequence[Frame]) -> None:
         raise WireError(f"group {header.index}: empty group, completion or prompt")
     if header.spans and not _spans_fit(header.spans, header.lengths):
         raise WireError(f"group {header.index}: its spans do not cover its completions")
+    num_turns = [len(runs) // 2 + 1 for runs in header.spans or [[]] * group_size]
+    if header.turn_rewards and [len(rewards) for rewards in header.turn_rewards] != num_turns:
+        raise WireError(f"group {header.index}: not one reward for each turn")
     if len(frames) != FRAMES_PER_GROUP:
         raise WireError(f"group {header.index}: {len(frames)} frames instead of {FRAMES_PER_GROUP}")
     num_tokens = sum(header.lengths)
@@ -140,6 +145,7 @@ def group_from_wire(header: GroupHeader, frames: Sequence[Frame]) -> Group:
         truncated=np.asarray(header.truncated, np.bool_),
         sample_text=header.sample_text,
         spans=header.spans,
+        turn_rewards=header.turn_rewards,
         environment_s=header.environment_s,
         term_means=header.term_means,
     )

@@ -83,6 +83,8 @@ NAMED = f"environment.name={FAULTS}:Faulty"
         (["environment.max_turns=3"], "environment: its keys have no effect without environment.name"),
         ([NAMED, "reward.terms=[{function: math}]"], f"reward: {FAULTS}:Faulty scores its episodes itself"),
         ([NAMED, "reward.num_workers=2"], "reward: .* leave reward.terms, reward.num_workers"),
+        (["algorithm.credit=turn"], "algorithm.credit=turn needs turns, which environment.name brings"),
+        ([NAMED, "algorithm.credit=turn", "algorithm.advantage=pass_at_k"], "the best of k is of whole episodes"),
         ([NAMED, "environment.max_turns=0"], "environment.max_turns=0 must be above 0"),
         ([NAMED, "environment.time_limit_s=0"], "environment.time_limit_s=0.0 must be above 0"),
         (

@@ -1,4 +1,4 @@
-"""The examples as a reader meets them: short, possible, and doing what their first lines say."""
+"""The environments of the examples as a reader meets them: short, possible, and doing what their first lines say."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def play(name: str, answer: str, *actions: str) -> list[Step]:
     return asyncio.run(steps())
 
 
-@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.name)
-def test_each_example_is_short(file: Path) -> None:
-    assert len(file.read_text().splitlines()) < 60
+@pytest.mark.parametrize("name", ["calculator.py", "number_guessing.py"])
+def test_an_environment_is_short(name: str) -> None:
+    assert len((EXAMPLES / name).read_text().splitlines()) < 60
 
 
 @pytest.mark.parametrize("file", WITH_CONFIG, ids=lambda file: file.name)

@@ -90,6 +90,7 @@ def test_each_turn_goes_on_from_the_very_tokens_that_were_sampled_and_the_enviro
     assert group.logprobs[:10] == pytest.approx([-0.1, -0.2, -0.3, 0, 0, -0.1, -0.2, -0.3, 0, 0])
     assert group.num_turns.tolist() == [3, 1]
     assert group.rewards.tolist() == [1.5, 0.5]  # the sum over the turns
+    assert group.turn_rewards == [[0.5, 0.5, 0.5], [0.5]]
     assert group.correct.tolist() == [True, False]
     assert group.truncated.tolist() == [False, False]
     assert group.sample_text == "2+3=aokbokdone"
@@ -136,6 +137,7 @@ def test_an_environment_that_fails_quarantines_its_episode_alone_and_keeps_its_t
     assert np.isnan(group.rewards).tolist() == [True, False, True]
     assert group.correct.tolist() == [False, True, False]
     assert [len(spans) for spans in group.spans] == [3, 1, 1]
+    assert [len(rewards) for rewards in group.turn_rewards] == [2, 1, 1]
     assert [failure.partition(":")[0] for failure in failures] == ["KeyError", "TypeError"]
 
 

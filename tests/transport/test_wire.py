@@ -31,7 +31,7 @@ def groups(draw) -> Group:
     def array(elements, length, dtype):
         return np.asarray(draw(st.lists(elements, min_size=length, max_size=length)), dtype)
 
-    return Group(
+    group = Group(
         index=draw(st.integers(0, 2**40)),
         row=draw(st.integers(0, 2**40)),
         prompt_token_ids=array(INT32, draw(st.integers(1, 8)), np.int32),
@@ -46,6 +46,7 @@ def groups(draw) -> Group:
         spans=draw(st.just([]) | st.tuples(*map(spans_of, lengths)).map(list)),
         environment_s=draw(st.floats(0, 1e6)),
     )
+    return replace(group, turn_rewards=draw(st.just([]) | st.just([[0.5] * turns for turns in group.num_turns])))
 
 
 def spans_of(length: int) -> st.SearchStrategy[list[int]]:
@@ -116,7 +117,8 @@ def test_foreign_bytes_behind_our_magic_are_refused(body):
         decode([MAGIC + body])
 
 
-EPISODES = replace(make_group(0, rewards=(1.0, math.nan, 0.0)), spans=[[1], [2], [1, 1, 1]], environment_s=0.5)
+EPISODES = replace(make_group(0, rewards=(1.0, math.nan, 0.0)), spans=[[1], [2], [1, 1, 1]])
+EPISODES = replace(EPISODES, turn_rewards=[[1.0], [math.nan], [0.5, 0.5]], environment_s=0.5)
 
 
 def valid_headers() -> list[bytes]:
@@ -220,6 +222,9 @@ def test_a_group_with_too_few_or_too_many_frames_is_refused(num_frames):
         {"spans": [[1], [1, 0, 1]]},
         {"spans": [[1], [3]]},
         {"spans": [[1], [1, 1, 1]]},
+        {"turn_rewards": [[1.0]]},
+        {"turn_rewards": [[1.0], [0.5, 0.5]]},
+        {"turn_rewards": [[1.0], []]},
     ],
 )
 def test_a_header_that_contradicts_itself_is_refused(changes):

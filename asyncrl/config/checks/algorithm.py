@@ -10,6 +10,7 @@ from asyncrl.config.schema import Config
 
 ALGORITHM_CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm.advantage": ("grpo", "dr_grpo", "rloo", "maxrl", "pass_at_k", "reinforce_pp", "reinforce_pp_baseline"),
+    "algorithm.credit": ("episode", "turn"),
     "algorithm.zero_variance": ("keep", "filter", "refill"),
     "algorithm.overlong": ("none", "mask", "penalty"),
     "algorithm.loss": ("ppo_clip", "decoupled_ppo", "gspo", "cispo", "dppo_tv", "reinforce"),

@@ -24,6 +24,7 @@ from asyncrl.algorithms.overlong import soft_penalty
 from asyncrl.algorithms.segments import segment_sum
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.errors import StalenessError
+from asyncrl.learn.update.turn_credit import turn_advantages
 from asyncrl.types import Batch
 
 
@@ -127,7 +128,11 @@ def mini_batches(
     if penalties is not None:
         rewards = rewards - penalties
     num_trained = segment_sum(mask.long(), flat.sequence_ids, len(rewards))
-    advantages = compute_advantages(algorithm.advantage, rewards, flat.group_ids, num_trained, algorithm.pass_k)
+    if algorithm.credit == "turn":
+        advantages = turn_advantages(batch.groups, rewards, mask, algorithm)
+    else:
+        by_sequence = compute_advantages(algorithm.advantage, rewards, flat.group_ids, num_trained, algorithm.pass_k)
+        advantages = by_sequence[flat.sequence_ids]
 
     constant = algorithm.aggregation_constant or max_tokens
     result = []
@@ -142,7 +147,7 @@ def mini_batches(
             flat.behaviour_logprobs[tokens],
             flat.lags[tokens],
             ids - first,
-            advantages[ids],
+            advantages[tokens],
             weights.float(),
         )
         result.append(

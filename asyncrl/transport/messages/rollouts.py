@@ -29,6 +29,7 @@ class GroupHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sample_text: str
     spans: list[list[int]] = msgspec.field(default_factory=list)
     """As in `types.Group`."""
+    turn_rewards: list[list[float]] = msgspec.field(default_factory=list)
     environment_s: float = 0.0
     term_means: dict[str, float] = msgspec.field(default_factory=dict)
 
