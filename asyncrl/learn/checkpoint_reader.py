@@ -44,7 +44,7 @@ class CheckpointReader(FileSystemReader):
         except pickle.UnpicklingError as error:
             raise DataError(f"{file} is no checkpoint's: {error}. Nothing in it was run; do not use it") from error
         metadata.storage_meta.load_id = self.load_id
-        return metadata  # type: ignore[no-any-return]
+        return metadata
 
 
 class CheckpointPlanner(DefaultLoadPlanner):

@@ -46,7 +46,7 @@ from asyncrl.transport.messages.learning import (
 )
 from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
 from asyncrl.transport.messages.schema import AnyMessage
-from asyncrl.transport.sockets import peer_name
+from asyncrl.transport.sockets import RefusedPeers, peer_name
 from asyncrl.transport.wire import Frame, check_group, decode, encode
 from asyncrl.types import Prompt
 
@@ -107,6 +107,7 @@ class ReplayServer:
         self._batch_held_total_s = 0.0
         """BatchAssembly that were ready waited so long to be durable."""
         self._refills = config.algorithm.zero_variance == "refill"
+        self._refused_peers = RefusedPeers(socket)
         self._counters = ReplayCounters(config.reward.max_failures, store.counters().get("num_unscored", 0))
 
     def run(self) -> None:
@@ -124,6 +125,7 @@ class ReplayServer:
             self._commits.finish()
         finally:
             self._commits.close()
+            self._refused_peers.close()
 
     def _serve(self) -> None:
         next_sweep_s, wait_s = 0.0, 0.0
@@ -252,6 +254,7 @@ class ReplayServer:
         for lease, outcome in self._ledger.expire(now_s):
             self._failed_prompts.prompt_failed(lease.index, outcome, f"{lease.generator} did not answer in time")
         self._evaluation.expire(now_s)
+        self._counters.num_refused_peers += self._refused_peers.count()
         totals_s = {
             "queue/commit_total_s": self._store.commit_total_s,
             "queue/batch_held_total_s": self._batch_held_total_s,
