@@ -21,6 +21,7 @@ class ReplayCounters:
         self._max_failures = max_failures
         self.num_unscored = num_unscored
         self.num_refused = 0
+        self.num_refused_peers = 0
 
     def count_unscored(self, header: GroupHeader) -> None:
         """Completions without a reward carry no gradient.
@@ -46,4 +47,5 @@ class ReplayCounters:
             "queue/quarantined": float(len(ledger.quarantined)),
             "queue/unscored_completions": float(self.num_unscored),
             "queue/messages_refused": float(self.num_refused),
+            "queue/peers_refused": float(self.num_refused_peers),
         }

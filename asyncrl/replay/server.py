@@ -43,7 +43,7 @@ from asyncrl.transport.messages.learning import (
 )
 from asyncrl.transport.messages.rollouts import GroupDone, Hello, LeaseFailed, Serving
 from asyncrl.transport.messages.schema import AnyMessage
-from asyncrl.transport.sockets import peer_name
+from asyncrl.transport.sockets import RefusedPeers, peer_name
 from asyncrl.transport.wire import Frame, decode, encode
 from asyncrl.types import Prompt
 
@@ -112,6 +112,7 @@ class ReplayServer:
         )
         self._batch_held_total_s = 0.0
         """How long ready batches have waited to be durable."""
+        self._refused_peers = RefusedPeers(socket)
 
     def run(self) -> None:
         """Serves until the launcher says stop.
@@ -128,6 +129,7 @@ class ReplayServer:
             self._commits.finish()
         finally:
             self._commits.close()
+            self._refused_peers.close()
 
     def _serve(self) -> None:
         next_sweep_s, wait_s = 0.0, 0.0
@@ -175,6 +177,7 @@ class ReplayServer:
 
     def _sweep(self, now_s: float) -> None:
         self._generator_requests.expire_leases(now_s)
+        self._counters.num_refused_peers += self._refused_peers.count()
         totals_s = {
             "queue/commit_total_s": self._store.commit_total_s,
             "queue/batch_held_total_s": self._batch_held_total_s,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.errors import DataError
+from asyncrl.run.plain_text import plain
 
 MetricValue = float | str | list[int] | list[float]
 Row = dict[str, Any]
@@ -54,7 +55,7 @@ class MetricsWriter:
         """Append one row, on disk when this returns."""
         for key, value in metrics.items():
             if isinstance(value, str):
-                self._tensorboard.add_text(key, value.replace("\n", "  \n"), step)  # Markdown's line break
+                self._tensorboard.add_text(key, plain(value).replace("\n", "  \n"), step)  # Markdown's line break
             elif isinstance(value, list):
                 self._add_histogram(key, value, step)
             elif math.isfinite(value):

@@ -20,7 +20,7 @@ from asyncrl.errors import WireError
 from asyncrl.transport.messages.scaling import Drained, Scale
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.messages.supervision import Alive, DumpStacks, EvalRow, Note, Stacks, Status, StepRow, Stop
-from asyncrl.transport.sockets import Network, bind, peer_name
+from asyncrl.transport.sockets import Network, RefusedPeers, bind, peer_name
 from asyncrl.transport.wire import decode, encode
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class ControlServer:
     def __init__(self, network: Network, names: list[str]) -> None:
         context: zmq.Context = zmq.Context.instance()
         self._socket, self.endpoint = bind(context, network)
+        self._refused = RefusedPeers(self._socket)
         self.roles = {name: RoleState() for name in names}
         self.events: deque[str] = deque(maxlen=NUM_EVENTS)
         """Phases, notes and rows as they came, each with its local time and its role."""
@@ -75,6 +76,8 @@ class ControlServer:
                 continue
             if report is not None:
                 reports.append((name, report))
+        if num_refused := self._refused.count():
+            log.error("refused %d connections from peers without the run's keys", num_refused)
         return reports
 
     def stop(self, names: Iterable[str], reason: str) -> None:
@@ -113,6 +116,7 @@ class ControlServer:
                 self.send(name, DumpStacks())
 
     def close(self) -> None:
+        self._refused.close()
         self._socket.close()
 
     def _take(self, name: str, message: AnyMessage) -> Report | None:

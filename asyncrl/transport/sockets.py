@@ -154,6 +154,28 @@ class Handshakes:
         self._monitor.close()
 
 
+class RefusedPeers:
+    """Counts whom a server turned away: without the run's keys, or not speaking ZeroMQ at all."""
+
+    def __init__(self, server: zmq.Socket) -> None:
+        self._server = server
+        failures = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        self._monitor = server.get_monitor_socket(failures | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+
+    def count(self) -> int:
+        """Since the last call."""
+        num_refused = 0
+        while self._monitor.poll(0):
+            self._monitor.recv_multipart()
+            num_refused += 1
+        return num_refused
+
+    def close(self) -> None:
+        """Before the server is closed."""
+        self._server.disable_monitor()
+        self._monitor.close()
+
+
 def peer_name(identity: bytes) -> str:
     """The role's name behind a ROUTER's identity frame.
 

@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from asyncrl.run.metrics import MetricValue
+from asyncrl.run.plain_text import plain
 
 ETA_STEPS = 10
 """The time left is judged by this many last steps: the first ones are slow, and lengths drift."""
@@ -55,7 +56,7 @@ class LiveView:
 
     def event(self, text: str) -> None:
         """One line that stays, such as a checkpoint that was written."""
-        self._console.print(escape(text), highlight=False, soft_wrap=True)
+        self._console.print(escape(plain(text)), highlight=False, soft_wrap=True)
 
     def evaluation(self, version: int, metrics: Mapping[str, MetricValue]) -> None:
         """A finished evaluation; it stays in view until the next."""
@@ -82,7 +83,7 @@ class LiveView:
     def _start_up(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))
         for role, text in self._phases.items():
-            table.add_row(f"[bold]{escape(role)}[/bold]", escape(text))
+            table.add_row(f"[bold]{escape(role)}[/bold]", escape(plain(text)))
         return table
 
     def _progress(self) -> RenderableType:

@@ -20,6 +20,7 @@ from rich.table import Table
 from asyncrl.errors import DataError
 from asyncrl.run.directory import ledger_file
 from asyncrl.run.metrics import FILE_NAME, Row, read_rows
+from asyncrl.run.plain_text import plain
 from asyncrl.run.trainer_state import latest
 
 
@@ -111,7 +112,8 @@ def print_report(report: Report, console: Console) -> None:
         table.add_row(name, value)
     console.print(table)
     for prompt in report.quarantined:
-        console.print(f"• prompt {prompt.index} was quarantined: {prompt.reason}", highlight=False, markup=False)
+        reason = plain(prompt.reason)
+        console.print(f"• prompt {prompt.index} was quarantined: {reason}", highlight=False, markup=False)
 
 
 def _lines(report: Report) -> list[tuple[str, str]]:

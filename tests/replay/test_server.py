@@ -68,6 +68,12 @@ def test_with_keys_only_peers_of_this_run_get_through(config):
             with peer("learner-0", served.endpoint, network) as stranger:
                 stranger.send(MembersRequest())
                 assert stranger.hears_nothing()
+        for _ in range(100):
+            served.control.receive(200)
+            if served.control.roles["replay"].metrics.get("queue/peers_refused", 0) >= 2:
+                break
+        else:
+            raise AssertionError("the refusals were not counted")
         with generator(served), learner(served) as client:
             assert [member.name for member in client.wait_for_generators(1, PATIENCE_S)] == ["generator-0"]
 

@@ -15,7 +15,7 @@ from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.control_server import ControlServer
 from asyncrl.transport.messages.rollouts import Hello
 from asyncrl.transport.messages.supervision import Alive, EvalRow, Note, Status, StepRow
-from asyncrl.transport.sockets import Network, bind
+from asyncrl.transport.sockets import Keys, Network, bind
 from asyncrl.transport.wire import encode
 from tests.support.wire import QUIET_MS, peer
 
@@ -48,6 +48,25 @@ def receive_until(server: ControlServer, condition: Callable[[], bool]) -> list:
             return reports
         reports += server.receive(100)
     raise AssertionError("it never came")
+
+
+def test_a_launcher_that_has_keys_hears_nobody_without_them_and_says_so(caplog):
+    keys = Keys.generate()
+    launcher = ControlServer(Network(keys=keys), ["generator-0"])
+    strangers = [Network(), Network(keys=Keys.generate())]
+    try:
+        for network in strangers:
+            with peer("generator-0", launcher.endpoint, network) as stranger:
+                stranger.send(Status("up", True, {}, 0))
+                assert stranger.hears_nothing()
+        assert launcher.receive(100) == []
+        assert launcher.roles["generator-0"].last_seen_s is None
+        assert "connections from peers without the run's keys" in caplog.text
+        with peer("generator-0", launcher.endpoint, Network(keys=keys)) as role:
+            role.send(Status("up", True, {}, 0))
+            receive_until(launcher, lambda: launcher.roles["generator-0"].is_ready)
+    finally:
+        launcher.close()
 
 
 def test_a_role_is_heard_of_with_its_phase_its_figures_and_whether_it_is_up(server):
