@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from asyncrl.errors import ConfigError
 
@@ -57,7 +57,7 @@ def _check_section(schema: type, values: Any, prefix: str, source: str, known: l
         elif item_schema is not None:
             for position, item in enumerate(value):
                 _check_section(item_schema, item, f"{key}[{position}].", source, known)
-        elif isinstance(value, list | dict):
+        elif isinstance(value, dict) or (isinstance(value, list) and get_origin(hints[name]) is not list):
             raise ConfigError(f"{source}: {key!r} takes one value, not {value}")
 
 

@@ -23,6 +23,7 @@ from asyncrl.errors import DataError
 from asyncrl.generate.engines.installed import check_own_engine
 from asyncrl.ledger.staleness_bound import admission_limit
 from asyncrl.rewards.functions import resolve
+from asyncrl.run.trackers.open import check_trackers
 
 
 def run_check(config: Config, console: Console, show_config: bool = False) -> None:
@@ -40,6 +41,7 @@ def run_check(config: Config, console: Console, show_config: bool = False) -> No
     warnings = check(config, device, shape)
     for term in config.reward.terms:
         resolve(term.function)
+    check_trackers(config.run)
     check_own_engine(config.generator.engine)
     nodes, notes = _cluster(config, here, device)
     topology = plan(config, nodes, device)
