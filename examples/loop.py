@@ -31,7 +31,7 @@ from asyncrl.learn.update.mini_batches import MiniBatch, mini_batches
 from asyncrl.learn.update.objective import objective
 from asyncrl.types import Batch, Group
 
-NUM_PROMPTS, GROUP_SIZE, MAX_TOKENS, STALENESS, LR = 32, 16, 6, 2, 5e-4
+NUM_PROMPTS, GROUP_SIZE, MAX_TOKENS, STALENESS, LR = 32, 16, 6, 2, 3e-4
 ALGORITHM = AlgorithmConfig(group_size=GROUP_SIZE, advantage="grpo", loss="dppo_tv", correction="token_truncate")
 
 
