@@ -31,10 +31,8 @@ from asyncrl.learn.update.mini_batches import MiniBatch, mini_batches
 from asyncrl.learn.update.objective import objective
 from asyncrl.types import Batch, Group
 
-NUM_PROMPTS, GROUP_SIZE, MAX_TOKENS, STALENESS, LR = 16, 8, 6, 2, 2e-4
-ALGORITHM = AlgorithmConfig(
-    group_size=GROUP_SIZE, advantage="grpo", loss="ppo_clip", correction="token_truncate", correction_upper=2.0
-)
+NUM_PROMPTS, GROUP_SIZE, MAX_TOKENS, STALENESS, LR = 32, 16, 6, 2, 3e-4
+ALGORITHM = AlgorithmConfig(group_size=GROUP_SIZE, advantage="grpo", loss="dppo_tv", correction="token_truncate")
 
 
 def score(completion: str, answer: str) -> float:
@@ -138,4 +136,4 @@ def main(num_steps: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 120, Path(temporary))
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 80, Path(temporary))

@@ -59,8 +59,7 @@ def _default(item: Field[Any]) -> str:
     if value == "???":
         return "(no default)"
     if isinstance(value, list):
-        assert all(is_dataclass(entry) for entry in value)
-        value = [vars(entry) for entry in value]
+        value = [vars(entry) if is_dataclass(entry) else entry for entry in value]
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 

@@ -60,7 +60,7 @@ def _check_section(schema: type, values: Any, prefix: str, source: str, known: l
         elif get_origin(hints[name]) is dict:
             if not isinstance(value, dict):
                 raise ConfigError(f"{source}: {key!r} takes names and their values, such as {key}.NAME=VALUE")
-        elif isinstance(value, list | dict):
+        elif isinstance(value, dict) or (isinstance(value, list) and get_origin(hints[name]) is not list):
             raise ConfigError(f"{source}: {key!r} takes one value, not {value}")
 
 

@@ -218,6 +218,11 @@ class RunConfig:
     eval_samples: int = 1
     """Completions per evaluation prompt."""
     eval_temperature: float = 0.0
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Where the rows of metrics.jsonl go as well: tensorboard, wandb (the extra `wandb`; WANDB_MODE=offline needs no
+    login)."""
+    prometheus_port: int | None = None
+    """TCP port on 127.0.0.1 where the launcher answers Prometheus (the extra `prometheus`); null = none."""
     startup_timeout_s: float = 600.0
     step_timeout_s: float = 1800.0
     """Longest wait of a learner for one batch."""

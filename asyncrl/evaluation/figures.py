@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 
+from rich.markup import escape
 from rich.table import Table
 
 from asyncrl.evaluation.estimators import Estimate, majority_at_k, mean_with_interval, pass_at_k
@@ -102,22 +103,26 @@ def to_json(figures: Sequence[DataSetFigures]) -> str:
 
 
 def to_table(figures: Sequence[DataSetFigures]) -> Table:
-    """For people."""
-    table = Table()
-    names = list(dict.fromkeys(name for each in figures for name in each.accuracy))
-    for heading in ("data", "prompts", "samples", *names, "reward", "tokens", "cut off", "unscored", "failed"):
-        table.add_column(heading, justify="left" if heading == "data" else "right")
-    for each in figures:
-        accuracy = [_percent(each.accuracy.get(name)) for name in names]
-        table.add_row(
-            *(each.data, f"{each.num_prompts}", f"{each.num_samples}", *accuracy, f"{each.reward_mean:.3f}"),
-            *(f"{each.length_mean:.1f}", f"{each.truncated_fraction:.1%}", f"{each.num_unscored}"),
-            f"{each.num_failed_prompts}",
-        )
+    """For people: a column a data file."""
+    table = Table("", *(escape(each.data) for each in figures))
+    for name in dict.fromkeys(name for each in figures for name in each.accuracy):
+        table.add_row(name, *(_percent(each.accuracy.get(name)) for each in figures))
+    for title, form in _LINES.items():
+        table.add_row(title, *(form.format(each) for each in figures))
     return table
+
+
+_LINES = {
+    "mean reward": "{0.reward_mean:.3f}",
+    "mean tokens": "{0.length_mean:.1f}",
+    "cut at generator.max_tokens": "{0.truncated_fraction:.1%}",
+    "prompts × completions": "{0.num_prompts} × {0.num_samples}",
+    "prompts that failed": "{0.num_failed_prompts}",
+    "completions without a reward": "{0.num_unscored}",
+}
 
 
 def _percent(estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
-    return f"{estimate.value:.1%}\n[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    return f"{estimate.value:.1%} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"

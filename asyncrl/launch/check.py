@@ -27,6 +27,7 @@ from asyncrl.generate.engines.installed import check_own_engine
 from asyncrl.launch.inputs import prompt_tokenizer, read_data
 from asyncrl.ledger.staleness_bound import admission_limit
 from asyncrl.rewards.functions import resolve
+from asyncrl.run.trackers.open import check_trackers
 
 
 def run_check(config: Config, console: Console, show_config: bool = False) -> None:
@@ -47,6 +48,7 @@ def run_check(config: Config, console: Console, show_config: bool = False) -> No
         resolve(term.function)
     if config.environment.name is not None:
         make(config.environment)
+    check_trackers(config.run)
     check_own_engine(config.generator.engine)
     nodes, notes = _cluster(config, here, device)
     topology = plan(config, nodes, device)

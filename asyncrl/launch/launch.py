@@ -32,6 +32,7 @@ from asyncrl.rewards.functions import resolve
 from asyncrl.run import directory as run_dirs
 from asyncrl.run.lock import claim, lock
 from asyncrl.run.metrics import MetricsWriter
+from asyncrl.run.trackers.open import check_trackers, open_trackers
 from asyncrl.run.trainer_state import TrainerState, latest, saved_rows
 from asyncrl.supervise.interrupts import Interrupts
 from asyncrl.supervise.supervisor import Outcome, Supervisor
@@ -89,6 +90,7 @@ def _prepare(config: Config, config_name: str, resume: Path | None, console: Con
         resolve(term.function)
     if config.environment.name is not None:
         make(config.environment)
+    check_trackers(config.run)
     is_local = config.cluster.ray_address is None  # else the cluster is checked once it is joined
     if is_local:
         _check(config, [this_node()])
@@ -133,6 +135,8 @@ def _check(config: Config, nodes: list[Node], model_path: str | None = None) -> 
 def _run(run: _Run, console: Console) -> Outcome:
     logging.basicConfig(level=logging.WARNING, filename=run_dirs.log_file(run.directory, "launcher"))
     with ExitStack() as stack:
+        writer = _open_metrics(run)
+        stack.callback(writer.close)
         console.print("starting Ray", highlight=False)
         with Interrupts() as early:  # Ray swallows an interrupt now and then, and sets a handler of its own
             cluster = Cluster(run.config.cluster, run.directory)
@@ -147,9 +151,6 @@ def _run(run: _Run, console: Console) -> Outcome:
         stack.callback(control.close)
         address = write_address(run.directory, control.endpoint, cluster.network.keys)
         stack.callback(address.unlink, missing_ok=True)
-        writer = MetricsWriter(run.directory, resume_after=run.state.step if run.is_resumed else None)
-        if run.is_resumed:
-            _add_missed_rows(writer, run)
         view = LiveView(console, run.inputs.num_steps)
         recorder = Recorder(writer, view, first_step=run.state.step)
         stack.callback(recorder.close)
@@ -160,6 +161,14 @@ def _run(run: _Run, console: Console) -> Outcome:
     checkpoint = latest(run.directory)
     console.print(f"{outcome}: {checkpoint or 'no checkpoint'}", highlight=False, soft_wrap=True)
     return outcome
+
+
+def _open_metrics(run: _Run) -> MetricsWriter:
+    resume_after = run.state.step if run.is_resumed else None
+    writer = MetricsWriter(run.directory, open_trackers(run.config, run.directory, resume_after), resume_after)
+    if run.is_resumed:
+        _add_missed_rows(writer, run)
+    return writer
 
 
 def _add_missed_rows(writer: MetricsWriter, run: _Run) -> None:

@@ -32,7 +32,7 @@ FREE_KEYS = {
     "run": {
         *("name", "dir", "steps", "epochs", "save_every", "eval_every", "eval_prompts", "eval_samples"),
         *("eval_temperature", "startup_timeout_s", "step_timeout_s", "heartbeat_timeout_s", "no_progress_timeout_s"),
-        "stop_timeout_s",
+        *("stop_timeout_s", "trackers", "prometheus_port"),
     },
 }
 """What a resumed run may have otherwise: neither the prompts, nor what is sampled and learned, depends on it."""

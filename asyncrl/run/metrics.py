@@ -1,4 +1,4 @@
-"""The numbers of a run: a row a step in metrics.jsonl, and the same in TensorBoard.
+"""The numbers of a run: a row a step in metrics.jsonl, and the same in each tracker (`trackers/`).
 
 Keys are `family/name`, such as `reward/mean`. A value is
 
@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.errors import DataError
-from asyncrl.run.plain_text import plain
+from asyncrl.run.trackers.base import MetricValue, Tracker
 
-MetricValue = float | str | list[int] | list[float]
 Row = dict[str, Any]
 """One line of metrics.jsonl: `step`, and the figures."""
 
@@ -29,64 +28,41 @@ FILE_NAME = "metrics.jsonl"
 class MetricsWriter:
     """Writes rows in the order of their steps. One process of a run has one."""
 
-    def __init__(self, run_dir: Path, resume_after: int | None = None) -> None:
-        """Open both files for appending.
+    def __init__(self, run_dir: Path, trackers: Sequence[Tracker] = (), resume_after: int | None = None) -> None:
+        """Open `metrics.jsonl` for appending.
 
         Args:
-            run_dir: gets `metrics.jsonl` and `tensorboard/`.
+            trackers: get each row too.
             resume_after: the step of the checkpoint that the run goes on from. Rows of later steps were written by a
-                timeline that is gone: they are cut from the file and hidden in TensorBoard.
+                timeline that is gone: they are cut from the file.
 
         Raises:
             DataError: a row of the file to resume is broken.
         """
-        from torch.utils.tensorboard import SummaryWriter  # loads torch, which the readers of this module do without
-
         path = run_dir / FILE_NAME
         if resume_after is not None and path.exists():
             truncate_after(path, resume_after)
         self.last_step = last_step(path)
         """The step of the last row in the file; −1 = none."""
         self._file = path.open("a", encoding="utf-8")
-        purge_step = None if resume_after is None else resume_after + 1
-        self._tensorboard: Any = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
+        self._trackers = trackers
 
     def write(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
         """Append one row, on disk when this returns."""
-        for key, value in metrics.items():
-            if isinstance(value, str):
-                self._tensorboard.add_text(key, plain(value).replace("\n", "  \n"), step)  # Markdown's line break
-            elif isinstance(value, list):
-                self._add_histogram(key, value, step)
-            elif math.isfinite(value):
-                self._tensorboard.add_scalar(key, value, step)
         self._file.write(to_json({"step": step, **metrics}) + "\n")
         self._file.flush()
-        self._tensorboard.flush()
+        for tracker in self._trackers:
+            tracker.write(step, metrics)
 
     def write_table(self, step: int, key: str, markdown: str) -> None:
-        """A Markdown text, in TensorBoard alone."""
-        self._tensorboard.add_text(key, markdown, step)
+        """A Markdown text, for the trackers alone."""
+        for tracker in self._trackers:
+            tracker.write(step, {key: markdown})
 
     def close(self) -> None:
         self._file.close()
-        self._tensorboard.close()
-
-    def _add_histogram(self, key: str, counts: Sequence[float], step: int) -> None:
-        total = sum(counts)
-        if total == 0:
-            return
-        self._tensorboard.add_histogram_raw(
-            key,
-            min=0,
-            max=len(counts) - 1,
-            num=total,
-            sum=sum(value * count for value, count in enumerate(counts)),
-            sum_squares=sum(value**2 * count for value, count in enumerate(counts)),
-            bucket_limits=[value + 0.5 for value in range(len(counts))],
-            bucket_counts=list(counts),
-            global_step=step,
-        )
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def to_json(row: Row) -> str:

@@ -16,8 +16,8 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from asyncrl.run.metrics import MetricValue
 from asyncrl.run.plain_text import plain
+from asyncrl.run.trackers.base import MetricValue
 
 ETA_STEPS = 10
 """The time left is judged by this many last steps: the first ones are slow, and lengths drift."""

@@ -47,10 +47,9 @@ class Recorder:
                 self._view.event(f"{sender}: {report.text}")
 
     def close(self) -> None:
-        """Writes the last row."""
+        """Writes the last row; the writer stays open."""
         self._write_lag_table()
         self._write()
-        self._writer.close()
 
     def _write(self) -> None:
         if self._step % LAG_TABLE_EVERY == 0:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import replace
 
-from asyncrl.evaluation.figures import Answer, data_set_figures, to_json, vote_of
+from rich.console import Console
+
+from asyncrl.evaluation.figures import Answer, data_set_figures, to_json, to_table, vote_of
 
 RIGHT = Answer("a.jsonl", 0, 0, "1+1=", "2", "2", "2", 1.0, True, False, 2)
 WRONG = replace(RIGHT, completion="3", final_answer="3", reward=0.0, correct=False)
@@ -41,3 +44,15 @@ def test_json_has_null_where_no_completion_could_be_scored() -> None:
     (row,) = json.loads(to_json([data_set_figures(prompt(0, UNSCORED), [], 0)]))
     assert row["reward_mean"] is None
     assert row["accuracy"]["pass@1"]["value"] == 0.0
+
+
+def test_the_table_has_a_column_for_each_data_file_and_fits_a_terminal() -> None:
+    silent = [replace(answer, data="b.jsonl", final_answer=None) for answer in prompt(0, RIGHT, WRONG)]
+    figures = [data_set_figures(answers, [2], 0) for answers in (prompt(0, RIGHT, RIGHT), silent)]
+    screen = io.StringIO()
+    Console(file=screen, width=80).print(to_table(figures))
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in screen.getvalue().splitlines()]
+    assert "a.jsonl" in screen.getvalue()
+    assert ["pass@1", "100.0% (20.7 to 100.0)", "50.0% (5.5 to 94.5)"] in lines
+    assert next(cells for cells in lines if cells[:1] == ["maj@2"])[2] == "–"
+    assert ["prompts × completions", "1 × 2", "1 × 2"] in lines

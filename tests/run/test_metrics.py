@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from asyncrl.errors import DataError
 from asyncrl.run.metrics import FILE_NAME, MetricsWriter, to_json, truncate_after
+from asyncrl.run.trackers.tensorboard import TensorBoard
 from asyncrl.run.trainer_state import ROWS_FILE, saved_rows
 
 
@@ -17,12 +18,16 @@ def rows_of(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / FILE_NAME).read_text(encoding="utf-8").splitlines()]
 
 
+def with_tensorboard(run_dir: Path, resume_after: int | None = None) -> MetricsWriter:
+    return MetricsWriter(run_dir, [TensorBoard(run_dir, resume_after)], resume_after)
+
+
 def tensorboard_of(run_dir: Path) -> EventAccumulator:
     return EventAccumulator(str(run_dir / "tensorboard")).Reload()
 
 
 def test_the_same_numbers_are_in_the_file_and_in_tensorboard(tmp_path: Path) -> None:
-    writer = MetricsWriter(tmp_path)
+    writer = with_tensorboard(tmp_path)
     for step in range(3):
         writer.write(step, {"reward/mean": step / 4, "queue/depth": step, "sample/text": "2+2=\n4 é"})
     writer.close()
@@ -36,7 +41,7 @@ def test_the_same_numbers_are_in_the_file_and_in_tensorboard(tmp_path: Path) -> 
 
 
 def test_a_number_that_is_not_finite_is_null_in_the_row_and_absent_from_tensorboard(tmp_path: Path) -> None:
-    writer = MetricsWriter(tmp_path)
+    writer = with_tensorboard(tmp_path)
     writer.write(0, {"loss/total": math.nan, "policy/ratio_max": math.inf, "reward/mean": 1.0})
     writer.close()
     assert rows_of(tmp_path) == [{"step": 0, "loss/total": None, "policy/ratio_max": None, "reward/mean": 1.0}]
@@ -44,7 +49,7 @@ def test_a_number_that_is_not_finite_is_null_in_the_row_and_absent_from_tensorbo
 
 
 def test_a_list_of_counts_is_a_histogram_of_the_values_0_1_2(tmp_path: Path) -> None:
-    writer = MetricsWriter(tmp_path)
+    writer = with_tensorboard(tmp_path)
     writer.write(0, {"staleness/histogram": [10, 30, 0, 5]})
     writer.write(1, {"staleness/histogram": []})
     writer.close()
@@ -56,11 +61,11 @@ def test_a_list_of_counts_is_a_histogram_of_the_values_0_1_2(tmp_path: Path) -> 
 
 
 def test_rows_after_the_resumed_step_are_cut_and_hidden(tmp_path: Path) -> None:
-    first = MetricsWriter(tmp_path)
+    first = with_tensorboard(tmp_path)
     for step in range(5):
         first.write(step, {"reward/mean": 1.0})
     first.close()
-    resumed = MetricsWriter(tmp_path, resume_after=2)
+    resumed = with_tensorboard(tmp_path, resume_after=2)
     resumed.write(3, {"reward/mean": 2.0})
     resumed.close()
     assert [(row["step"], row["reward/mean"]) for row in rows_of(tmp_path)] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)]

@@ -47,3 +47,12 @@ def test_a_script_that_launches_without_a_guard_is_refused_before_anything_start
     assert result.returncode == 1
     assert "starting Ray" not in result.stdout
     assert 'put the call of launch under `if __name__ == "__main__":`' in result.stderr
+
+
+def test_the_loop_in_one_file_is_on_policy_at_first_then_as_stale_as_it_says(tmp_path: Path) -> None:
+    steps = [line.split() for line in run_example("loop.py", tmp_path, "4").splitlines() if line.startswith("step")]
+    figures = [dict(zip(words[2::2], map(float, words[3::2]), strict=True)) for words in steps]
+    assert [step["lag"] for step in figures] == [0, 1, 2, 2]
+    assert figures[0]["ratio"] == 1
+    assert all(0 < abs(step["ratio"] - 1) < 0.5 for step in figures[1:])
+    assert 0.2 < figures[0]["reward"] < 0.8  # the warm-up left something to learn

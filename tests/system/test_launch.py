@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from asyncrl import cli
 from tests.support.launch import STAND_IN, Launched, assert_exact, quick, role_processes, trained
+from tests.support.metric_names import undocumented
 
 pytestmark = pytest.mark.system
 
@@ -34,6 +35,7 @@ def test_a_run_trains_asynchronously_then_goes_on_from_its_checkpoint_and_export
     assert rows[-1]["eval/num_versions"] == 1
     every_step = set.intersection(*(set(row) for row in rows[1:]))
     assert {"reward/mean", "loss/total", "queue/depth", "time/publish_s"} <= every_step
+    assert undocumented(set().union(*rows)) == set()
     # Generators report once a second, so the first rows of a fast machine have no figure of theirs.
     assert "throughput/generator_tokens_per_s" in rows[-1]
     assert list((first.run_dir / "tensorboard").iterdir())

@@ -8,6 +8,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asyncrl.run.metrics import MetricsWriter
+from asyncrl.run.trackers.tensorboard import TensorBoard
 from asyncrl.transport.control_server import RoleState
 from asyncrl.transport.messages.supervision import EvalRow, Note, StepRow
 from asyncrl.watch.console import LiveView
@@ -29,7 +30,8 @@ def screen() -> io.StringIO:
 
 @pytest.fixture
 def recorder(tmp_path: Path, screen: io.StringIO) -> Recorder:
-    return Recorder(MetricsWriter(tmp_path), LiveView(Console(file=screen, width=120), 10), first_step=0)
+    writer = MetricsWriter(tmp_path, [TensorBoard(tmp_path)])
+    return Recorder(writer, LiveView(Console(file=screen, width=120), 10), first_step=0)
 
 
 def rows(run_dir: Path) -> list[dict]:

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import math
+import socket
+import struct
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from asyncrl.config.load import load
+from asyncrl.config.schema import Config
+from asyncrl.errors import ConfigError
+from asyncrl.run.metrics import MetricsWriter
+from asyncrl.run.trackers import open as opening
+from asyncrl.run.trackers.open import check_trackers, open_trackers
+
+
+def config(*overrides: str) -> Config:
+    return load(None, ["model.path=none", "data.train=none", *overrides])
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def scrape(port: int) -> dict[str, str]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return dict(line.split(" ") for line in lines if not line.startswith("#"))
+
+
+def test_without_trackers_nothing_is_opened(tmp_path: Path) -> None:
+    assert open_trackers(config("run.trackers=[]"), tmp_path, None) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prometheus_sees_the_latest_value_of_each_figure(tmp_path: Path, port: int) -> None:
+    settings = config("run.trackers=[]", f"run.prometheus_port={port}")
+    writer = MetricsWriter(tmp_path, open_trackers(settings, tmp_path, None))
+    assert scrape(port) == {}
+    writer.write(1, {"reward/mean": 0.5, "eval/pass@8": 0.25, "staleness/histogram": [1, 2], "sample/train": "1+1=2"})
+    writer.write(2, {"reward/mean": 0.75, "loss/total": math.nan})
+    assert scrape(port) == {
+        "asyncrl_step": "2.0",
+        "asyncrl_reward_mean": "0.75",
+        "asyncrl_eval_pass_8": "0.25",
+        "asyncrl_loss_total": "NaN",
+    }
+    writer.close()
+    with pytest.raises(OSError, match="refused"):
+        scrape(port)
+
+
+def test_a_prometheus_port_in_use_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"run.prometheus_port: cannot bind 127.0.0.1:{number}"):
+            open_trackers(config(f"run.prometheus_port={number}"), tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("setting", "package", "extra"),
+    [("run.trackers=[wandb]", "wandb", "wandb"), ("run.prometheus_port=9000", "prometheus_client", "prometheus")],
+)
+def test_a_tracker_whose_package_is_missing_is_refused_with_its_extra(
+    setting: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_trackers(config(setting).run)
+    monkeypatch.setattr(opening, "find_spec", lambda name: None if name == package else object())
+    with pytest.raises(ConfigError, match=rf"asyncrl\[{extra}\]"):
+        check_trackers(config(setting).run)
+    check_trackers(config().run)
+
+
+def test_wandb_offline_gets_the_same_names_and_a_resumed_run_keeps_its_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for resume_after, steps in ((None, (0, 1)), (1, (2,))):
+        writer = MetricsWriter(tmp_path, open_trackers(config("run.trackers=[wandb]"), tmp_path, resume_after))
+        for step in steps:
+            writer.write(step, {"reward/mean": step / 4, "staleness/histogram": [3, 1], "sample/train": "1+1=2"})
+        writer.close()
+    records = [record for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")) for record in logged(file)]
+    assert [record["step"] for record in records] == [0, 1, 2]
+    assert [record["reward/mean"] for record in records] == [0.0, 0.25, 0.5]
+    assert records[0]["staleness/histogram.values"] == [3, 1]
+    assert len({file.stem for file in tmp_path.glob("wandb/offline-run-*/*.wandb")}) == 1
+
+
+def logged(file: Path) -> list[dict]:
+    """The rows that `wandb sync` would upload: LevelDB's log of short records, after 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, position, rows = file.read_bytes(), 7, []
+    while position < len(data):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        assert kind == 1, "a record in several parts"
+        record = Record()
+        record.ParseFromString(data[position + 7 : position + 7 + length])
+        position += 7 + length
+        if record.HasField("history"):
+            items = record.history.item
+            rows.append({".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items})
+    return rows
