@@ -109,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_arguments(plan)
     _add_hardware_arguments(plan)
     plan.add_argument("--gpus", type=int, required=True, metavar="N", help="to divide; on a CPU, processes")
-    plan.add_argument("--steps", type=int, default=30, metavar="N", help="of each simulation (default: %(default)s)")
+    plan.add_argument(
+        "--steps", type=int, default=30, metavar="N", help="of each simulation, at least (default: %(default)s)"
+    )
     plan.add_argument("--json", action="store_true", help="for programs")
     plan.set_defaults(run=_plan)
 

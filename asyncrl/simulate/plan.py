@@ -27,6 +27,9 @@ ETAS = (0, 1, 2, 4, 8)
 PUBLISH_EVERY = (1, 2, 4)
 KEPT = 0.8
 SLOWER = 0.05
+STEPS_A_VERSION = 10
+"""At least so many steps are simulated for each version that generation may run ahead: groups come in bursts of η + 1
+batches, and a few bursts say nothing of the mean."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Plan:
 def make_plan(given: Inputs, num_accelerators: int, num_steps: int, dollars_per_hour: float | None) -> Plan:
     """
     Args:
-        num_steps: of each simulation.
+        num_steps: of each simulation, at least.
 
     Raises:
         ConfigError: nothing fits.
@@ -84,7 +87,8 @@ def make_plan(given: Inputs, num_accelerators: int, num_steps: int, dollars_per_
     def tried(split: Split, eta: int, publish_every: int) -> Candidate:
         config = with_split(given.config, split, eta, publish_every)
         timings = given.estimator.timings(config, given.workload)
-        run = simulate(Setting(config, timings, given.workload, num_steps))
+        enough_steps = max(num_steps, STEPS_A_VERSION * (eta + 1))
+        run = simulate(Setting(config, timings, given.workload, enough_steps))
         return Candidate(split, eta, publish_every, figures(run, dollars_per_hour))
 
     alone = [tried(split, ETAS[-1], 1) for split in splits]
