@@ -141,10 +141,10 @@ def _add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="runs",
         type=Path,
-        nargs="+",
+        action="append",
         default=[],
         metavar="RUN",
-        help="runs on this hardware: their rates and lengths, and the configuration of the first",
+        help="a run on this hardware, for its configuration, rates and lengths; a second one tells more of decoding",
     )
     parser.add_argument(
         "--accelerator", metavar="NAME", help="h100 | a100 | rtx4090 | cpu (default: by cluster.device)"
@@ -226,11 +226,11 @@ def _simulate(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from asyncrl.simulate.command import inputs, require_steps
+    from asyncrl.simulate.command import inputs, require
     from asyncrl.simulate.plan import make_plan
     from asyncrl.simulate.show_plan import plan_to_json, print_plan
 
-    require_steps(arguments.steps)
+    require(arguments.steps, arguments.price)
     given = inputs(
         arguments.runs, arguments.config, _config_file(arguments), _overrides(arguments), arguments.accelerator
     )
