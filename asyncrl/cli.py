@@ -162,11 +162,11 @@ def _simulate(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from asyncrl.simulate.command import inputs, require_steps
+    from asyncrl.simulate.command import inputs, require
     from asyncrl.simulate.plan import make_plan
     from asyncrl.simulate.show_plan import plan_to_json, print_plan
 
-    require_steps(arguments.steps)
+    require(arguments.steps, arguments.price)
     given = inputs(
         arguments.runs, arguments.config, _config_file(arguments), _overrides(arguments), arguments.accelerator
     )

@@ -116,7 +116,9 @@ def _add_plan(commands: Commands) -> None:
     _add_config_arguments(parser)
     _add_hardware_arguments(parser)
     parser.add_argument("--gpus", type=int, required=True, metavar="N", help="to divide; on a CPU, processes")
-    parser.add_argument("--steps", type=int, default=30, metavar="N", help="of each simulation (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=30, metavar="N", help="of each simulation, at least (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(command="plan")
 
@@ -150,10 +152,10 @@ def _add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="runs",
         type=Path,
-        nargs="+",
+        action="append",
         default=[],
         metavar="RUN",
-        help="runs on this hardware: their rates and lengths, and the configuration of the first",
+        help="a run on this hardware, for its configuration, rates and lengths; a second one tells more of decoding",
     )
     parser.add_argument(
         "--accelerator", metavar="NAME", help="h100 | a100 | rtx4090 | cpu (default: by cluster.device)"

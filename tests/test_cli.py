@@ -165,6 +165,7 @@ def test_simulate_and_plan_answer_for_the_quickstart(capsys: pytest.CaptureFixtu
     [
         (["--steps", "3"], "--steps 3: at least 10"),
         (["--accelerator", "abacus"], "--accelerator abacus: known are h100, a100, rtx4090, cpu"),
+        (["--price", "-1"], "--price -1: give dollars an hour, above 0"),
         (["--death", "soon"], "--death soon: give AT:FOR in seconds"),
         (["--death", "5:0"], "--death 5:0: AT must be at least 0 and FOR above 0"),
         (["--accelerator", "h100", "cluster.device=cpu"], "--accelerator h100 beside cluster.device=cpu"),

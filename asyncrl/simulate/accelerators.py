@@ -59,6 +59,9 @@ ACCELERATORS = {
 }
 """The overheads of GPUs are assumed."""
 
+KV_CACHE = "KV cache"
+"""Its line in `cluster/memory.py`'s estimate of a generator."""
+
 TINY_SHAPE = ModelShape(
     hidden_size=128,
     intermediate_size=384,
@@ -118,7 +121,7 @@ def _max_sequences(
         item.num_bytes
         for holder in memory_of(config, shape, topology, accelerator)
         for item in holder.items
-        if item.name == "KV cache"
+        if item.name == KV_CACHE
     )
     if kv_bytes == 0:
         return asked  # an engine of the user's own

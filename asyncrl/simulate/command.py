@@ -51,13 +51,15 @@ def death(text: str) -> Death:
     return parsed
 
 
-def require_steps(num_steps: int) -> None:
+def require(num_steps: int, dollars_per_hour: float | None) -> None:
     """
     Raises:
-        UserError: too few for a figure.
+        UserError: too few steps for a figure, or a price that is none.
     """
     if num_steps < MIN_STEPS:
         raise UserError(f"--steps {num_steps}: at least {MIN_STEPS}, as the first of them fill the queue")
+    if dollars_per_hour is not None and not dollars_per_hour > 0:
+        raise UserError(f"--price {dollars_per_hour:g}: give dollars an hour, above 0")
 
 
 def simulate_once(
@@ -65,9 +67,9 @@ def simulate_once(
 ) -> tuple[SimulatedRun, Figures]:
     """
     Raises:
-        UserError: too few steps for a figure.
+        UserError: as `require`.
     """
-    require_steps(num_steps)
+    require(num_steps, dollars_per_hour)
     timings = given.estimator.timings(given.config, given.workload)
     run = simulate(Setting(given.config, timings, given.workload, num_steps, deaths))
     return run, figures(run, dollars_per_hour)

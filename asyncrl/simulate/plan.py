@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from asyncrl.cluster.memory import Estimate
 from asyncrl.config.checks.check import check
 from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError
-from asyncrl.simulate.accelerators import memory_of
+from asyncrl.simulate.accelerators import KV_CACHE, memory_of
 from asyncrl.simulate.estimator import Estimator, Inputs
 from asyncrl.simulate.figures import Figures, figures
 from asyncrl.simulate.setting import Setting
@@ -27,6 +26,9 @@ ETAS = (0, 1, 2, 4, 8)
 PUBLISH_EVERY = (1, 2, 4)
 KEPT = 0.8
 SLOWER = 0.05
+STEPS_A_VERSION = 10
+"""At least so many steps are simulated for each version that generation may run ahead: groups come in bursts of η + 1
+batches, and a few bursts say nothing of the mean."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,14 @@ class Candidate:
     @property
     def overrides(self) -> list[str]:
         """To paste behind `asyncrl launch`."""
-        return _overrides(self.split, self.eta, self.publish_every)
+        return [
+            f"generator.count={self.split.num_generators}",
+            f"generator.tensor_parallel={self.split.tensor_parallel}",
+            f"generator.max_groups_in_flight={self.split.credit}",
+            f"learner.count={self.split.num_learners}",
+            f"replay.max_staleness={self.eta}",
+            f"publish.every={self.publish_every}",
+        ]
 
 
 @dataclass(frozen=True)
@@ -70,11 +79,15 @@ class Plan:
 def make_plan(given: Inputs, num_accelerators: int, num_steps: int, dollars_per_hour: float | None) -> Plan:
     """
     Args:
-        num_steps: of each simulation.
+        num_steps: of each simulation, at least.
 
     Raises:
-        ConfigError: nothing fits.
+        ConfigError: nothing fits, or the configuration leaves nothing to plan.
     """
+    if given.config.replay.ess_target is not None:
+        raise ConfigError("a plan chooses η, and replay.ess_target would move it; set replay.ess_target=null")
+    if given.config.cluster.share_gpu:
+        raise ConfigError("cluster.share_gpu=true is for one GPU, which cannot be divided; set cluster.share_gpu=false")
     splits, too_large = _splits(given, num_accelerators)
     if not splits:
         raise ConfigError(
@@ -84,7 +97,8 @@ def make_plan(given: Inputs, num_accelerators: int, num_steps: int, dollars_per_
     def tried(split: Split, eta: int, publish_every: int) -> Candidate:
         config = with_split(given.config, split, eta, publish_every)
         timings = given.estimator.timings(config, given.workload)
-        run = simulate(Setting(config, timings, given.workload, num_steps))
+        enough_steps = max(num_steps, STEPS_A_VERSION * (eta + 1))
+        run = simulate(Setting(config, timings, given.workload, enough_steps))
         return Candidate(split, eta, publish_every, figures(run, dollars_per_hour))
 
     alone = [tried(split, ETAS[-1], 1) for split in splits]
@@ -127,28 +141,20 @@ def with_split(config: Config, split: Split, eta: int, publish_every: int) -> Co
         config,
         generator=generator,
         learner=replace(config.learner, count=split.num_learners),
-        replay=replace(config.replay, max_staleness=eta, ess_target=None),
+        replay=replace(config.replay, max_staleness=eta),
         publish=replace(config.publish, every=publish_every),
-        cluster=replace(config.cluster, share_gpu=False),
     )
 
 
 def _splits(given: Inputs, num_accelerators: int) -> tuple[list[Split], list[str]]:
     splits, too_large = [], []
     for num_generators, parts, num_learners in _divisions(num_accelerators):
-        config = given.config
-        most = (ETAS[-1] + 1) * config.learner.batch_size
+        most = (ETAS[-1] + 1) * given.config.learner.batch_size
         split = Split(num_generators, parts, num_learners, credit=-(-most // num_generators))
-        name = f"{num_generators} generators × TP {parts}, {num_learners} learners"
-        try:
-            config = with_split(config, split, ETAS[-1], 1)
-            check(config, given.estimator.device, given.estimator.shape)
-        except ConfigError as error:
-            too_large.append(f"{name}: {error}")
-            continue
-        problem = _too_large(given.estimator, config)
+        config = with_split(given.config, split, ETAS[-1], 1)
+        problem = _problem(given.estimator, config)
         if problem is not None:
-            too_large.append(f"{name}: {problem}")
+            too_large.append(f"{num_generators} generators × TP {parts}, {num_learners} learners: {problem}")
             continue
         room = given.estimator.timings(config, given.workload).max_sequences // config.algorithm.group_size
         splits.append(replace(split, credit=max(1, min(split.credit, room))))
@@ -162,32 +168,21 @@ def _divisions(num_accelerators: int) -> Iterator[tuple[int, int, int]]:
             yield num_generators, parts, num_accelerators - num_generators * parts
 
 
-def _too_large(estimator: Estimator, config: Config) -> str | None:
-    """Why a role does not fit its accelerator, or None."""
-    estimates = memory_of(config, estimator.shape, estimator.topology(config), estimator.accelerator)
-    on_accelerator = [one for one in estimates if one.on_gpu] if estimator.device == "gpu" else estimates
-    return next((reason for one in on_accelerator if (reason := _excess(one, estimator))), None)
-
-
-def _excess(one: Estimate, estimator: Estimator) -> str | None:
+def _problem(estimator: Estimator, config: Config) -> str | None:
+    """Why this cannot run, or a role does not fit its accelerator; or None."""
+    try:
+        check(config, estimator.device, estimator.shape)
+    except ConfigError as error:
+        return str(error)
     has = estimator.accelerator.memory_bytes
-    kv_bytes = next((item.num_bytes for item in one.items if item.name == "KV cache"), None)
-    if one.num_bytes <= has and kv_bytes != 0:
-        return None
-    return f"{one.holder} needs {one.num_bytes / 1e9:.0f} GB" + (
-        " and has no room for a KV cache" if kv_bytes == 0 else f" of {has / 1e9:.0f}"
-    )
-
-
-def _overrides(split: Split, eta: int, publish_every: int) -> list[str]:
-    return [
-        f"generator.count={split.num_generators}",
-        f"generator.tensor_parallel={split.tensor_parallel}",
-        f"generator.max_groups_in_flight={split.credit}",
-        f"learner.count={split.num_learners}",
-        f"replay.max_staleness={eta}",
-        f"publish.every={publish_every}",
-    ]
+    for one in memory_of(config, estimator.shape, estimator.topology(config), estimator.accelerator):
+        if estimator.device == "gpu" and not one.on_gpu:
+            continue
+        if one.num_bytes > has:
+            return f"{one.holder} needs {one.num_bytes / 1e9:.0f} GB of {has / 1e9:.0f}"
+        if any(item.name == KV_CACHE and item.num_bytes == 0 for item in one.items):
+            return f"{one.holder} has no room for a KV cache"
+    return None
 
 
 def _reason(chosen: Candidate, pareto: Sequence[Candidate]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -29,27 +30,27 @@ def plan_to_json(plan: Plan) -> str:
 def print_plan(plan: Plan, console: Console) -> None:
     """The Pareto table, the choice, why, and what to paste."""
     title = f"Of {plan.num_simulated} simulated configurations, those that none beats in both speed and freshness"
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     has_price = plan.chosen.result.dollars_per_million_tokens is not None
-    headings = ["", "generators", "learners", "in flight", "η", "every", "samples/s", "lag", "idle", "$/1M"]
+    headings = ["", "gen × TP", "learn", "flight", "η", "every", "samples/s", "lag", "idle", "$/1M"]
     for heading in headings[: None if has_price else -1]:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for candidate in plan.pareto:
         split, result = candidate.split, candidate.result
-        price = [f"{result.dollars_per_million_tokens:.3g}"] if has_price else []
+        price = [f"{result.dollars_per_million_tokens:.2g}"] if has_price else []
         table.add_row(
             "→" if candidate is plan.chosen else "",
-            f"{split.num_generators} × TP {split.tensor_parallel}",
+            f"{split.num_generators} × {split.tensor_parallel}",
             f"{split.num_learners}",
             f"{split.credit}",
             f"{candidate.eta}",
             f"{candidate.publish_every}",
-            f"{result.samples_per_s:,.4g}",
+            f"{result.samples_per_s:,.1f}",
             f"{result.staleness_mean:.2f}",
-            f"{result.generator_idle:.0%}, {result.learner_idle:.0%}",
+            f"{result.generator_idle:.0%} {result.learner_idle:.0%}",
             *price,
         )
-    table.caption = "in flight: groups at one generator; idle: generators, learners; $/1M: for a million trained tokens"
+    table.caption = "gen, learn: generators, learners, and the idle share of each; flight: groups at one generator"
     table.caption_justify = "left"
     console.print(table)
     console.print(plan.reason, highlight=False)

@@ -55,9 +55,9 @@ class Simulation:
         self._groups: dict[int, SampledGroup] = {}
         """By admission index, from when they are queued until their batch is taken."""
         self._granted_s: dict[int, float] = {}
-        self.num_resampled_tokens = 0
+        self._num_resampled_tokens = 0
         """Of groups that were sampled again: over the bound, with stragglers=requeue."""
-        self.num_late_leases = 0
+        self._num_late_leases = 0
         credit = config.generator.max_groups_in_flight
         self.fleet = Fleet(self._clock, setting.timings, config.generator.count, credit, self._take_group)
         self._learner = SimulatedLearner(setting, self._clock, self)
@@ -82,8 +82,8 @@ class Simulation:
             num_filtered=self.ledger.num_filtered,
             num_requeued=self.ledger.num_requeued,
             num_quarantined=len(self.ledger.quarantined),
-            num_resampled_tokens=self.num_resampled_tokens,
-            num_late_leases=self.num_late_leases,
+            num_resampled_tokens=self._num_resampled_tokens,
+            num_late_leases=self._num_late_leases,
         )
 
     # ── what the learner asks for ──
@@ -140,7 +140,7 @@ class Simulation:
     def _take_group(self, group: SampledGroup) -> None:
         lease_id = group.lease_id
         if self._clock.now_s - self._granted_s.pop(lease_id) > self._setting.config.replay.lease_timeout_s:
-            self.num_late_leases += 1
+            self._num_late_leases += 1
         if self._evaluation.owns(lease_id):
             self._finish_held_out(group)
         else:
@@ -159,7 +159,7 @@ class Simulation:
         if self.ledger.complete(group.lease_id, group.first_version, has_signal) == "queued":
             assert index is not None
             if index in self._groups:
-                self.num_resampled_tokens += self._groups[index].num_tokens
+                self._num_resampled_tokens += self._groups[index].num_tokens
             self._groups[index] = group
 
     def _die(self, name: str, death: Death) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,7 +61,14 @@ def test_the_overrides_of_a_plan_make_the_configuration_that_was_simulated() -> 
     given = given_8b()
     split = Split(2, 2, 4, 30)
     again = given_8b(*Candidate(split, 2, 1, candidate(1, 1).result).overrides).config
-    assert again == replace(with_split(given.config, split, 2, 1))
+    assert again == with_split(given.config, split, 2, 1)
+
+
+@pytest.mark.parametrize("override", ["replay.ess_target=0.5", "cluster.share_gpu=true"])
+def test_what_leaves_nothing_to_plan_is_refused_with_its_key(override: str) -> None:
+    sizes = ["generator.count=1", "generator.tensor_parallel=1", "learner.count=1"]
+    with pytest.raises(ConfigError, match=override.partition("=")[0]):
+        make_plan(given_8b(*sizes, override), 8, 10, None)
 
 
 def test_too_few_gpus_for_the_model_are_refused_with_the_numbers() -> None:
