@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
 
     prepare = commands.add_parser("prepare", help="make a data set", description="Write train.parquet, test.parquet.")
-    prepare.add_argument("dataset", metavar="gsm8k | arithmetic | FILE", help="FILE: with --from; a file or a folder")
+    prepare.add_argument("dataset", metavar="DATASET", help="gsm8k | arithmetic; with --from a file or a folder")
     prepare.add_argument("--from", dest="layout", choices=["verl", "trl"], help="convert a data set of that trainer")
     prepare.add_argument("--source", help="gsm8k: a folder with train.jsonl and test.jsonl, or a hub name")
     prepare.add_argument("--out", type=Path, required=True, metavar="DIR")
