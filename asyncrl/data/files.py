@@ -11,8 +11,7 @@ from asyncrl.errors import DataError
 Split = Literal["train", "test"]
 
 FORMATS = (".parquet", ".jsonl", ".json")
-COMPRESSIONS = (".gz", ".zst")
-SUFFIXES = (*FORMATS, *(f"{name}{packed}" for name in (".jsonl", ".json") for packed in COMPRESSIONS))
+SUFFIXES = (*FORMATS, *(f"{name}{packed}" for name in (".jsonl", ".json") for packed in (".gz", ".zst")))
 """In the order in which they are looked for."""
 
 _NAMES: dict[Split, tuple[str, ...]] = {

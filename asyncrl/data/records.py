@@ -10,10 +10,12 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from asyncrl.data.files import COMPRESSIONS, FORMATS, suffix_of
+from asyncrl.data.files import FORMATS, suffix_of
 from asyncrl.errors import DataError
 
 Record = dict[str, Any]
+
+_WRAPPERS = ("data", "rows", "examples", "instances")
 
 
 def read_records(path: Path, columns: Collection[str] | None) -> Iterator[tuple[str, Record]]:
@@ -43,7 +45,6 @@ def read_records(path: Path, columns: Collection[str] | None) -> Iterator[tuple[
 
 def _read_text(path: Path) -> str:
     compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
-    assert compression is not None or path.suffix.lower() not in COMPRESSIONS
     try:
         with pyarrow.input_stream(str(path), compression=compression) as file:
             content: bytes = file.read()
@@ -64,7 +65,7 @@ def _line_records(path: Path, text: str) -> Iterator[tuple[str, Record]]:
 
 
 def _json_records(path: Path, text: str) -> Iterator[tuple[str, Record]]:
-    """A list of objects, alone or as the one list in an object; else lines, which people also call .json."""
+    """A list of objects, alone or as `data` or the like of an object; else lines, which people also call .json."""
     if not text.strip():
         return
     try:
@@ -77,8 +78,7 @@ def _json_records(path: Path, text: str) -> Iterator[tuple[str, Record]]:
     except RecursionError as error:
         raise DataError(f"{path}: not valid JSON: {error}") from error
     if isinstance(loaded, dict):
-        lists = [value for value in loaded.values() if isinstance(value, list)]
-        loaded = lists[0] if len(lists) == 1 and all(isinstance(item, dict) for item in lists[0]) else [loaded]
+        loaded = next((loaded[name] for name in _WRAPPERS if isinstance(loaded.get(name), list)), [loaded])
     if not isinstance(loaded, list):
         raise DataError(f"{path}: must be a list of objects, or an object a line, not {type(loaded).__name__}")
     for number, record in enumerate(loaded):

@@ -72,7 +72,8 @@ def _stated(completion: str) -> str:
     if last_boxed(completion) is not None:
         return completion
     answer = final_answer(completion)
-    if answer is not None:
+    is_heading = answer is not None and _WORD.search(answer) and _MATH_ENVIRONMENT.search(completion)
+    if answer is not None and not is_heading:
         return _in_box(answer)
     return completion if _WORD.search(completion) else _in_box(completion)
 

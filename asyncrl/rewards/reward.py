@@ -11,8 +11,8 @@ from typing import Any
 
 from asyncrl.errors import ConfigError
 
-OF_THE_COMPLETION = frozenset({"completion", "tokens"})
-OF_THE_ROW = frozenset({"prompt", "messages", "answer"})
+_OF_THE_COMPLETION = frozenset({"completion", "tokens"})
+_OF_THE_ROW = frozenset({"prompt", "messages", "answer"})
 
 _BATCHED = {"completions": "completion", "prompts": "prompt", "completion_ids": "tokens", "completions_ids": "tokens"}
 """What TRL hands to a reward function, which scores a batch, and what stands for it here."""
@@ -37,7 +37,7 @@ class Reward:
         return {
             parameter.name: parameter.default is Parameter.empty
             for parameter in self._named()
-            if parameter.name not in OF_THE_COMPLETION | OF_THE_ROW
+            if parameter.name not in _OF_THE_COMPLETION | _OF_THE_ROW
         }
 
     def __call__(self, values: Mapping[str, Any]) -> Any:

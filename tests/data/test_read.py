@@ -132,6 +132,11 @@ def test_a_json_file_is_a_list_of_objects_wrapped_or_not_or_lines(tmp_path, cont
     assert pairs(tmp_path / "rows.json") == [("x", "1")] * 2
 
 
+def test_a_json_file_of_one_object_is_one_row(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps({"prompt": [{"role": "user", "content": "x"}], "answer": "1"}))
+    assert pairs(tmp_path / "rows.json") == [("x", "1")]
+
+
 def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_read_over(tmp_path):
     line = json.dumps({"prompt": "é\u2028", "answer": "1"}, ensure_ascii=False).encode()
     (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n" + line + b"\r\n \n")

@@ -139,6 +139,7 @@ def test_math_reads_a_reference_whether_or_not_it_is_marked_as_latex(answer):
         (r"\boxed{North}", r"\text{north}", 1),
         (r"\boxed{south}", r"\text{north}", 0),
         ("#### 10000000000000000", "1e16", 1),
+        ("#### Step 2\nSo $x = \\frac{1}{2}$.", r"\frac12", 1),
         (r"\boxed{12_5}", "12_5", 1),
         (r"\boxed{12_{5}}", "12_5", 1),
         (r"\boxed{12}", "12_5", 0),
