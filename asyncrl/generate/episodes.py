@@ -44,11 +44,6 @@ class Transcript:
     environment_s: float = 0.0
 
     @property
-    def num_tokens(self) -> int:
-        """Without the prompt."""
-        return sum(len(part.token_ids) for part in self.parts)
-
-    @property
     def token_ids(self) -> list[int]:
         """With the prompt."""
         return [*self.prompt, *(int(token) for part in self.parts for token in part.token_ids)]
