@@ -72,7 +72,7 @@ class _HeadLogprobs(torch.autograd.Function):
         temperature: float,
         transform: LogitTransform,
     ) -> tuple[Tensor, Tensor]:
-        logprobs, entropies, normalisers = (torch.empty(len(hidden), device=hidden.device) for _ in range(3))
+        logprobs, entropies, normalisers = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(3))
         for chunk in _chunks(hidden, weight):
             y = transform(_logits(hidden[chunk], weight, bias)).div_(temperature)
             largest = y.amax(-1, keepdim=True)

@@ -1,6 +1,6 @@
 """The output head: time, peak memory and gradient of `token_logprobs` beside logits held whole.
 
-    .venv/bin/python bench/logprob.py [--tokens 4096] [--vocabulary 151936] [--hidden 1024] [--threads 1]
+    .venv/bin/python bench/pipeline/logprob.py [--tokens 4096] [--vocabulary 151936] [--hidden 1024] [--threads 1]
 
 Each of the two runs in a process of its own, forward and backward once, in float32 on the CPU. Peak memory is what the
 process took beyond its inputs.
