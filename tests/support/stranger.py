@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
@@ -47,7 +48,7 @@ def http_answers(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_MS / 1e3) as reply:
             return bool(reply.status == 200)
-    except (URLError, OSError, ValueError):
+    except (URLError, OSError, HTTPException):
         return False
 
 
