@@ -40,7 +40,7 @@ def join(address: str, allow_open: bool, options: dict[str, Any]) -> None:
             f"cluster.ray_address={address}: no Ray cluster answers there: {error}. One that asks for a token needs "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here"
         ) from error
-    if not allow_open and _lets_strangers_in(ray.get_runtime_context().gcs_address):
+    if not allow_open and lets_strangers_in(ray.get_runtime_context().gcs_address):
         ray.shutdown()
         raise ConfigError(
             f"cluster.ray_address={address}: this Ray answers without a token, so whoever reaches its ports can run "
@@ -48,7 +48,7 @@ def join(address: str, allow_open: bool, options: dict[str, Any]) -> None:
         )
 
 
-def _lets_strangers_in(gcs_address: str) -> bool:
+def lets_strangers_in(gcs_address: str) -> bool:
     """Asks in a process of its own, because Ray reads its token once per process."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
     environment["RAY_AUTH_MODE"] = "disabled"

@@ -27,7 +27,7 @@ _RECORDS = {
     ("torch", "Size"),
     ("pathlib", "PosixPath"),
 }
-"""What `.metadata` of torch 2.11 to 2.13 is made of, besides dtypes."""
+"""What `.metadata` of torch 2.13 is made of, besides dtypes."""
 
 
 class CheckpointReader(FileSystemReader):

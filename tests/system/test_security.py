@@ -1,0 +1,140 @@
+"""Nobody on the network and no other user of the machine gets into a live run. The real quickstart, real attempts."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from asyncrl.cluster.joined_ray import lets_strangers_in
+from asyncrl.errors import ConfigError
+from asyncrl.launch.resume import find_checkpoint
+from tests.support import stranger
+from tests.support.launch import Launched, quick
+
+pytestmark = pytest.mark.system
+
+ROOT = Path(__file__).parents[2]
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Launched]:
+    """A live run, in a folder that every user can look into."""
+    folder = Path(tempfile.mkdtemp(prefix="open-", dir="/tmp"))
+    folder.chmod(0o755)
+    run_dir, output_file = folder / "run", folder / "output.txt"
+    settings = quick(100_000, "run.eval_every=0")
+    command = [sys.executable, "-m", "asyncrl", "launch", "--run-dir", str(run_dir), *settings]
+    with output_file.open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True)
+    try:
+        live = Launched(process, run_dir, output_file)
+        live.wait_for_step(3)
+        yield live
+    finally:
+        process.kill()
+        shutil.rmtree(folder)
+
+
+def processes(run: Launched) -> list[psutil.Process]:
+    launcher = psutil.Process(run.process.pid)
+    return [launcher, *launcher.children(recursive=True)]
+
+
+def listeners(run: Launched) -> list[tuple[str, int]]:
+    """Address and port of all that the run's processes listen on."""
+    connections = [connection for process in processes(run) for connection in process.net_connections("inet")]
+    return sorted({tuple(one.laddr) for one in connections if one.status == psutil.CONN_LISTEN})
+
+
+def unix_sockets(run: Launched) -> list[str]:
+    return sorted({one.laddr for process in processes(run) for one in process.net_connections("unix") if one.laddr})
+
+
+def test_every_port_of_a_run_is_on_loopback_and_none_answers_from_outside(run: Launched) -> None:
+    found = listeners(run)
+    assert len(found) > 5
+    assert {host.removeprefix("::ffff:") for host, _ in found} == {"127.0.0.1"}
+    addresses = [one.address for many in psutil.net_if_addrs().values() for one in many if one.family == socket.AF_INET]
+    outside = next((address for address in addresses if not address.startswith("127.")), None)
+    if outside is None:
+        pytest.skip("this machine has no address but loopback")
+    for _, port in found:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((outside, port), timeout=5)
+
+
+@needs_root
+def test_another_user_gets_nothing_out_of_a_run_and_nothing_into_it(run: Launched) -> None:
+    token_file = Path(psutil.Process(run.pid_of("replay")).environ()["RAY_AUTH_TOKEN_PATH"])
+    assert token_file.is_file()
+    sockets = unix_sockets(run)
+    assert sockets
+    for folder in (run.run_dir, token_file.parent):
+        attack = {
+            "run_dir": str(folder),
+            "uid": pwd.getpwnam("nobody").pw_uid,
+            "ports": [port for _, port in listeners(run)],
+            "unix_sockets": sockets,
+        }
+        command = [sys.executable, stranger.__file__, json.dumps(attack)]
+        attempt = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+        assert json.loads(attempt.stdout) == {"files": [], "unix sockets": [], "zeromq": [], "http": []}
+    step = len(run.rows())
+    run.wait_until(lambda: len(run.rows()) > step + 2, "steps after the attack")
+    assert float(run.rows()[-1]["queue/peers_refused"]) > 0  # type: ignore[arg-type]
+
+
+def test_the_attempts_of_the_test_before_would_succeed_on_what_is_open(run: Launched) -> None:
+    sockets = unix_sockets(run)
+    assert any(stranger.unix_socket_opens(path) for path in sockets)  # as the user of the run
+    assert stranger.readable(run.run_dir)
+
+
+def test_ray_answers_nobody_without_the_runs_token_and_the_token_is_in_no_command_line(run: Launched) -> None:
+    gcs = next(process for process in processes(run) if process.name() == "gcs_server")
+    port = next(one.laddr.port for one in gcs.net_connections("inet") if one.status == psutil.CONN_LISTEN)
+    assert not lets_strangers_in(f"127.0.0.1:{port}")
+    token_file = Path(psutil.Process(run.pid_of("replay")).environ()["RAY_AUTH_TOKEN_PATH"])
+    token = token_file.read_text()
+    assert len(token) == 64
+    assert not any(token in argument for process in processes(run) for argument in process.cmdline())
+    logs = [file for folder in (run.run_dir, token_file.parent / "ray") for file in folder.rglob("*") if file.is_file()]
+    assert len(logs) > 5
+    assert not any(token.encode() in file.read_bytes() for file in logs)
+
+
+def test_when_the_token_is_lost_the_next_start_says_so_and_the_folder_of_ray_goes_with_the_run(run: Launched) -> None:
+    token_file = Path(psutil.Process(run.pid_of("replay")).environ()["RAY_AUTH_TOKEN_PATH"])
+    token_file.unlink()
+    os.kill(run.pid_of("generator-0"), signal.SIGKILL)
+    assert run.wait() == 1, run.output
+    assert "the token of the run's Ray is gone" in run.output
+    assert not token_file.parent.exists()
+
+
+@needs_root
+def test_a_run_directory_of_another_user_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    os.chown(tmp_path, pwd.getpwnam("nobody").pw_uid, -1)
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        find_checkpoint(tmp_path)
+
+
+def test_a_run_directory_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match="others may write to it"):
+        find_checkpoint(tmp_path)
