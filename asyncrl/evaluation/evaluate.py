@@ -6,6 +6,7 @@ model | run | checkpoint ─▶ checked, tokenized ─▶ weights exported ─�
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -29,13 +30,17 @@ from asyncrl.config.schema import Config, RewardTerm
 from asyncrl.data.prompts import save_prompts
 from asyncrl.errors import ConfigError, RunError
 from asyncrl.evaluation.figures import Answer, DataSetFigures, data_set_figures, vote_of
-from asyncrl.evaluation.sample import COMPLETIONS_FILE
+from asyncrl.evaluation.sample import COMPLETIONS_FILE, PROBLEMS_FILE
 from asyncrl.generate.engines.installed import check_engine
 from asyncrl.launch.export import export, run_of
 from asyncrl.launch.inputs import make_inputs
 from asyncrl.rewards.functions import resolve
 from asyncrl.run.directory import eval_file, log_file, log_tail, save_config
 from asyncrl.types import Prompt
+
+MAX_SHOWN_PROBLEMS = 5
+
+log = logging.getLogger(__name__)
 
 Prompts = list[tuple[str, Prompt]]
 """(data file, prompt), file by file."""
@@ -131,12 +136,12 @@ def _read_prompts(config: Config, files: Sequence[str]) -> Prompts:
 
 def _sample(folder: Path, config: Config, prompts: Prompts) -> list[Answer]:
     """Runs `sample.py` over the prompts."""
-    log = log_file(folder, "generator")
-    log.parent.mkdir()
+    output = log_file(folder, "generator")
+    output.parent.mkdir()
     save_config(folder, replace(config, run=replace(config.run, eval_prompts=None)))
     save_prompts(eval_file(folder), [prompt for _, prompt in prompts])
     variables = {**os.environ, **environment("generator", config.cluster.device, config)}
-    with log.open("wb") as stream:
+    with output.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "asyncrl.evaluation.sample", str(folder)],
             env=variables,
@@ -150,6 +155,8 @@ def _sample(folder: Path, config: Config, prompts: Prompts) -> list[Answer]:
             process.kill()  # its guardian ends its children
     if code != 0:
         raise RunError(f"the engine's process ended with {code}; its last lines:\n{log_tail(folder, 'generator')}")
+    for problem in (folder / PROBLEMS_FILE).read_text(encoding="utf-8").splitlines()[:MAX_SHOWN_PROBLEMS]:
+        log.warning(problem)
     answers = []
     for row in pyarrow.parquet.read_table(folder / COMPLETIONS_FILE).to_pylist():
         file, prompt = prompts[row.pop("position")]
