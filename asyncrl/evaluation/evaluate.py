@@ -19,14 +19,14 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from asyncrl.api.reward_names import reward_name
+from asyncrl.api.reward_names import with_rewards
 from asyncrl.cluster.environment import environment
 from asyncrl.cluster.machine import this_node
 from asyncrl.cluster.topology import resolve_device
 from asyncrl.config.checks.check import check
 from asyncrl.config.load import load
 from asyncrl.config.model_shape import read_model_shape
-from asyncrl.config.schema import Config, RewardTerm
+from asyncrl.config.schema import Config
 from asyncrl.data.prompts import save_prompts
 from asyncrl.errors import ConfigError, RunError
 from asyncrl.evaluation.figures import Answer, DataSetFigures, data_set_figures, vote_of
@@ -77,7 +77,8 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="asyncrl-eval-") as temporary:
         folder = Path(temporary)
         if run_of(Path(model)) is not None:
-            config = _with_model(config, str(export(Path(model), folder / "model").resolve()))
+            exported = str(export(Path(model), folder / "model"))
+            config = replace(config, model=replace(config.model, path=exported))
         scored = _sample(folder, config, prompts)
     if out is not None:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([asdict(answer) for answer in scored]), out)
@@ -88,8 +89,8 @@ def _config(
     model: str, data: Sequence[str | Path], k: Sequence[int], overrides: Sequence[str], rewards: Sequence[Any]
 ) -> Config:
     """The run's or the default configuration with all that is asked for; refuses what cannot be evaluated."""
-    if not data:
-        raise ConfigError("no data to evaluate on; name a file")
+    if not data or len(set(map(str, data))) < len(data):
+        raise ConfigError("data: name at least one file, and each once")
     if min(k, default=1) < 1:
         raise ConfigError(f"k={min(k)}: k is 1 or more")
     run = run_of(Path(model))
@@ -101,9 +102,7 @@ def _config(
             f"run.eval_temperature=0 gives the same completion {config.run.eval_samples} times; set it, for example "
             "run.eval_temperature=0.6"
         )
-    if rewards:
-        terms = [RewardTerm(reward_name(function)) for function in rewards]
-        config = replace(config, reward=replace(config.reward, terms=terms))
+    config = with_rewards(config, rewards)
     for term in config.reward.terms:
         resolve(term.function)
     device = resolve_device(config, [this_node()])
@@ -113,10 +112,6 @@ def _config(
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
     return replace(config, model=replace(config.model, dtype=dtype), cluster=replace(config.cluster, device=device))
-
-
-def _with_model(config: Config, path: str) -> Config:
-    return replace(config, model=replace(config.model, path=path))
 
 
 def _new_file(path: Path) -> Path:

@@ -35,6 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "run.eval_temperature=0 gives the same completion 4 times",
         ),
         (["model", *LIMITS, "--data", "a.jsonl", "none.jsonl"], "none.jsonl does not exist"),
+        (["model", *LIMITS, "--data", "a.jsonl", "a.jsonl"], "name at least one file, and each once"),
         (["model", *LIMITS, "-k", "0", "--data", "a.jsonl"], "k=0: k is 1 or more"),
         (["model", "--data", "a.jsonl"], "but the model takes 64 (max_position_embeddings)"),
         (["nowhere", *LIMITS, "--data", "a.jsonl"], "nowhere"),
