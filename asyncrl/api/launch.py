@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from asyncrl.api.reward_names import reward_name
+from asyncrl.api.reward_names import with_rewards
 from asyncrl.api.run import Run
 from asyncrl.config.load import load
-from asyncrl.config.schema import Config, RewardTerm
+from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError
 from asyncrl.launch import launch as launcher
 
@@ -43,9 +43,7 @@ def launch(
     """
     if not isinstance(config, Config):
         config = load(None if resume is None else Path(resume) / "config.yaml", list(config))
-    if rewards:
-        terms = [RewardTerm(reward_name(function)) for function in rewards]
-        config = replace(config, reward=replace(config.reward, terms=terms))
+    config = with_rewards(config, rewards)
     if run_dir is not None:
         path = Path(run_dir)
         config = replace(config, run=replace(config.run, dir=str(path.parent), name=path.name))

@@ -1,13 +1,27 @@
-"""A reward function of the caller's as a name that a reward process can import."""
+"""Reward functions of the caller's as names that a reward process can import."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from asyncrl.config.schema import Config, RewardTerm
 from asyncrl.errors import ConfigError
+
+
+def with_rewards(config: Config, functions: Sequence[Callable[..., Any]]) -> Config:
+    """The configuration with these functions in place of `reward.terms`, each with weight 1; as it is without any.
+
+    Raises:
+        ConfigError: as `reward_name`.
+    """
+    if not functions:
+        return config
+    terms = [RewardTerm(reward_name(function)) for function in functions]
+    return replace(config, reward=replace(config.reward, terms=terms))
 
 
 def reward_name(function: Callable[..., Any]) -> str:

@@ -6,6 +6,7 @@ model | run | checkpoint ─▶ checked, tokenized ─▶ weights exported ─�
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -18,24 +19,28 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from asyncrl.api.reward_names import reward_name
+from asyncrl.api.reward_names import with_rewards
 from asyncrl.cluster.environment import environment
 from asyncrl.cluster.machine import this_node
 from asyncrl.cluster.topology import resolve_device
 from asyncrl.config.checks.check import check
 from asyncrl.config.load import load
 from asyncrl.config.model_shape import read_model_shape
-from asyncrl.config.schema import Config, RewardTerm
+from asyncrl.config.schema import Config
 from asyncrl.data.prompts import save_prompts
 from asyncrl.errors import ConfigError, RunError
 from asyncrl.evaluation.figures import Answer, DataSetFigures, data_set_figures, vote_of
-from asyncrl.evaluation.sample import COMPLETIONS_FILE
+from asyncrl.evaluation.sample import COMPLETIONS_FILE, PROBLEMS_FILE
 from asyncrl.generate.engines.installed import check_engine
 from asyncrl.launch.export import export, run_of
 from asyncrl.launch.inputs import make_inputs
 from asyncrl.rewards.functions import resolve
 from asyncrl.run.directory import eval_file, log_file, log_tail, save_config
 from asyncrl.types import Prompt
+
+MAX_SHOWN_PROBLEMS = 5
+
+log = logging.getLogger(__name__)
 
 Prompts = list[tuple[str, Prompt]]
 """(data file, prompt), file by file."""
@@ -72,7 +77,8 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="asyncrl-eval-") as temporary:
         folder = Path(temporary)
         if run_of(Path(model)) is not None:
-            config = _with_model(config, str(export(Path(model), folder / "model").resolve()))
+            exported = str(export(Path(model), folder / "model"))
+            config = replace(config, model=replace(config.model, path=exported))
         scored = _sample(folder, config, prompts)
     if out is not None:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([asdict(answer) for answer in scored]), out)
@@ -83,8 +89,8 @@ def _config(
     model: str, data: Sequence[str | Path], k: Sequence[int], overrides: Sequence[str], rewards: Sequence[Any]
 ) -> Config:
     """The run's or the default configuration with all that is asked for; refuses what cannot be evaluated."""
-    if not data:
-        raise ConfigError("no data to evaluate on; name a file")
+    if not data or len(set(map(str, data))) < len(data):
+        raise ConfigError("data: name at least one file, and each once")
     if min(k, default=1) < 1:
         raise ConfigError(f"k={min(k)}: k is 1 or more")
     run = run_of(Path(model))
@@ -96,9 +102,7 @@ def _config(
             f"run.eval_temperature=0 gives the same completion {config.run.eval_samples} times; set it, for example "
             "run.eval_temperature=0.6"
         )
-    if rewards:
-        terms = [RewardTerm(reward_name(function)) for function in rewards]
-        config = replace(config, reward=replace(config.reward, terms=terms))
+    config = with_rewards(config, rewards)
     for term in config.reward.terms:
         resolve(term.function)
     device = resolve_device(config, [this_node()])
@@ -108,10 +112,6 @@ def _config(
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
     return replace(config, model=replace(config.model, dtype=dtype), cluster=replace(config.cluster, device=device))
-
-
-def _with_model(config: Config, path: str) -> Config:
-    return replace(config, model=replace(config.model, path=path))
 
 
 def _new_file(path: Path) -> Path:
@@ -131,12 +131,12 @@ def _read_prompts(config: Config, files: Sequence[str]) -> Prompts:
 
 def _sample(folder: Path, config: Config, prompts: Prompts) -> list[Answer]:
     """Runs `sample.py` over the prompts."""
-    log = log_file(folder, "generator")
-    log.parent.mkdir()
+    output = log_file(folder, "generator")
+    output.parent.mkdir()
     save_config(folder, replace(config, run=replace(config.run, eval_prompts=None)))
     save_prompts(eval_file(folder), [prompt for _, prompt in prompts])
     variables = {**os.environ, **environment("generator", config.cluster.device, config)}
-    with log.open("wb") as stream:
+    with output.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "asyncrl.evaluation.sample", str(folder)],
             env=variables,
@@ -150,6 +150,8 @@ def _sample(folder: Path, config: Config, prompts: Prompts) -> list[Answer]:
             process.kill()  # its guardian ends its children
     if code != 0:
         raise RunError(f"the engine's process ended with {code}; its last lines:\n{log_tail(folder, 'generator')}")
+    for problem in (folder / PROBLEMS_FILE).read_text(encoding="utf-8").splitlines()[:MAX_SHOWN_PROBLEMS]:
+        log.warning(problem)
     answers = []
     for row in pyarrow.parquet.read_table(folder / COMPLETIONS_FILE).to_pylist():
         file, prompt = prompts[row.pop("position")]

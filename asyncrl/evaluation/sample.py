@@ -3,9 +3,9 @@
 A process of its own, because vLLM needs its environment before Python starts and may fork only a process that has not
 computed.
 
-    FOLDER/config.yaml, prompts_eval.parquet ──▶ completions.parquet
+    FOLDER/config.yaml, prompts_eval.parquet ──▶ completions.parquet, problems.txt
 
-Consumes   the files above. Produces the last one.
+Consumes   the first two files. Produces the others.
 Waits for  the engine (run.startup_timeout_s, then the process ends with its stacks) and each prompt's completions
            (replay.lease_timeout_s; then the prompt is tried again, replay.max_lease_attempts times in all).
 """
@@ -40,12 +40,14 @@ from asyncrl.run.directory import eval_file
 from asyncrl.types import Group
 
 COMPLETIONS_FILE = "completions.parquet"
+PROBLEMS_FILE = "problems.txt"
+"""A line for each prompt with a completion that could not be sampled or scored."""
 
 log = logging.getLogger(__name__)
 
 
 def main(folder: Path) -> None:
-    logging.basicConfig(level=logging.WARNING)
+    log.addHandler(logging.FileHandler(folder / PROBLEMS_FILE, encoding="utf-8"))
     watch_over_this_process()
     config = load(folder / "config.yaml")
     evaluation = Evaluation(load_prompts(eval_file(folder)), config)

@@ -35,6 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "run.eval_temperature=0 gives the same completion 4 times",
         ),
         (["model", *LIMITS, "--data", "a.jsonl", "none.jsonl"], "none.jsonl does not exist"),
+        (["model", *LIMITS, "--data", "a.jsonl", "a.jsonl"], "name at least one file, and each once"),
         (["model", *LIMITS, "-k", "0", "--data", "a.jsonl"], "k=0: k is 1 or more"),
         (["model", "--data", "a.jsonl"], "but the model takes 64 (max_position_embeddings)"),
         (["nowhere", *LIMITS, "--data", "a.jsonl"], "nowhere"),
@@ -77,3 +78,15 @@ def test_an_engine_that_cannot_start_is_a_failure_with_its_last_words(capsys: py
     engine = "generator.engine=tests.support.broken_engine:BrokenEngine"
     assert cli.main(["eval", "model", *LIMITS, engine, "--data", "a.jsonl"]) == cli.EXIT_RUN_FAILED
     assert "no such accelerator" in capsys.readouterr().err
+
+
+@pytest.mark.system
+def test_a_reward_that_fails_counts_as_wrong_and_its_reason_is_told(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    Path("my_reward.py").write_text("def broken(prompt, completion, answer):\n    raise KeyError('no rubric')\n")
+    arguments = ["model", *LIMITS, STAND_IN, "reward.terms=[{function: my_reward:broken}]"]
+    assert cli.main(["eval", *arguments, "--data", "b.jsonl", "--json"]) == 0
+    (figures,) = json.loads(capsys.readouterr().out)
+    assert (figures["num_unscored"], figures["reward_mean"], figures["accuracy"]["pass@1"]["value"]) == (1, None, 0.0)
+    assert "row 0: 1 completions without a reward: KeyError: 'no rubric'" in caplog.text

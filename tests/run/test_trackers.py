@@ -55,11 +55,11 @@ def test_prometheus_sees_the_latest_value_of_each_figure(tmp_path: Path, port: i
         scrape(port)
 
 
-def test_a_prometheus_port_in_use_is_named(tmp_path: Path) -> None:
+def test_a_prometheus_port_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"run.prometheus_port: cannot bind 127.0.0.1:{number}"):
-            open_trackers(config(f"run.prometheus_port={number}"), tmp_path, None)
+            check_trackers(config(f"run.prometheus_port={number}").run)
 
 
 @pytest.mark.parametrize(

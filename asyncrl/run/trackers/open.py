@@ -9,13 +9,14 @@ from pathlib import Path
 from asyncrl.config.schema import Config, RunConfig
 from asyncrl.errors import ConfigError
 from asyncrl.run.trackers.base import Tracker
+from asyncrl.run.trackers.prometheus import PrometheusEndpoint
 
 
 def check_trackers(run: RunConfig) -> None:
-    """Refuses a tracker whose package is missing.
+    """Refuses a tracker whose package is missing, and a port that is in use.
 
     Raises:
-        ConfigError: names the key and the extra that brings it.
+        ConfigError: names the key, and the extra that brings the package.
     """
     needed = {"run.trackers: wandb": ("wandb", "wandb" in run.trackers)}
     needed["run.prometheus_port"] = ("prometheus_client", run.prometheus_port is not None)
@@ -23,6 +24,8 @@ def check_trackers(run: RunConfig) -> None:
         if is_asked_for and find_spec(package) is None:
             extra = package.removesuffix("_client")
             raise ConfigError(f"{key}: {package} is not installed; install the extra: pip install 'asyncrl[{extra}]'")
+    if run.prometheus_port is not None:
+        PrometheusEndpoint(run.prometheus_port).close()
 
 
 def open_trackers(config: Config, run_dir: Path, resume_after: int | None) -> list[Tracker]:
@@ -37,8 +40,6 @@ def open_trackers(config: Config, run_dir: Path, resume_after: int | None) -> li
     trackers: list[Tracker] = []
     with ExitStack() as opened:
         if config.run.prometheus_port is not None:
-            from asyncrl.run.trackers.prometheus import PrometheusEndpoint
-
             trackers.append(PrometheusEndpoint(config.run.prometheus_port))
             opened.callback(trackers[-1].close)
         if "wandb" in config.run.trackers:
