@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 from asyncrl.config.schema import ModelConfig
-from asyncrl.learn.policy.model import load_policy
+from asyncrl.errors import ConfigError
+from asyncrl.learn.policy.model import attention_of, load_policy
 from tests.support.families import FAMILIES, save_family
 from tests.support.learn import run_ranks
 
@@ -22,7 +23,7 @@ Answer = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 
 
 def of_transformers(path: str) -> Answer:
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     logprobs, entropies = [], []
     for row, length in zip(ROWS, LENGTHS, strict=True):
         logits = model(row[None, :length]).logits[0, :-1] / TEMPERATURE
@@ -77,3 +78,10 @@ def test_every_family_has_transformers_logprobs_entropies_and_gradients(
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in expected_gradients.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_sdpa_is_not_used_where_it_would_leave_out_a_cap_of_the_attention_scores() -> None:
+    assert attention_of(ModelConfig(), Gemma2Config(), "cpu") == "eager"
+    assert attention_of(ModelConfig(), LlamaConfig(), "cpu") == "sdpa"
+    with pytest.raises(ConfigError, match="whose attn_logit_softcapping it would leave out"):
+        attention_of(ModelConfig(attention="sdpa"), Gemma2Config(), "cpu")

@@ -37,7 +37,10 @@ FAMILIES: dict[str, tuple[type[PretrainedConfig], dict[str, object]]] = {
     "llama untied": (LlamaConfig, {"tie_word_embeddings": False}),
     "mistral": (MistralConfig, {"sliding_window": 4}),
     "phi, whose head has a bias": (PhiConfig, {"num_key_value_heads": 2}),
-    "gemma2, soft cap": (Gemma2Config, {"final_logit_softcapping": 2.0, "query_pre_attn_scalar": 16}),
+    "gemma2, soft cap": (
+        Gemma2Config,
+        {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 16},
+    ),
     "gemma3": (Gemma3TextConfig, {"query_pre_attn_scalar": 16}),
     "cohere, logit_scale": (CohereConfig, {"logit_scale": 0.25}),
     "granite, logits_scaling": (GraniteConfig, {"logits_scaling": 3.0}),

@@ -144,7 +144,7 @@ def _load_causal_lm(model: ModelConfig, device_type: str) -> PreTrainedModel:
             model.path,
             config=config,
             dtype=torch.float32,
-            attn_implementation=_attention(model, device_type),
+            attn_implementation=attention_of(model, config, device_type),
             trust_remote_code=model.trust_remote_code,
             output_loading_info=True,
         )
@@ -156,11 +156,25 @@ def _load_causal_lm(model: ModelConfig, device_type: str) -> PreTrainedModel:
     return hf
 
 
-def _attention(model: ModelConfig, device_type: str) -> str:
+def attention_of(model: ModelConfig, config: PretrainedConfig, device_type: str) -> str:
+    """transformers' name of the attention to use.
+
+    Raises:
+        ConfigError: sdpa is asked for and the model caps its attention scores.
+    """
+    # sdpa leaves a soft cap of the attention scores out, without a word, and the engine does not.
+    is_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if model.attention == "sdpa" and is_capped:
+        raise ConfigError(
+            f"model.attention=sdpa with model.path={model.path!r}, whose attn_logit_softcapping it would leave out; "
+            "set model.attention=auto"
+        )
     if model.attention != "auto":
         return model.attention
     half = compute_dtype(model, device_type) != torch.float32  # flash attention has no float32 kernels
-    return "flash_attention_2" if device_type == "cuda" and half and is_flash_attn_2_available() else "sdpa"
+    if device_type == "cuda" and half and is_flash_attn_2_available():
+        return "flash_attention_2"
+    return "eager" if is_capped else "sdpa"
 
 
 def _attends_to_all(config: PretrainedConfig) -> bool:
