@@ -33,7 +33,7 @@ def names_in_the_source() -> set[str]:
 def names_of_a_family() -> set[str]:
     """What `TokenMetrics` writes of each family, `policy_stats` being what it averages."""
     one = torch.zeros(1)
-    stats = policy_stats(one, one, PolicyLoss(one, one > 0), Correction(one, one))
+    stats = policy_stats(one, one, PolicyLoss(one, one > 0), Correction(one, one, one > 0, one > 0))
     averaged = {*stats, "entropy"} - {"ratio"}
     return {f"policy/{name}" for name in averaged | {"tokens", "ratio_mean", "ratio_max", "effective_sample_size"}}
 

@@ -9,7 +9,8 @@ import pytest
 from asyncrl.api.reward_names import reward_name
 from asyncrl.errors import ConfigError
 from asyncrl.rewards.functions import numeric
-from asyncrl.rewards.worker import Score, score_some, start
+from asyncrl.rewards.sample import Question, Sample
+from asyncrl.rewards.worker import score_some, start
 
 OUTSIDE = """
 def near(prompt, completion, answer):
@@ -30,8 +31,8 @@ def test_a_function_of_a_module_outside_of_a_package_is_named_by_its_file_and_sc
 
     name = reward_name(near_reward.near)
     assert name == f"{tmp_path / 'near_reward.py'}:near"
-    start([(name, 2.0)])
-    assert score_some("1+1=", ["2"], "2", 1.0) == [Score(2.0, True)]
+    start([name])
+    assert score_some(Question("1+1=", "2"), [Sample("2")], [0], 1.0) == [[1.0]]
 
 
 def test_a_function_of_a_script_is_named_by_the_scripts_file(tmp_path: Path) -> None:

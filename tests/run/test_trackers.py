@@ -4,6 +4,7 @@ import json
 import math
 import socket
 import struct
+import time
 import urllib.request
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def test_wandb_offline_gets_the_same_names_and_a_resumed_run_keeps_its_id(
         for step in steps:
             writer.write(step, {"reward/mean": step / 4, "staleness/histogram": [3, 1], "sample/train": "1+1=2"})
         writer.close()
+        time.sleep(1.1)  # wandb names the folder of an offline run by the second
     records = [record for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")) for record in logged(file)]
     assert [record["step"] for record in records] == [0, 1, 2]
     assert [record["reward/mean"] for record in records] == [0.0, 0.25, 0.5]

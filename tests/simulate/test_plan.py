@@ -72,5 +72,5 @@ def test_what_leaves_nothing_to_plan_is_refused_with_its_key(override: str) -> N
 
 
 def test_too_few_gpus_for_the_model_are_refused_with_the_numbers() -> None:
-    with pytest.raises(ConfigError, match="no split fits: 1 generators × TP 1, 1 learners: a learner rank needs 16"):
+    with pytest.raises(ConfigError, match="no split fits: 1 generators × TP 1, 1 learners: a learner rank needs 15"):
         make_plan(given_8b(), 2, 10, None)
