@@ -78,7 +78,7 @@ def read_run(run_dir: Path) -> MeasuredRun:
     elapsed_s = fmean(_values(measured, "time/step_s")) * len(measured)
     tokens = [row["throughput/learner_tokens_per_s"] * row["time/step_s"] for row in measured]
     generated = _rise(first, measured, "generator/tokens_total")
-    publish_s, stall_s = (_mean(measured, f"time/publish{part}_s") for part in ("", "_stall"))
+    publish_s, stall_s = (_mean(measured, name) for name in ("time/publish_s", "time/publish_stall_s"))
     return MeasuredRun(
         config=config,
         workload=_workload(run_dir, config, measured, _no_signal_fraction(ledger, config, measured)),
