@@ -82,7 +82,7 @@ def test_timings_change_with_the_roofline_of_another_configuration() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.floats(5, 400), st.floats(0.1, 1.5), st.sampled_from([300, 4000]))
+@given(st.floats(5, 400), st.floats(0.1, 1.0), st.sampled_from([300, 4000]))  # to p99 = 10 × the median
 def test_lengths_are_found_again_from_their_mean_and_tail(median: float, sigma: float, max_tokens: int) -> None:
     num_completions = 512
     truth = Workload(prompt_tokens=1, length_median=median, length_sigma=sigma, max_tokens=max_tokens)

@@ -145,7 +145,7 @@ def test_over_nccl_training_waits_for_a_publish_and_newcomers_wait_until_trainin
         client.wait_for_generators(2, PATIENCE_S)
         time.sleep(1.0)  # training
         assert versions(second, "training") == {-1}
-        thread.look("waiting for the batch")
+        thread.check("waiting for the batch")
         assert versions(second, "waiting") == {0}
         thread.publish(1, perturbed(model), evaluate=False)
         assert versions(first, "next") == versions(second, "next") == {1}
