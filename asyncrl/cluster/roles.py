@@ -100,7 +100,7 @@ async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint:
     link = plan.link(name, network)
     name_of_engine = "vLLM" if config.generator.engine == VLLM else config.generator.engine
     link.phase(f"starting {name_of_engine}")
-    spec = engine_spec(config, plan.topology.device == "cpu", plan.topology.publish_engine)
+    spec = engine_spec(config, plan.topology.device == "cpu")
     engine = engine_class(config.generator.engine)(spec, config.generator)
     with ExitStack() as stack:
         stack.callback(link.close)
@@ -145,7 +145,7 @@ def roll_out_of(config: Config, engine: Engine, stack: ExitStack) -> RollOut:
     return Episodes(engine, environments, tokens, config).roll_out
 
 
-def engine_spec(config: Config, on_cpu: bool, publish_engine: str) -> EngineSpec:
+def engine_spec(config: Config, on_cpu: bool) -> EngineSpec:
     """What a generator's engine is to serve; model.path and model.dtype are resolved."""
     samples = max(config.algorithm.group_size, config.run.eval_samples)
     return EngineSpec(

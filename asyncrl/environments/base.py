@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 Observation = str | list[int] | list[dict[str, str]]
 """What the model reads next: text, which is tokenized as it stands; token ids; or messages (`role`, `content`), which
@@ -20,6 +22,8 @@ class Row:
     answer: str
     seed: int
     """The only source of randomness that an environment should use."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The other columns of the data, by name."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,12 @@ class Step:
     """Of this turn. The reward of an episode is the sum over its turns; 1 or more counts as correct."""
     done: bool = False
     """The episode is over."""
+
+
+def as_columns(text: str) -> Mapping[str, Any]:
+    """What `Prompt.columns` holds as JSON."""
+    columns: Mapping[str, Any] = json.loads(text) if text else {}
+    return columns
 
 
 class Environment(Protocol):

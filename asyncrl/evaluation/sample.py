@@ -17,6 +17,7 @@ import faulthandler
 import logging
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,14 @@ import pyarrow.parquet
 from transformers import AutoTokenizer
 
 from asyncrl.cluster.child_reaper import watch_over_this_process
-from asyncrl.cluster.roles import engine_spec
+from asyncrl.cluster.roles import engine_spec, roll_out_of
 from asyncrl.config.load import load
 from asyncrl.config.schema import Config
 from asyncrl.data.prompts import load_prompts
 from asyncrl.errors import RunError
-from asyncrl.generate.engines.base import Engine
 from asyncrl.generate.engines.registry import engine_class
-from asyncrl.generate.rollout import roll_out
+from asyncrl.generate.rollout import RollOut
 from asyncrl.replay.evaluation import Evaluation
-from asyncrl.rewards.pool import RewardPool
 from asyncrl.run.directory import eval_file
 from asyncrl.types import Group
 
@@ -60,31 +59,27 @@ def main(folder: Path) -> None:
 async def _evaluate(evaluation: Evaluation, config: Config) -> dict[int, Group]:
     """The group of each prompt that was not given up, by the prompt's position."""
     faulthandler.dump_traceback_later(config.run.startup_timeout_s, exit=True)
-    spec = engine_spec(config, on_cpu=config.cluster.device == "cpu", publish_engine="gloo")
+    spec = engine_spec(config, on_cpu=config.cluster.device == "cpu")
     engine = engine_class(config.generator.engine)(spec, config.generator)
-    pool = RewardPool(config.reward.terms, config.reward.num_workers, config.reward.time_limit_s)
-    try:
+    with ExitStack() as stack:
+        stack.callback(engine.shutdown)
+        roll_out = roll_out_of(config, engine, stack)
         await engine.warm_up()
         faulthandler.cancel_dump_traceback_later()
         evaluation.start(version=0)
         groups: dict[int, Group] = {}
         async with asyncio.TaskGroup() as tasks:
             for _ in range(config.generator.max_groups_in_flight):
-                tasks.create_task(_answer(evaluation, engine, pool, config, groups))
-    finally:
-        engine.shutdown()
-        pool.close()
+                tasks.create_task(_answer(evaluation, roll_out, groups))
     return groups
 
 
-async def _answer(
-    evaluation: Evaluation, engine: Engine, pool: RewardPool, config: Config, groups: dict[int, Group]
-) -> None:
+async def _answer(evaluation: Evaluation, roll_out: RollOut, groups: dict[int, Group]) -> None:
     """One prompt after the other, as a generator does, until none is in line."""
     while (grant := evaluation.lease("eval", time.monotonic())) is not None:
         try:
             async with asyncio.timeout(grant.timeout_s):
-                groups[grant.index], reasons = await roll_out(grant, engine, pool, config.generator)
+                groups[grant.index], reasons = await roll_out(grant)
         except (TimeoutError, RunError) as error:
             log.warning("row %d: %s", grant.row, error or "no group within replay.lease_timeout_s")
             evaluation.fail(grant.lease_id)

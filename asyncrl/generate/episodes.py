@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from asyncrl.config.schema import Config
-from asyncrl.environments.base import Action, Row
+from asyncrl.environments.base import Action, Row, as_columns
 from asyncrl.environments.pool import EnvironmentPool, Episode, EpisodeFailedError
 from asyncrl.errors import RunError
 from asyncrl.generate.engines.base import Engine, Sampling
@@ -103,7 +103,7 @@ class Episodes:
         return group, reasons(scores)
 
     async def _play(self, grant: LeaseGrant, number: int) -> Transcript:
-        row = Row(grant.row, grant.text, grant.answer, grant.seed)
+        row = Row(grant.row, grant.text, grant.answer, grant.seed, as_columns(grant.columns))
         episode_id = f"{grant.kind}-{grant.lease_id}-{number}"
         with self._pool.episode(episode_id, row) as episode:
             transcript = Transcript(await self._begin(grant, episode))

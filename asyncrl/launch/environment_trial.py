@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from asyncrl.config.environment import EnvironmentConfig
-from asyncrl.environments.base import Action, Row
+from asyncrl.environments.base import Action, Row, as_columns
 from asyncrl.environments.pool import EnvironmentPool, EpisodeFailedError
 from asyncrl.errors import ConfigError
 from asyncrl.types import Prompt
@@ -20,7 +20,7 @@ def try_environment(config: EnvironmentConfig, prompt: Prompt) -> None:
     pool = EnvironmentPool(config)
 
     async def play() -> None:
-        row = Row(prompt.row, prompt.text, prompt.answer, seed=0)
+        row = Row(prompt.row, prompt.text, prompt.answer, seed=0, columns=as_columns(prompt.columns))
         with pool.episode("trial", row) as episode:
             await episode.reset()
             await episode.step(Action(prompt.text, prompt.token_ids))

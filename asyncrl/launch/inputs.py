@@ -128,7 +128,7 @@ def _columns(config: Config) -> Columns:
         prompt=config.data.prompt_column,
         answer=config.data.answer_column,
         extra=extra,
-        every=any(reward.takes_every_column for reward in rewards),
+        every=config.environment.name is not None or any(reward.takes_every_column for reward in rewards),
     )
 
 

@@ -58,12 +58,13 @@ def play() -> Iterator[Any]:
     def run(engine: ScriptedEngine, name: str, prompt: str = "2+3=", **changes: Any) -> tuple[Group, list[str]]:
         config = Config()
         config.generator.max_tokens = changes.pop("max_tokens", 200)
+        columns = changes.pop("columns", "")
         config.environment.name = name if ":" in name else f"tests.support.environments:{name}"
         for key, value in changes.items():
             setattr(config.environment, key, value)
         pools.append(EnvironmentPool(config.environment))
         episodes = Episodes(engine, pools[-1], ObservationTokens(TOKENIZER), config)
-        grant = LeaseGrant(3, 7, "train", 70, PROMPT, prompt, "5", len(engine.scripts), 0.7, 11, 60.0)
+        grant = LeaseGrant(3, 7, "train", 70, PROMPT, prompt, "5", len(engine.scripts), 0.7, 11, 60.0, columns)
         return asyncio.run(episodes.roll_out(grant))
 
     yield run
@@ -98,9 +99,9 @@ def test_each_turn_goes_on_from_the_very_tokens_that_were_sampled_and_the_enviro
 
 
 def test_an_environment_sees_its_row_and_what_was_sampled(play: Any) -> None:
-    group, _ = play(ScriptedEngine(["a", "done"]), "Sees", max_turns=2)
+    group, _ = play(ScriptedEngine(["a", "done"]), "Sees", max_turns=2, columns='{"level": 3}')
     given = group.tokens[~group.sampled]
-    assert TOKENIZER.decode(given) == f"70 2+3= 5 11 {said('a')}"
+    assert TOKENIZER.decode(given) == f"70 2+3= 5 11 level: 3 {said('a')}"
 
 
 def test_turns_are_sampled_with_seeds_of_their_own(play: Any) -> None:
