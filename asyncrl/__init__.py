@@ -12,8 +12,6 @@ reading order, docs/api.md describes the names below. Each is imported when it i
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,17 +31,6 @@ _HOMES = {
     "load_config": ("asyncrl.config.load", "load"),
 }
 """Exported name → (module, attribute)."""
-
-
-class _Package(ModuleType):
-    """Python binds a subpackage to its parent's attribute once it is imported. `asyncrl.launch` stays the function."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -80,7 +80,7 @@ def _launch(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from asyncrl.launch.launch import launch
+    from asyncrl.commands.launch import launch
 
     try:
         ended = launch(config, config_file.stem, resume, Console())
@@ -93,7 +93,7 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 
 def _scale(arguments: argparse.Namespace) -> int:
-    from asyncrl.launch.scale import scale
+    from asyncrl.commands.scale import scale
 
     print(scale(arguments.run_dir, arguments.generators))  # noqa: T201
     return 0
@@ -119,7 +119,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from asyncrl.launch.check import run_check
+    from asyncrl.commands.check import run_check
 
     run_check(config, Console(), show_config=arguments.show_config)
     return 0
@@ -197,7 +197,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from asyncrl.launch.export import export
+    from asyncrl.commands.export import export
 
     print(f"wrote {export(arguments.checkpoint, arguments.out)}")  # noqa: T201
     return 0

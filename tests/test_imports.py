@@ -22,7 +22,7 @@ LAYERS = [
     {"learn"},
     {"cluster", "watch"},
     {"supervise", "simulate"},
-    {"launch"},
+    {"commands"},
     {"api"},
     {"evaluation"},
     {"cli"},

@@ -1,0 +1,1 @@
+"""`import asyncrl`: launching a run from Python, and reading what it left."""

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from asyncrl.api.reward_names import with_rewards
 from asyncrl.api.run import Run
+from asyncrl.commands import launch as launcher
 from asyncrl.config.load import load
 from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError
-from asyncrl.launch import launch as launcher
 
 _under_way = threading.Lock()
 

@@ -1,0 +1,1 @@
+"""Environments with turns: what one is, and the processes that they run in."""

@@ -1,0 +1,1 @@
+"""`asyncrl eval`: how good a model is, with confidence intervals."""

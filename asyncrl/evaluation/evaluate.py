@@ -23,6 +23,8 @@ from asyncrl.api.reward_names import with_rewards
 from asyncrl.cluster.environment import environment
 from asyncrl.cluster.machine import this_node
 from asyncrl.cluster.topology import resolve_device
+from asyncrl.commands.export import export, run_of
+from asyncrl.commands.inputs import make_inputs
 from asyncrl.config.checks.check import check
 from asyncrl.config.load import load
 from asyncrl.config.model_shape import read_model_shape
@@ -32,8 +34,6 @@ from asyncrl.errors import ConfigError, RunError
 from asyncrl.evaluation.figures import Answer, DataSetFigures, data_set_figures, vote_of
 from asyncrl.evaluation.sample import COMPLETIONS_FILE, PROBLEMS_FILE
 from asyncrl.generate.engines.installed import check_engine
-from asyncrl.launch.export import export, run_of
-from asyncrl.launch.inputs import make_inputs
 from asyncrl.rewards.functions import resolve
 from asyncrl.run.directory import eval_file, log_file, log_tail, save_config
 from asyncrl.types import Prompt

@@ -1,0 +1,1 @@
+"""`asyncrl simulate` and `asyncrl plan`: the real ledger on a virtual clock."""

@@ -29,17 +29,6 @@ def test_what_reads_configurations_and_runs_loads_neither_torch_nor_ray(name: st
     assert in_a_fresh_process(program) == "set()"
 
 
-def test_launch_stays_the_function_when_the_subpackage_of_that_name_is_imported() -> None:
-    program = """
-import asyncrl, asyncrl.launch.scale
-from asyncrl import launch
-from asyncrl.launch import resume
-assert asyncrl.launch is launch
-print(launch.__module__, resume.__name__)
-"""
-    assert in_a_fresh_process(program) == "asyncrl.api.launch asyncrl.launch.resume"
-
-
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'asyncrl' has no attribute 'train'"):
         asyncrl.train  # noqa: B018

@@ -12,12 +12,12 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MiniCPM3Config
 
+from asyncrl.commands.check import run_check
+from asyncrl.commands.inputs import make_inputs
 from asyncrl.config.load import load
 from asyncrl.config.logit_transform import LogitTransform, read_logit_transform
 from asyncrl.config.model_shape import read_model_shape
 from asyncrl.errors import ConfigError
-from asyncrl.launch.check import run_check
-from asyncrl.launch.inputs import make_inputs
 from tests.support.models import random_qwen3
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from asyncrl.commands.check import run_check
 from asyncrl.config.load import load
 from asyncrl.data.tiny_tokenizer import build_tokenizer
 from asyncrl.environments.base import Action, Row, Step
 from asyncrl.environments.resolve import environment_rows, make
 from asyncrl.errors import ConfigError
-from asyncrl.launch.check import run_check
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WITH_CONFIG = sorted(EXAMPLES.glob("*.yaml"))

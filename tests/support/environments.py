@@ -37,4 +37,6 @@ class Sees(Tells):
 
     async def step(self, action: Action) -> Step:
         row = self._row
-        return Step(f"{row.number} {row.prompt} {row.answer} {row.seed} level: {row.columns.get('level')} {action.token_ids}")
+        return Step(
+            f"{row.number} {row.prompt} {row.answer} {row.seed} level: {row.columns.get('level')} {action.token_ids}"
+        )

@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from asyncrl.cluster.joined_ray import lets_strangers_in
+from asyncrl.commands.resume import find_checkpoint
 from asyncrl.errors import ConfigError
-from asyncrl.launch.resume import find_checkpoint
 from tests.support import stranger
 from tests.support.launch import Launched, quick
 

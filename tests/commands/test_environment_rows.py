@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from asyncrl.commands.inputs import make_inputs
 from asyncrl.config.load import load
 from asyncrl.errors import ConfigError
-from asyncrl.launch.inputs import make_inputs
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from asyncrl.commands.inputs import eval_file, make_inputs, save_inputs, train_file
 from asyncrl.config.schema import Config, RewardTerm
 from asyncrl.data.prompts import load_prompts
 from asyncrl.errors import ConfigError, DataError
-from asyncrl.launch.inputs import eval_file, make_inputs, save_inputs, train_file
 from tests.support.models import random_qwen3
 
 

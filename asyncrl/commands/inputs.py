@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from asyncrl.commands.reward_trial import check_answers, try_functions
 from asyncrl.config.model_shape import read_model_shape
 from asyncrl.config.schema import Config
 from asyncrl.data.arithmetic import arithmetic_rows, forget_carries
@@ -22,7 +23,6 @@ from asyncrl.data.tiny_model import build_tiny_model
 from asyncrl.data.tiny_tokenizer import build_tokenizer
 from asyncrl.environments.resolve import environment_rows
 from asyncrl.errors import ConfigError, DataError
-from asyncrl.launch.reward_trial import check_answers, try_functions
 from asyncrl.rewards.functions import resolve
 from asyncrl.run.directory import eval_file, train_file
 from asyncrl.types import Prompt

@@ -15,6 +15,7 @@ from rich.table import Table
 from asyncrl.cluster.machine import this_node
 from asyncrl.cluster.memory import ASSUMED_GPU_BYTES, Estimate, bytes_per_value, estimate, published_bytes
 from asyncrl.cluster.topology import Node, Topology, gpus_needed, nodes_that_fit, plan, resolve_device
+from asyncrl.commands.inputs import prompt_tokenizer, read_data
 from asyncrl.config.checks.check import check
 from asyncrl.config.load import to_yaml
 from asyncrl.config.model_shape import ModelShape, read_model_shape
@@ -24,7 +25,6 @@ from asyncrl.data.read import Row
 from asyncrl.environments.resolve import make
 from asyncrl.errors import DataError
 from asyncrl.generate.engines.installed import check_own_engine
-from asyncrl.launch.inputs import prompt_tokenizer, read_data
 from asyncrl.ledger.staleness_bound import admission_limit
 from asyncrl.rewards.functions import resolve
 from asyncrl.run.trackers.open import check_trackers

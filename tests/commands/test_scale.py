@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from asyncrl.commands import scale as scaling
+from asyncrl.commands.scale import scale, write_address
 from asyncrl.errors import ConfigError, DeadlineError
-from asyncrl.launch import scale as scaling
-from asyncrl.launch.scale import scale, write_address
 from asyncrl.transport.control_server import ControlServer
 from asyncrl.transport.messages.publishing import Failed
 from asyncrl.transport.messages.scaling import Scale, Scaled

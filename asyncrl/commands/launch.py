@@ -17,6 +17,10 @@ from asyncrl.cluster.machine import require_free_port, this_node
 from asyncrl.cluster.ray_cluster import Cluster
 from asyncrl.cluster.roles import RunPlan
 from asyncrl.cluster.topology import Node, Topology, plan, resolve_device
+from asyncrl.commands.environment_trial import try_environment
+from asyncrl.commands.inputs import RunInputs, make_inputs, save_inputs
+from asyncrl.commands.resume import check_changes, find_checkpoint
+from asyncrl.commands.scale import write_address
 from asyncrl.config.checks.check import check
 from asyncrl.config.model_shape import read_model_shape
 from asyncrl.config.paths import with_absolute_paths
@@ -24,10 +28,6 @@ from asyncrl.config.schema import Config
 from asyncrl.environments.resolve import make
 from asyncrl.errors import CompleteError, RunError
 from asyncrl.generate.engines.installed import check_engine
-from asyncrl.launch.environment_trial import try_environment
-from asyncrl.launch.inputs import RunInputs, make_inputs, save_inputs
-from asyncrl.launch.resume import check_changes, find_checkpoint
-from asyncrl.launch.scale import write_address
 from asyncrl.rewards.functions import resolve
 from asyncrl.run import directory as run_dirs
 from asyncrl.run.lock import claim, lock

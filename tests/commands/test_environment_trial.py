@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from asyncrl.commands.environment_trial import try_environment
 from asyncrl.config.environment import EnvironmentConfig
 from asyncrl.errors import ConfigError
-from asyncrl.launch.environment_trial import try_environment
 from asyncrl.types import Prompt
 
 FAULTY = "tests.support.environment_faults:Faulty"

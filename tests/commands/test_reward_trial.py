@@ -2,10 +2,10 @@
 
 import pytest
 
+from asyncrl.commands.reward_trial import check_answers, try_functions
 from asyncrl.config.schema import RewardConfig, RewardTerm
 from asyncrl.data.read import Row
 from asyncrl.errors import ConfigError, DataError
-from asyncrl.launch.reward_trial import check_answers, try_functions
 
 
 def rows(*answers):

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from asyncrl import cli
+from asyncrl.commands.resume import check_changes, find_checkpoint
 from asyncrl.config.load import load
 from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError, DataError
-from asyncrl.launch.resume import check_changes, find_checkpoint
 from asyncrl.run import directory as run_dirs
 from asyncrl.run.lock import claim, lock
 from asyncrl.run.trainer_state import TrainerState

@@ -1,0 +1,1 @@
+"""What the commands do: launch, check, scale, export, and how a run is resumed."""
