@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from asyncrl.ledger.ledger import Ledger
 from asyncrl.simulate.clock import VirtualClock
 from asyncrl.simulate.engine import SampledGroup
+from asyncrl.simulate.fleet import Fleet
 from asyncrl.simulate.records import StepRecord
 from asyncrl.simulate.setting import Setting
-
-if TYPE_CHECKING:
-    from asyncrl.simulate.simulation import Simulation
 
 RETRY_S = 0.25
 """A publish looks so often whether a generator has come back; as `learn/publisher.py`."""
@@ -24,14 +23,32 @@ RETRY_S = 0.25
 Loop = Generator[float | None, None, None]
 
 
+class Replay(Protocol):
+    """What the learner asks of the rest of the simulated run."""
+
+    ledger: Ledger
+    fleet: Fleet
+
+    @property
+    def is_evaluated(self) -> bool: ...
+
+    def take_batch(self, step: int) -> list[SampledGroup] | None: ...
+
+    def observe(self, effective_sample_size: float) -> None: ...
+
+    def published(self, version: int) -> None: ...
+
+    def evaluate(self, version: int) -> None: ...
+
+
 class SimulatedLearner:
     """All ranks together, and rank 0's publish thread."""
 
-    def __init__(self, setting: Setting, clock: VirtualClock, simulation: Simulation) -> None:
+    def __init__(self, setting: Setting, clock: VirtualClock, replay: Replay) -> None:
         self._setting = setting
         self._timings = setting.timings
         self._clock = clock
-        self._simulation = simulation
+        self._replay = replay
         self._loop = self._run()
         self._waits = False
         self.publishes = False
@@ -70,9 +87,9 @@ class SimulatedLearner:
 
     def _step(self, step: int) -> Loop:
         start_s = self._clock.now_s
-        while (batch := self._simulation.take_batch(step)) is None:
+        while (batch := self._replay.take_batch(step)) is None:
             yield None
-        queue_depth, eta = self._simulation.ledger.num_queued, self._simulation.ledger.eta
+        queue_depth, eta = self._replay.ledger.num_queued, self._replay.ledger.eta
         yield self._timings.deliver_s
         fetched_s = self._clock.now_s
         train_s = self._train_s(batch)
@@ -95,10 +112,10 @@ class SimulatedLearner:
             num_samples=len(batch) * self._setting.config.algorithm.group_size,
             tokens_by_lag=lags,
             num_masked_tokens=sum(count for lag, count in lags.items() if lag > bound),
-            fleet=self._simulation.fleet.totals(),
+            fleet=self._replay.fleet.totals(),
         )
         self.records.append(record)
-        self._simulation.observe(math.exp(-self._setting.workload.log_ess_per_version * (record.lag_mean + 1)))
+        self._replay.observe(math.exp(-self._setting.workload.log_ess_per_version * (record.lag_mean + 1)))
 
     def _train_s(self, batch: list[SampledGroup]) -> float:
         """Each completion is trained with its prompt."""
@@ -131,24 +148,24 @@ class SimulatedLearner:
         self._clock.after(transfer_s, partial(self._switch, version, evaluate))
 
     def _switch(self, version: int, evaluate: bool) -> None:
-        if not self._simulation.fleet.num_serving:
+        if not self._replay.fleet.num_serving:
             self._clock.after(RETRY_S, partial(self._switch, version, evaluate))
             return
         stall_s = self._timings.stall_s if self._timings.overlaps else self._timings.transfer_s + self._timings.stall_s
-        self._simulation.fleet.switch(version, stall_s)
+        self._replay.fleet.switch(version, stall_s)
         self._clock.after(stall_s, partial(self._served, version, evaluate))
 
     def _served(self, version: int, evaluate: bool) -> None:
         self.publishes = False
-        self._simulation.published(version)
+        self._replay.published(version)
         if evaluate:
-            self._simulation.evaluate(version)
+            self._replay.evaluate(version)
         self.look()
 
     def _evaluate(self, version: int) -> Loop:
         """Waits for it, so that it sees one policy alone."""
-        self._simulation.evaluate(version)
-        yield from self._until(lambda: self._simulation.is_evaluated)
+        self._replay.evaluate(version)
+        yield from self._until(lambda: self._replay.is_evaluated)
 
     @property
     def _evaluates(self) -> bool:

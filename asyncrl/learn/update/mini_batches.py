@@ -135,32 +135,37 @@ def mini_batches(
         advantages = by_sequence[flat.sequence_ids]
 
     constant = algorithm.aggregation_constant or max_tokens
-    result = []
-    for start in range(0, len(batch.groups), mini_batch_size):
-        chosen = (flat.group_ids >= start) & (flat.group_ids < start + mini_batch_size)
-        first, end = int(chosen.long().argmax()), int(chosen.nonzero()[-1]) + 1
-        tokens = slice(flat.offsets[first], flat.offsets[end])
-        ids = flat.sequence_ids[tokens]
-        weights = token_weights(algorithm.aggregation, mask[tokens], ids - first, flat.group_ids[ids] - start, constant)
-        actions = ActionTokens(
+    starts = range(0, len(batch.groups), mini_batch_size)
+    return [
+        _mini_batch(flat, mask, advantages, slice(start, start + mini_batch_size), algorithm.aggregation, constant)
+        for start in starts
+    ]
+
+
+def _mini_batch(
+    flat: _Flat, mask: Tensor, advantages: Tensor, groups: slice, aggregation: str, constant: int
+) -> MiniBatch:
+    """Of some groups of the batch; `mask` and `advantages` are [T] over the batch."""
+    chosen = (flat.group_ids >= groups.start) & (flat.group_ids < groups.stop)
+    first, end = int(chosen.long().argmax()), int(chosen.nonzero()[-1]) + 1
+    tokens = slice(flat.offsets[first], flat.offsets[end])
+    ids = flat.sequence_ids[tokens]
+    weights = token_weights(aggregation, mask[tokens], ids - first, flat.group_ids[ids] - groups.start, constant)
+    return MiniBatch(
+        flat.prompts[first:end],
+        flat.completions[first:end],
+        flat.positions[tokens],
+        flat.offsets[first : end + 1] - flat.offsets[first],
+        flat.group_ids[first:end].numpy(),
+        ActionTokens(
             flat.targets[tokens],
             flat.behaviour_logprobs[tokens],
             flat.lags[tokens],
             ids - first,
             advantages[tokens],
             weights.float(),
-        )
-        result.append(
-            MiniBatch(
-                flat.prompts[first:end],
-                flat.completions[first:end],
-                flat.positions[tokens],
-                flat.offsets[first : end + 1] - flat.offsets[first],
-                flat.group_ids[first:end].numpy(),
-                actions,
-            )
-        )
-    return result
+        ),
+    )
 
 
 class _Flat(NamedTuple):
