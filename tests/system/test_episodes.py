@@ -64,9 +64,9 @@ async def play(folder: Path, gate: Path) -> tuple[Group, list[int], dict[int, fl
     pool = EnvironmentPool(config.environment)
     try:
         async with serving(folder, 1) as (engine, member):
-            publishing = PublishConfig(timeout_s=60, kv_cache="recompute")
+            publishing = PublishConfig("broadcast", "gloo", timeout_s=60, kv_cache="recompute")
             session = await asyncio.to_thread(
-                PublishSession, "learner-0", Network(), [member], publishing, "gloo", metas_of(model)
+                PublishSession, "learner-0", Network(), [member], publishing, metas_of(model)
             )
             tokens = ObservationTokens(AutoTokenizer.from_pretrained(folder))
             grant = LeaseGrant(
