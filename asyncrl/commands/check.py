@@ -16,18 +16,16 @@ from asyncrl.cluster.machine import this_node
 from asyncrl.cluster.memory import ASSUMED_GPU_BYTES, Estimate, bytes_per_value, estimate, published_bytes
 from asyncrl.cluster.topology import Node, Topology, gpus_needed, nodes_that_fit, plan, resolve_device
 from asyncrl.commands.inputs import prompt_tokenizer, read_data
+from asyncrl.commands.user_parts import check_user_parts
 from asyncrl.config.checks.check import check
 from asyncrl.config.load import to_yaml
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import Config
 from asyncrl.data.prompts import tokenize_prompts
 from asyncrl.data.read import Row
-from asyncrl.environments.resolve import make
 from asyncrl.errors import DataError
 from asyncrl.generate.engines.installed import check_own_engine
 from asyncrl.ledger.staleness_bound import admission_limit
-from asyncrl.rewards.functions import resolve
-from asyncrl.run.trackers.open import check_trackers
 
 
 def run_check(config: Config, console: Console, show_config: bool = False) -> None:
@@ -44,11 +42,7 @@ def run_check(config: Config, console: Console, show_config: bool = False) -> No
     device = resolve_device(config, [here])
     shape, missing = _shape(config)
     warnings = check(config, device, shape)
-    for term in config.reward.terms:
-        resolve(term.function)
-    if config.environment.name is not None:
-        make(config.environment)
-    check_trackers(config.run)
+    check_user_parts(config)
     check_own_engine(config.generator.engine)
     nodes, notes = _cluster(config, here, device)
     topology = plan(config, nodes, device)

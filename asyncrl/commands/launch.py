@@ -21,18 +21,17 @@ from asyncrl.commands.environment_trial import try_environment
 from asyncrl.commands.inputs import RunInputs, make_inputs, save_inputs
 from asyncrl.commands.resume import check_changes, find_checkpoint
 from asyncrl.commands.scale import write_address
+from asyncrl.commands.user_parts import check_user_parts
 from asyncrl.config.checks.check import check
 from asyncrl.config.model_shape import read_model_shape
 from asyncrl.config.paths import with_absolute_paths
 from asyncrl.config.schema import Config
-from asyncrl.environments.resolve import make
 from asyncrl.errors import CompleteError, RunError
 from asyncrl.generate.engines.installed import check_engine
-from asyncrl.rewards.functions import resolve
 from asyncrl.run import directory as run_dirs
 from asyncrl.run.lock import claim, lock
 from asyncrl.run.metrics import MetricsWriter
-from asyncrl.run.trackers.open import check_trackers, open_trackers
+from asyncrl.run.trackers.open import open_trackers
 from asyncrl.run.trainer_state import TrainerState, latest, saved_rows
 from asyncrl.supervise.interrupts import Interrupts
 from asyncrl.supervise.supervisor import Outcome, Supervisor
@@ -86,11 +85,7 @@ def _prepare(config: Config, config_name: str, resume: Path | None, console: Con
     if resume is not None:
         check_changes(resume, config)
         stack.enter_context(claim(resume))
-    for term in config.reward.terms:
-        resolve(term.function)
-    if config.environment.name is not None:
-        make(config.environment)
-    check_trackers(config.run)
+    check_user_parts(config)
     is_local = config.cluster.ray_address is None  # else the cluster is checked once it is joined
     if is_local:
         _check(config, [this_node()])

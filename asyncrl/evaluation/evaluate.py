@@ -147,7 +147,7 @@ def _sample(folder: Path, config: Config, prompts: Prompts) -> list[Answer]:
         try:
             code = process.wait()  # which has deadlines of its own, see there
         finally:
-            process.kill()  # its guardian ends its children
+            process.kill()  # its reaper ends its children
     if code != 0:
         raise RunError(f"the engine's process ended with {code}; its last lines:\n{log_tail(folder, 'generator')}")
     for problem in (folder / PROBLEMS_FILE).read_text(encoding="utf-8").splitlines()[:MAX_SHOWN_PROBLEMS]:

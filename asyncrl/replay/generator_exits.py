@@ -37,7 +37,7 @@ class GeneratorExits:
         self,
         ledger: Ledger,
         evaluation: Evaluation,
-        roster: Membership,
+        membership: Membership,
         store: LedgerStore,
         failures: FailedPrompts,
         link: ControlLink,
@@ -46,7 +46,7 @@ class GeneratorExits:
     ) -> None:
         self._ledger = ledger
         self._evaluation = evaluation
-        self._membership = roster
+        self._membership = membership
         self._store = store
         self._failed_prompts = failures
         self._link = link

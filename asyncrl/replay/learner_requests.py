@@ -46,18 +46,18 @@ class LearnerRequests:
         self,
         ledger: Ledger,
         store: LedgerStore,
-        roster: Membership,
+        membership: Membership,
         evaluation: Evaluation,
-        departures: GeneratorExits,
+        generator_exits: GeneratorExits,
         controller: StalenessController | None,
         link: ControlLink,
         send: Send,
     ) -> None:
         self._ledger = ledger
         self._store = store
-        self._membership = roster
+        self._membership = membership
         self._evaluation = evaluation
-        self._generator_exits = departures
+        self._generator_exits = generator_exits
         self._controller = controller
         self._link = link
         self._send = send
