@@ -1,4 +1,4 @@
-"""What a configuration names of the user's own or of optional packages. It must be there before anything heavy starts."""
+"""What a configuration names of the user's own, or of optional packages, is there before anything heavy starts."""
 
 from __future__ import annotations
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -15,38 +12,11 @@ from tests.support.launch import Launched
 
 pytestmark = pytest.mark.system
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
-    """Launches an example; nothing of it outlives the test."""
-    launched: list[Launched] = []
-
-    def start_one(example: str, *overrides: str) -> Launched:
-        run_dir, output_file = tmp_path / "run", tmp_path / "output.txt"
-        command = [sys.executable, "-m", "asyncrl", "launch", "--config", f"examples/{example}.yaml"]
-        with output_file.open("a") as output:
-            process = subprocess.Popen(
-                [*command, "--run-dir", str(run_dir), f"run.dir={tmp_path}", *overrides],
-                cwd=ROOT,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        launched.append(Launched(process, run_dir, output_file))
-        return launched[-1]
-
-    yield start_one
-    for run in launched:
-        if run.process.poll() is None:
-            run.process.kill()
-
 
 def test_the_calculator_is_called_more_and_more_also_when_the_generator_dies_on_the_way(
     start: Callable[..., Launched],
 ) -> None:
-    run = start("calculator", "run.steps=20", "run.eval_every=20")
+    run = start("calculator", "--config", "examples/calculator.yaml", "run.steps=20", "run.eval_every=20")
     run.wait_for_step(4)
     os.kill(run.pid_of("generator-0"), signal.SIGKILL)
     assert run.wait() == 0, run.output
