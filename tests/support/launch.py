@@ -48,6 +48,15 @@ class Launched:
     def wait_for_step(self, step: int) -> None:
         self.wait_until(lambda: re.search(rf"^step +{step}/", self.output, re.MULTILINE) is not None, f"step {step}")
 
+    def wait_for_more_steps(self, num_steps: int) -> None:
+        """From the last one that the output shows: whatever was done before the call does not count."""
+        self.wait_for_step(
+            max(int(step) for step in re.findall(r"^step +(\d+)/", self.output, re.MULTILINE)) + num_steps
+        )
+
+    def wait_for_output(self, text: str) -> None:
+        self.wait_until(lambda: text in self.output, repr(text))
+
     def pid_of(self, role: str) -> int:
         """Of its latest process."""
         found = re.findall(rf"{role} is process (\d+)", (self.run_dir / "logs" / f"{role}.log").read_text())
