@@ -113,6 +113,7 @@ def _learner(
         [
             Item("publish, rank 0: the whole new policy", compute_bytes * parameters, "c·P"),
             Item("publish, rank 0: the last one, for newcomers", compute_bytes * parameters, "c·P"),
+            Item("checkpoint: the copy that is written", 12 * parameters / num_ranks, "12·P/M"),
         ]
     )
     if topology.publish_transport == "nccl":

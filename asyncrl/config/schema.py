@@ -30,7 +30,8 @@ class ModelConfig:
     dtype: str = "auto"
     """Compute type: float32 | bfloat16 | auto (bfloat16 on GPU, float32 on CPU). Master weights are always float32."""
     attention: str = "auto"
-    """transformers' attn_implementation; auto = flash_attention_2 where it is installed on GPU, else sdpa."""
+    """transformers' attn_implementation, or asyncrl_varlen (torch's own kernel for packed sequences); auto = on a GPU
+    in half precision flash_attention_2 where it is installed, else asyncrl_varlen; otherwise sdpa."""
     trust_remote_code: bool = False
     warmup_steps: int = 300
     """Only with path=tiny: supervised steps that stand in for pretraining."""
@@ -120,6 +121,8 @@ class LearnerConfig:
     """B: prompts per step. One step makes one version."""
     mini_batch_size: int | None = None
     """Prompts per optimizer update; null = batch_size. Must divide batch_size."""
+    epochs_per_batch: int = 1
+    """Passes over each batch; every one makes batch_size / mini_batch_size updates."""
     micro_batch_tokens: int = 8192
     """Padded (CPU) or packed (GPU) tokens of one forward-backward on one rank."""
     lr: float = 1e-6

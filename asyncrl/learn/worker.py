@@ -20,7 +20,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from asyncrl.config.schema import Config
 from asyncrl.learn.batch_broadcast import broadcast_batch, broadcast_from_rank_0
-from asyncrl.learn.checkpoint import load, save
+from asyncrl.learn.checkpoint import load
+from asyncrl.learn.checkpoint_writer import CheckpointWriter
 from asyncrl.learn.coordinator import STOPPING, Coordinator, OtherRank, Rank0
 from asyncrl.learn.policy.model import compute_dtype
 from asyncrl.learn.publish_thread import PublishThread
@@ -80,6 +81,7 @@ class LearnerWorker:
         mesh = init_device_mesh(device_type, (dist.get_world_size(),))
         link.phase(f"loading {config.model.path}")
         self._learner = Learner(config, mesh, num_steps)
+        self._checkpoints = CheckpointWriter(config.run.step_timeout_s)
         self._publish_dtype = compute_dtype(config.model, device_type)
         self._coordinator: Coordinator = OtherRank()
         if dist.get_rank() == 0:
@@ -118,6 +120,7 @@ class LearnerWorker:
             running = self._step()
         if self._state.step and not self._save_is_due:
             self._save()
+        self._tell_of_checkpoint(self._checkpoints.wait())
         self._coordinator.wait_for_publish()
         if running and self._evaluates:
             self._coordinator.evaluate(self._state.step)
@@ -153,13 +156,14 @@ class LearnerWorker:
         self._link.phase(f"training step {self._state.step}")
         figures: dict[str, MetricValue] = dict(self._learner.train(batch))
         trained_s = time.perf_counter()
-        self._state = TrainerState(batch.step + 1, self._learner.update)
+        self._state = self._learner.state(batch.step + 1)
         size = figures.get("policy/effective_sample_size")
         self._effective_sample_size = size if isinstance(size, float) and math.isfinite(size) else None
         publish = self._publish_when_due(batch.next_step)
         published_s = time.perf_counter()
         figures |= {**publish, **_batch_figures(batch)}
         self._rows.append({"step": self._state.step, **figures})
+        self._tell_of_checkpoint(self._checkpoints.written())
         if self._save_is_due:
             self._save()
         end_s = time.perf_counter()
@@ -215,10 +219,17 @@ class LearnerWorker:
         return every > 0 and self._state.step % every == 0
 
     def _save(self) -> None:
+        """Copies the checkpoint's tensors; they are written while training goes on."""
         self._link.phase(f"saving version {self._state.step}")
-        save(checkpoint_dir(self._run_dir, self._state.step), self._learner, self._state, self._rows)
+        self._tell_of_checkpoint(self._checkpoints.wait())
+        directory = checkpoint_dir(self._run_dir, self._state.step)
+        self._checkpoints.begin(directory, self._learner, self._state, self._rows)
         self._rows = []
-        self._coordinator.checkpointed(self._state.step)
+
+    def _tell_of_checkpoint(self, step: int | None) -> None:
+        """The ledger drops the batches of the steps that a whole checkpoint contains."""
+        if step is not None:
+            self._coordinator.checkpointed(step)
 
 
 def _batch_figures(batch: Batch) -> dict[str, MetricValue]:

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing.synchronize import Barrier
+from multiprocessing.synchronize import Barrier, Semaphore
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,9 @@ def save_model(config: Qwen3Config, dtype: torch.dtype, folder: Path) -> None:
 
 def measure(name: str, folder: Path, num_ranks: int) -> dict[str, Any]:
     """Peak and final bytes over all ranks, beyond the start's."""
-    barrier = CONTEXT.Barrier(num_ranks + 1)
+    barrier, loaded = CONTEXT.Barrier(num_ranks + 1), CONTEXT.Semaphore(0)
     ranks = [
-        CONTEXT.Process(target=load, args=(name, rank, num_ranks, folder, barrier), daemon=True)
+        CONTEXT.Process(target=load, args=(name, rank, num_ranks, folder, barrier, loaded), daemon=True)
         for rank in range(num_ranks)
     ]
     for process in ranks:
@@ -97,7 +97,7 @@ def measure(name: str, folder: Path, num_ranks: int) -> dict[str, Any]:
     before = held(pids)
     barrier.wait(TIMEOUT_S)
     start_s, peak = time.perf_counter(), dict(before)
-    while barrier.n_waiting < num_ranks:
+    while loaded.get_value() < num_ranks:
         now = held(pids)
         peak = {field: max(value, now[field]) for field, value in peak.items()}
         time.sleep(0.01)
@@ -122,7 +122,7 @@ def held(pids: list[int | None]) -> dict[str, int]:
     return total
 
 
-def load(name: str, rank: int, num_ranks: int, folder: Path, barrier: Barrier) -> None:
+def load(name: str, rank: int, num_ranks: int, folder: Path, barrier: Barrier, loaded: Semaphore) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / f"store_{name}"), num_ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks, timeout=timedelta(seconds=TIMEOUT_S))
@@ -130,7 +130,7 @@ def load(name: str, rank: int, num_ranks: int, folder: Path, barrier: Barrier) -
     barrier.wait(TIMEOUT_S)
     barrier.wait(TIMEOUT_S)
     model = LOADS[name](str(folder / "model"), mesh)
-    barrier.wait(TIMEOUT_S)
+    loaded.release()
     barrier.wait(TIMEOUT_S)
     del model
     dist.destroy_process_group()
