@@ -12,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -55,12 +57,19 @@ def processes(run: Launched) -> list[psutil.Process]:
 
 def listeners(run: Launched) -> list[tuple[str, int]]:
     """Address and port of all that the run's processes listen on."""
-    connections = [connection for process in processes(run) for connection in process.net_connections("inet")]
-    return sorted({tuple(one.laddr) for one in connections if one.status == psutil.CONN_LISTEN})
+    return sorted({tuple(one.laddr) for one in connections(run, "inet") if one.status == psutil.CONN_LISTEN})
 
 
 def unix_sockets(run: Launched) -> list[str]:
-    return sorted({one.laddr for process in processes(run) for one in process.net_connections("unix") if one.laddr})
+    return sorted({one.laddr for one in connections(run, "unix") if one.laddr})
+
+
+def connections(run: Launched, kind: str) -> list[Any]:
+    found = []
+    for process in processes(run):
+        with suppress(psutil.NoSuchProcess):  # Ray ends a worker that nobody needs
+            found += process.net_connections(kind)
+    return found
 
 
 def test_every_port_of_a_run_is_on_loopback_and_none_answers_from_outside(run: Launched) -> None:
@@ -92,9 +101,8 @@ def test_another_user_gets_nothing_out_of_a_run_and_nothing_into_it(run: Launche
         command = [sys.executable, stranger.__file__, json.dumps(attack)]
         attempt = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
         assert json.loads(attempt.stdout) == {"files": [], "unix sockets": [], "zeromq": [], "http": []}
-    step = len(run.rows())
-    run.wait_until(lambda: len(run.rows()) > step + 2, "steps after the attack")
-    assert float(run.rows()[-1]["queue/peers_refused"]) > 0  # type: ignore[arg-type]
+    run.wait_for_more_steps(2)
+    run.wait_until(lambda: float(run.rows()[-1]["queue/peers_refused"]) > 0, "refused peers")  # type: ignore[arg-type]
 
 
 def test_the_attempts_of_the_test_before_would_succeed_on_what_is_open(run: Launched) -> None:
@@ -110,10 +118,16 @@ def test_ray_answers_nobody_without_the_runs_token_and_the_token_is_in_no_comman
     token_file = Path(psutil.Process(run.pid_of("replay")).environ()["RAY_AUTH_TOKEN_PATH"])
     token = token_file.read_text()
     assert len(token) == 64
-    assert not any(token in argument for process in processes(run) for argument in process.cmdline())
-    logs = [file for folder in (run.run_dir, token_file.parent / "ray") for file in folder.rglob("*") if file.is_file()]
-    assert len(logs) > 5
-    assert not any(token.encode() in file.read_bytes() for file in logs)
+    for process in processes(run):
+        with suppress(psutil.NoSuchProcess):
+            assert not any(token in argument for argument in process.cmdline())
+    num_read = 0
+    for file in (file for folder in (run.run_dir, token_file.parent / "ray") for file in folder.rglob("*")):
+        with suppress(FileNotFoundError):  # the run goes on
+            if file.is_file():
+                assert token.encode() not in file.read_bytes(), file
+                num_read += 1
+    assert num_read > 5
 
 
 def test_when_the_token_is_lost_the_next_start_says_so_and_the_folder_of_ray_goes_with_the_run(run: Launched) -> None:
