@@ -37,6 +37,7 @@ from asyncrl.evaluation.sample import COMPLETIONS_FILE, PROBLEMS_FILE
 from asyncrl.generate.engines.installed import check_engine
 from asyncrl.rewards.functions import resolve
 from asyncrl.run.directory import eval_file, log_file, log_tail, save_config
+from asyncrl.run.plain_text import plain
 from asyncrl.transport.sockets import LOOPBACK
 from asyncrl.types import Prompt
 
@@ -153,7 +154,7 @@ def _sample(folder: Path, config: Config, prompts: Prompts) -> list[Answer]:
     if code != 0:
         raise RunError(f"the engine's process ended with {code}; its last lines:\n{log_tail(folder, 'generator')}")
     for problem in (folder / PROBLEMS_FILE).read_text(encoding="utf-8").splitlines()[:MAX_SHOWN_PROBLEMS]:
-        log.warning(problem)
+        log.warning(plain(problem))
     answers = []
     for row in pyarrow.parquet.read_table(folder / COMPLETIONS_FILE).to_pylist():
         file, prompt = prompts[row.pop("position")]
