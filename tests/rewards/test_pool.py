@@ -56,6 +56,7 @@ def test_terms_that_are_called_alike_are_told_apart_by_their_whole_names(open_po
         ("returns 1e39", "the reward, 1e+39, is beyond float32 (±3.4e+38); scale it down"),
         ("loops", r"took longer than reward.time_limit_s = 0.2 s"),
         ("swallows and loops", r"took longer than reward.time_limit_s = 0.2 s"),
+        ("a" * 40, r"took longer than reward.time_limit_s = 0.2 s"),
         ("sleeps", r"took longer than reward.time_limit_s = 0.2 s"),
         ("blocks signals", "its process was killed"),
     ],

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugin_util import markdown_to_safe_html
 
 from asyncrl.errors import DataError
 from asyncrl.run.metrics import FILE_NAME, MetricsWriter, read_rows, to_json, truncate_after
@@ -37,7 +39,19 @@ def test_the_same_numbers_are_in_the_file_and_in_tensorboard(tmp_path: Path) -> 
     events = tensorboard_of(tmp_path)
     assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [(0, 0.0), (1, 0.25), (2, 0.5)]
     (text,) = events.Tensors("sample/text/text_summary")[0].tensor_proto.string_val
-    assert text.decode() == "2+2=  \n4 é"
+    assert text.decode() == "    2+2=\n    4 é"
+
+
+def test_text_of_a_model_is_shown_by_tensorboard_as_it_is_and_loads_and_marks_nothing(tmp_path: Path) -> None:
+    hostile = "\x1b[2J\n\n# big ![x](https://example.org/seen) <img src=x onerror=alert(1)>\n```\n[click](https://example.org)"
+    writer = with_tensorboard(tmp_path)
+    writer.write(0, {"sample/train": hostile})
+    writer.close()
+    (text,) = tensorboard_of(tmp_path).Tensors("sample/train/text_summary")[0].tensor_proto.string_val
+    shown = markdown_to_safe_html(text)
+    assert set(re.findall(r"<(\w+)", shown)) == {"pre", "code"}
+    assert r"\x1b[2J" in shown
+    assert "![x](https://example.org/seen)" in shown
 
 
 def test_a_number_that_is_not_finite_is_null_in_the_row_and_absent_from_tensorboard(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import sqlite3
 import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import psutil
 from asyncrl.run.metrics import read_rows
 from asyncrl.run.trainer_state import latest, read_state
 
+ROOT = Path(__file__).parents[2]
 DEADLINE_S = 280.0
 
 STAND_IN = "generator.engine=bench.standin.engine:StandInEngine"
@@ -76,6 +78,27 @@ class Launched:
         """Of its latest process."""
         found = re.findall(rf"{role} is process (\d+)", (self.run_dir / "logs" / f"{role}.log").read_text())
         return int(found[-1])
+
+
+def launch(
+    folder: Path,
+    *arguments: str,
+    name: str = "run",
+    variables: Mapping[str, str] | None = None,
+    on: Sequence[str] = (),
+) -> Launched:
+    """Starts a run below `folder`; whoever calls this ends it.
+
+    Args:
+        variables: its whole environment; None = this one.
+        on: what the command begins with, to run it elsewhere.
+    """
+    run_dir, output_file = folder / name, folder / f"{name}.txt"
+    where = [] if "--resume" in arguments else ["--run-dir", str(run_dir)]
+    command = [*on, sys.executable, "-m", "asyncrl", "launch", *where, *arguments]
+    with output_file.open("a") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT, text=True)
+    return Launched(process, run_dir, output_file)
 
 
 def quick(steps: int, *overrides: str) -> list[str]:

@@ -15,7 +15,6 @@ from asyncrl.publish.groups import nccl as nccl_group
 from asyncrl.publish.groups.base import Group, device_of
 from asyncrl.publish.groups.rendezvous import Rendezvous
 from asyncrl.publish.groups.store import new_store_file
-from asyncrl.transport.sockets import LOOPBACK
 from tests.support import nccl
 
 CPU = torch.device("cpu")
@@ -32,7 +31,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def members(transport: PublishTransport, num_members: int, timeout_s: float = TIMEOUT_S) -> list[Callable[[], Group]]:
     """Each makes its own end, in a thread of its own: over gloo that waits for the others."""
     file = new_store_file(None)
-    clients = [Rendezvous(LOOPBACK, file, timeout_s) for _ in range(num_members)]
+    clients = [Rendezvous(file, timeout_s) for _ in range(num_members)]
     return [
         lambda rank=rank, client=client: client.group(transport, CPU, "test", rank, num_members)
         for rank, client in enumerate(clients)
