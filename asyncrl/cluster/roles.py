@@ -52,7 +52,7 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, n
     Args:
         num_restarts: of replay in this run; above 0 the generators are still there.
     """
-    from asyncrl.data.prompt_order import PromptOrder
+    from asyncrl.data.prompt_order import prompt_order
     from asyncrl.data.prompts import load_prompts
     from asyncrl.ledger.from_config import controller_of, ledger_of
     from asyncrl.ledger.store import LedgerStore
@@ -63,7 +63,7 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, n
     config = plan.config
     link = plan.link(name, network)
     prompts = load_prompts(train_file(plan.run_dir))
-    order = PromptOrder(len(prompts), shuffle=config.data.shuffle, seed=config.run.seed)
+    order = prompt_order(prompts, config.data.mixture, config.data.shuffle, config.run.seed)
     held_out = load_prompts(eval_file(plan.run_dir)) if eval_file(plan.run_dir).is_file() else []
     store = LedgerStore(ledger_file(plan.run_dir), config.replay.durability)
     session = store.begin_session(began_anew=num_restarts == 0)

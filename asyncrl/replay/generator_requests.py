@@ -169,6 +169,7 @@ def train_grant(lease: LeaseRecord, prompt: Prompt, config: Config) -> LeaseGran
         text=prompt.text,
         answer=prompt.answer,
         columns=prompt.columns,
+        data_set=prompt.data_set,
         num_samples=config.algorithm.group_size,
         temperature=config.generator.temperature,
         seed=_sampling_seed(config.run.seed, lease.index),
