@@ -54,6 +54,7 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, n
     """
     from asyncrl.data.prompt_order import prompt_order
     from asyncrl.data.prompts import load_prompts
+    from asyncrl.ledger.curriculum import Curriculum
     from asyncrl.ledger.from_config import controller_of, ledger_of
     from asyncrl.ledger.store import LedgerStore
     from asyncrl.replay.evaluation import Evaluation, first_lease_id
@@ -68,7 +69,10 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, n
     store = LedgerStore(ledger_file(plan.run_dir), config.replay.durability)
     session = store.begin_session(began_anew=num_restarts == 0)
     snapshot = store.snapshot()
-    ledger = ledger_of(config, plan.num_steps, snapshot, time.monotonic())
+    curriculum = None
+    if config.data.curriculum_visits:
+        curriculum = Curriculum(config.data.curriculum_visits, order.position, store.history(), snapshot.next_step)
+    ledger = ledger_of(config, plan.num_steps, snapshot, time.monotonic(), curriculum)
     if num_restarts == 0:
         ledger.begin_session()
     ledger.checkpointed(plan.state.step)

@@ -162,17 +162,20 @@ def _topology_table(topology: Topology, nodes: list[Node]) -> Table:
 
 def _staleness_text(config: Config) -> str:
     eta, batch_size = config.replay.max_staleness, config.learner.batch_size
-    num_groups = admission_limit(0, eta, batch_size)
+    replay = config.replay
+    window = replay.window if replay.stragglers == "window" else 0
+    num_groups = admission_limit(0, eta, batch_size, window)
     rule = {
         "wait": "batches come in admission order, so it holds by itself",
+        "window": f"at most {window} prompts may be trained before one drawn before them, so it holds by itself",
         "mask": "batches come in order of completion; tokens over it are masked and counted",
         "requeue": "batches come in order of completion; prompts with a token over it are sampled again",
     }[config.replay.stragglers]
-    replay = config.replay
     moved = "" if replay.ess_target is None else f", moved from {replay.min_staleness} up by replay.ess_target"
     return (
         f"[bold]Staleness[/bold]: at most η = {eta} versions{moved} ({rule})\n"
-        f"  prompts admitted ≤ (v + η + 1)·B = (v + {eta} + 1)·{batch_size}: at most {num_groups:,} groups, "
+        f"  prompts admitted ≤ (v + η + 1)·B = (v + {eta} + 1)·{batch_size}{f' − {window}' * (window > 0)}: "
+        f"at most {num_groups:,} groups, "
         f"{num_groups * config.algorithm.group_size:,} completions, in flight or queued\n"
     )
 

@@ -82,6 +82,9 @@ class DataConfig:
     overlong_prompts: str = "drop"
     """drop (and say how many) | error."""
     shuffle: bool = True
+    curriculum_visits: int = 0
+    """Skip a prompt of which all completions were correct, or none, in each of its last so many visits; after as many
+    skips it is visited again. 0 = skip none."""
     mixture: list[MixtureSet] = field(default_factory=list)
     """Several data sets, drawn by their weights: with data.train=mixture, and data.eval=mixture for their test
     splits."""
@@ -182,8 +185,13 @@ class ReplayConfig:
     min_staleness: int = 0
     """Smallest η of the controller, and the one it starts from. Only with ess_target."""
     stragglers: str = "wait"
-    """wait (batches in admission order, the bound is exact) | mask (batches in order of completion; tokens over the
-    bound are masked and counted) | requeue (as mask, but a prompt with a token over the bound is sampled again)."""
+    """wait (batches in admission order, the bound is exact) | window (the same, but up to `window` prompts may be
+    trained before one that was drawn before them; the bound is as exact) | mask (batches in order of completion; tokens
+    over the bound are masked and counted) | requeue (as mask, but a prompt with a token over the bound is sampled
+    again)."""
+    window: int = 0
+    """Prompts that may overtake one. Only with stragglers=window; at most max_staleness batches of them. So many fewer
+    are in flight or queued."""
     lease_timeout_s: float = 600.0
     """A lease not answered by then goes to another generator."""
     max_lease_attempts: int = 3

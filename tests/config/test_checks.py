@@ -133,6 +133,15 @@ def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> Non
         (["publish.transport=nccl"], "publish.transport=nccl needs GPUs"),
         (["publish.engine=nccl"], "say publish.engine=broadcast publish.transport=nccl instead"),
         (["publish.engine=gloo_delta"], "say publish.engine=delta publish.transport=gloo instead"),
+        (["replay.window=4"], "replay.window=4 is read only with replay.stragglers=window"),
+        (
+            ["replay.stragglers=window", "replay.window=65"],
+            "it is 1 to (replay.max_staleness + 1 − publish.every)·learner.batch_size = 64 prompts",
+        ),
+        (
+            ["replay.stragglers=window", "replay.window=1", "replay.ess_target=0.9"],
+            "learner.batch_size = 0 prompts, so that a batch for each version can always be drawn; raise replay.min_st",
+        ),
         (["publish.every=4"], "with replay.max_staleness=2: the batches of 3 steps are admitted from one publish to"),
         (
             ["publish.every=2", "replay.ess_target=0.9"],
