@@ -20,6 +20,7 @@ from asyncrl.errors import DataError
 from asyncrl.run.directory import eval_file, ledger_file, train_file
 from asyncrl.run.metrics import FILE_NAME, Row, read_rows
 from asyncrl.simulate.timings import Workload
+from asyncrl.types import first_of_each
 
 WARMUP_SHARE = 0.2
 """Of the rows: start-up, and a queue that fills."""
@@ -117,7 +118,7 @@ def _workload(run_dir: Path, config: Config, rows: Sequence[Row], no_signal_frac
         max_tokens=config.generator.max_tokens,
         no_signal_fraction=no_signal_fraction,
         log_ess_per_version=log_ess / (_mean(rows, "staleness/mean") + 1),
-        num_eval_prompts=len(held_out[: config.run.eval_prompts]),
+        num_eval_prompts=len(first_of_each(held_out, config.run.eval_prompts)),
     )
 
 

@@ -35,6 +35,7 @@ def make_group(index: int, version: int = 0, rewards: tuple[float, ...] = (1.0, 
         truncated=np.zeros(len(rewards), np.bool_),
         sample_text=f"answer {index}",
         term_means={"math": 0.5, "style": index / 7},
+        data_set=("sums", "products")[index % 2],
     )
 
 
