@@ -8,7 +8,6 @@ Definitions in overlap.py; how to read the table, and what two cores can and can
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
