@@ -78,12 +78,12 @@ def who_gets_into_ray(machine: Machine, address: str, variables: dict[str, str])
 
 
 def test_a_run_over_two_machines_lets_nobody_in_from_a_third(
-    network: list[Machine], ray_variables: dict[str, str], tmp_path: Path
+    network: list[Machine], ray_variables: dict[str, str], runs: Path
 ) -> None:
     first, second, third = network
     address = start_ray(first, second, ray_variables)
     settings = [f"cluster.ray_address={address}", f"cluster.interface={INTERFACE}", "run.eval_every=0", STAND_IN]
-    run = launch(tmp_path, *quick(100_000, *settings), variables=ray_variables, on=first.command())
+    run = launch(runs, *quick(100_000, *settings), name="machines", variables=ray_variables, on=first.command())
     run.wait_for_step(2)
     assert run.pid_of("generator-0") in first.pids()
     assert run.pid_of("learner-0") in second.pids()  # so weights and batches go from machine to machine
