@@ -44,6 +44,7 @@ def ray_variables() -> Iterator[dict[str, str]]:
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
     ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+    ray["RAY_worker_niceness"] = "0"  # else whatever else the machine does starves the roles
     yield {**os.environ, **ray, "RAY_TMPDIR": str(folder)}
     shutil.rmtree(folder, ignore_errors=True)
 
