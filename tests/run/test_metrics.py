@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from asyncrl.errors import DataError
-from asyncrl.run.metrics import FILE_NAME, MetricsWriter, to_json, truncate_after
+from asyncrl.run.metrics import FILE_NAME, MetricsWriter, read_rows, to_json, truncate_after
 from asyncrl.run.trackers.tensorboard import TensorBoard
 from asyncrl.run.trainer_state import ROWS_FILE, saved_rows
 
@@ -85,6 +85,20 @@ def test_rows_after_the_resumed_step_are_cut_and_hidden(tmp_path: Path) -> None:
     assert [(row["step"], row["reward/mean"]) for row in rows_of(tmp_path)] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)]
     seen = tensorboard_of(tmp_path).Scalars("reward/mean")
     assert [(event.step, event.value) for event in seen] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+def test_text_with_any_end_of_line_is_one_row_and_half_a_character_is_none(tmp_path: Path) -> None:
+    text = "a\u2028b\u0085c\x0cd\r\ne"
+    writer = MetricsWriter(tmp_path)
+    writer.write(0, {"sample/train": text})
+    writer.close()
+    with (tmp_path / FILE_NAME).open("ab") as file:
+        file.write('{"step": 1, "sample/train": "é'.encode()[:-1])
+    assert read_rows(tmp_path) == [{"step": 0, "sample/train": text}]
+    resumed = MetricsWriter(tmp_path, resume_after=0)
+    assert resumed.last_step == 0
+    resumed.close()
+    assert read_rows(tmp_path) == [{"step": 0, "sample/train": text}]
 
 
 def test_a_half_written_last_row_is_cut_on_resume(tmp_path: Path) -> None:

@@ -50,11 +50,11 @@ def test_a_generator_whose_node_has_left_goes_on_on_another(cluster: Cluster, tm
         run.wait_for_step(3)
         node = cluster.add_node(num_cpus=4)
         assert cli.main(["scale", str(run.run_dir), "--generators", "2"]) == 0
-        run.wait_until(lambda: run.rows()[-1]["generator/num_serving"] == 2, "two generators")
+        both = run.wait_for_row("generator/num_serving", 2)
         cluster.remove_node(node, allow_graceful=False)
-        run.wait_until(lambda: "generator-1 starts on node 0" in run.output, "another node for generator-1")
-        run.wait_until(lambda: run.rows()[-1]["generator/num_serving"] == 1, "a step with one generator")
-        run.wait_until(lambda: run.rows()[-1]["generator/num_serving"] == 2, "two generators again")
+        run.wait_for_output("generator-1 starts on node 0")
+        one = run.wait_for_row("generator/num_serving", 1, after=both)
+        run.wait_for_row("generator/num_serving", 2, after=one)
         run.process.send_signal(signal.SIGINT)
         assert run.wait() == 130, run.output
         assert "generator-1 starts on node 0: node 1 has left the cluster" in run.output
