@@ -26,6 +26,7 @@ def with_absolute_paths(config: Config) -> Config:
         config,
         model=replace(config.model, path=_absolute(config.model.path)),
         data=data,
+        environment=replace(config.environment, name=_absolute_environment(config.environment.name)),
         reward=replace(config.reward, terms=terms),
         generator=replace(config.generator, engine=_absolute_function(config.generator.engine)),
         run=replace(config.run, dir=str(Path(config.run.dir).absolute())),
@@ -34,9 +35,17 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _absolute(name: str) -> str:
     path = Path(name)
-    return str(path.absolute()) if name not in ("tiny", "arithmetic") and path.exists() else name
+    return str(path.absolute()) if name not in ("tiny", "arithmetic", "environment") and path.exists() else name
 
 
 def _absolute_function(name: str) -> str:
     origin, separator, function = name.rpartition(":")
     return f"{_absolute(origin)}{separator}{function}" if is_file_name(origin) else name
+
+
+def _absolute_environment(name: str | None) -> str | None:
+    """`file.py:Class`, or a file after the kind of an adapter: `verifiers:file.py`."""
+    if name is None:
+        return None
+    kind, separator, rest = name.partition(":")
+    return f"{kind}:{_absolute(rest)}" if separator and is_file_name(rest) else _absolute_function(name)
