@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from asyncrl.config.schema import TEMPLATE_CHOICES, Config, RewardTerm
+from asyncrl.config.schema import TEMPLATE_CHOICES, Config
 from asyncrl.config.user_code import is_file_name
 
 
@@ -21,7 +21,7 @@ def with_absolute_paths(config: Config) -> Config:
         eval=None if config.data.eval is None else _absolute(config.data.eval),
         chat_template=template if template in TEMPLATE_CHOICES else _absolute(template),
     )
-    terms = [RewardTerm(_absolute_function(term.function), term.weight) for term in config.reward.terms]
+    terms = [replace(term, function=_absolute_function(term.function)) for term in config.reward.terms]
     return replace(
         config,
         model=replace(config.model, path=_absolute(config.model.path)),

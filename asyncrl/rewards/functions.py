@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
+from asyncrl.config.schema import RewardTerm
 from asyncrl.config.user_code import import_attribute, import_module
+from asyncrl.errors import ConfigError
 from asyncrl.rewards.final_answer import ends_in_final_answer, final_number
+from asyncrl.rewards.judge_config import JUDGE, judge_config, prompt_parameters
 from asyncrl.rewards.math_answer import equals_reference
 from asyncrl.rewards.reward import Reward, reward_of
 
@@ -67,18 +70,33 @@ BUILT_IN: dict[str, Callable[..., float]] = {
 }
 
 
-def resolve(name: str) -> Reward:
+def resolve(term: RewardTerm) -> Reward:
     """The built-in reward of that name, `module:function` or `path/to/file.py:function`.
 
     Raises:
         ConfigError: unknown name, module or file that does not import, attribute that is missing or not callable, a
-            signature that cannot be served, or `math` without math-verify.
+            signature that cannot be served, arguments that are refused, or `math` without math-verify.
     """
+    name = term.function
+    if name == JUDGE:
+        return Reward(name, _asked_elsewhere, prompt_parameters(judge_config(term.args)))
+    if name in BUILT_IN and term.args:
+        raise ConfigError(f"reward.terms: {name!r} takes no args; they are of {JUDGE} and of classes of your own")
     if name == "math":
         import_module("reward.terms", name, "math_verify", "install the extra: pip install 'asyncrl[math]'")
     if name in BUILT_IN:
         return reward_of(name, BUILT_IN[name])
-    return reward_of(name, import_attribute("reward.terms", name, "function", ", ".join(BUILT_IN)))
+    found = import_attribute("reward.terms", name, "function", ", ".join([*BUILT_IN, JUDGE]))
+    if term.args:
+        try:
+            found = found(**term.args)
+        except Exception as error:  # a user's class may raise anything
+            raise ConfigError(f"reward.terms: {name!r} with args={term.args} failed: {error!r}") from error
+    return reward_of(name, found)
+
+
+def _asked_elsewhere() -> float:
+    raise AssertionError("a judge is asked by the pool, not in a reward process")
 
 
 def _reference(answer: str) -> Fraction:
