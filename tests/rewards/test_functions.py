@@ -176,7 +176,7 @@ def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch
         (
             "numerical",
             "unknown function 'numerical'; "
-            "use numeric, math, format, shaped_numeric, judge, module:function or file.py:function",
+            "use numeric, math, format, shaped_numeric, code, judge, module:function or file.py:function",
         ),
         (":f", "unknown function"),
         ("json:", "unknown function"),
