@@ -1,6 +1,6 @@
 """What a step waits for a checkpoint: written at once, and copied to be written while training goes on.
 
-    .venv/bin/python bench/pipeline/checkpoint.py [--layers 12] [--repeats 3] [--out FILE.json]
+    .venv/bin/python bench/pipeline/checkpoint.py [--layers 12] [--repeats 3] [--out FILE.jsonl]
 
 One rank on one core, a random Qwen3 whose parameters and moments are 0.6 GB. The two take turns, each into a folder of
 its own.
@@ -9,7 +9,6 @@ its own.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -25,6 +24,7 @@ from asyncrl.learn.checkpoint import save
 from asyncrl.learn.checkpoint_writer import CheckpointWriter
 from asyncrl.learn.update.step import Learner
 from asyncrl.run.trainer_state import TrainerState
+from bench.support.rows import Measurement, write_rows
 
 TIMEOUT_S = 300.0
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What a step waits for a checkpoint.")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="the figures, as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="writes each figure as a row")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +52,8 @@ def main() -> None:
     for name, seconds in figures.items():
         print(f"{name:12} {statistics.median(seconds):.2f} s ({min(seconds):.2f} – {max(seconds):.2f})")
     if arguments.out:
-        arguments.out.write_text(json.dumps(figures, indent=1))
+        rows = [Measurement(f"{name}, s", seconds, "less") for name, seconds in figures.items()]
+        write_rows(arguments.out, "checkpoint", rows)
 
 
 def make_learner(folder: Path, num_layers: int) -> Learner:

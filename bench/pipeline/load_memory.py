@@ -1,6 +1,6 @@
 """What loading a model costs in host memory, over all learner ranks of one machine.
 
-    .venv/bin/python bench/pipeline/load_memory.py [--ranks 4] [--layers 30] [--dtype float32] [--out FILE.json]
+    .venv/bin/python bench/pipeline/load_memory.py [--ranks 4] [--layers 30] [--dtype float32] [--out FILE.jsonl]
 
 The model is a random Qwen3 of 2 GB (its float32 master weights), made on the spot. `sharded` is the learner's own load,
 `whole` what it did before: each rank reads the model with `from_pretrained`, then FSDP cuts it. Every 10 ms the parent
@@ -11,7 +11,6 @@ for each, pages of mapped files included) and their own anonymous pages.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import tempfile
 import time
@@ -30,6 +29,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from asyncrl.config.schema import ModelConfig
 from asyncrl.learn.policy.model import load_policy
 from bench.support.generators import PRELOAD
+from bench.support.rows import Measurement, write_rows
 
 FIELDS = {"Pss": "pss", "Anonymous": "anonymous"}
 TIMEOUT_S = 300.0
@@ -42,11 +42,11 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--layers", type=int, default=30, help="30 are 2.0 GB in float32")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the files")
-    parser.add_argument("--out", type=Path, help="the figures, as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="writes each figure as a row")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model_bytes = make_model(Path(folder) / "model", arguments.layers, getattr(torch, arguments.dtype))
-        figures: dict[str, Any] = {"model_bytes": model_bytes, "ranks": arguments.ranks, "files": arguments.dtype}
+        figures: dict[str, dict[str, Any]] = {}
         for name in LOADS:
             figures[name] = measure(name, Path(folder), arguments.ranks)
             peaks = "  ".join(
@@ -56,7 +56,9 @@ def main() -> None:
             )
             print(f"{name:8} {figures[name]['seconds']:6.1f} s   {peaks}")
     if arguments.out:
-        arguments.out.write_text(json.dumps(figures, indent=1))
+        peaks_of = {name: figures[name]["pss"]["peak"] / model_bytes for name in LOADS}
+        rows = [Measurement(f"{name}: peak PSS, models", [peak], "less") for name, peak in peaks_of.items()]
+        write_rows(arguments.out, "load_memory", rows)
 
 
 def make_model(folder: Path, num_layers: int, dtype: torch.dtype) -> int:
