@@ -6,6 +6,8 @@ import os
 import secrets
 import shutil
 import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from asyncrl.cluster.environment import environment
 from asyncrl.cluster.interfaces import address_of
 from asyncrl.cluster.joined_ray import join
+from asyncrl.cluster.machine import this_node
 from asyncrl.cluster.own_ray import OwnRay
 from asyncrl.cluster.role_actor import RoleActor
 from asyncrl.cluster.roles import RunPlan
-from asyncrl.cluster.topology import Node, Placement
-from asyncrl.config.schema import ClusterConfig
+from asyncrl.cluster.topology import Node, Placement, resolve_device
+from asyncrl.config.schema import Config
 from asyncrl.errors import DeadlineError, FinalError, RoleDiedError, UserError
 from asyncrl.run.directory import rendezvous_dir
 from asyncrl.transport.sockets import LOOPBACK, Keys, Network
@@ -57,12 +60,15 @@ class Cluster:
         ConfigError: cluster.ray_address cannot be joined, or lets everybody in.
     """
 
-    def __init__(self, config: ClusterConfig, run_dir: Path) -> None:
+    def __init__(self, config: Config, run_dir: Path) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        self._own = OwnRay(quiet) if config.ray_address is None else None
-        if config.ray_address is not None:
-            join(config.ray_address, config.allow_open_ray, quiet)
+        self._own: OwnRay | None = None
+        if config.cluster.ray_address is not None:
+            join(config.cluster.ray_address, config.cluster.allow_open_ray, quiet)
+        else:
+            device = resolve_device(config, [this_node()])
+            self._own = OwnRay(quiet, environment("replay", device, config))
         own_id = ray.get_runtime_context().get_node_id()
         alive = _alive_nodes()
         alive.sort(key=lambda node: (node.ray_id != own_id, node.host))
@@ -73,7 +79,7 @@ class Cluster:
         # With a name of its own: a node on which it is missing has another run directory under the same path.
         self._rendezvous_dir = rendezvous_dir(run_dir) / secrets.token_hex(8)
         self._rendezvous_dir.mkdir(parents=True)
-        self._interface = config.interface
+        self._interface = config.cluster.interface
         self._spans_machines = self._interface is not None or len({node.host for node in alive}) > 1
 
     @property
@@ -112,12 +118,15 @@ class Cluster:
         if self._own is not None:
             self._own.require_token()
         node = self.nodes[placement.node]
+        variables = environment(placement.role, plan.topology.device, plan.config)
+        if self._own is not None:  # a process whose environment is Ray's own starts in half the time
+            variables = dict(variables.items() - self._own.variables.items())
         options = {
             "num_cpus": placement.num_cpus,
             "num_gpus": placement.num_gpus,
             "max_restarts": 0,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node.ray_id, soft=False),
-            "runtime_env": {"env_vars": environment(placement.role, plan.topology.device, plan.config)},
+            "runtime_env": {"env_vars": variables} if variables else {},
         }
         actor = ray.remote(RoleActor).options(**options)
         return actor.remote(plan, placement, self._network(node))
@@ -129,17 +138,23 @@ class Cluster:
             self._own.shutdown()
 
 
-def ask(actor: Any, method: str, timeout_s: float, name: str) -> Any:
+def ask(actor: Any, method: str, timeout_s: float, name: str, while_waiting: Callable[[], None]) -> Any:
     """The result of a short method of a role's actor.
+
+    Args:
+        while_waiting: called again and again; takes a moment.
 
     Raises:
         DeadlineError: Ray did not start the role in time.
         RoleDiedError: the role's process ended.
     """
+    answer, deadline_s = getattr(actor, method).remote(), time.monotonic() + timeout_s
+    while not ray.wait([answer], timeout=0)[0]:
+        if time.monotonic() > deadline_s:
+            raise DeadlineError(f"the process of {name} to start", timeout_s, "Ray")
+        while_waiting()
     try:
-        return ray.get(getattr(actor, method).remote(), timeout=timeout_s)
-    except ray.exceptions.GetTimeoutError as error:
-        raise DeadlineError(f"the process of {name} to start", timeout_s, "Ray") from error
+        return ray.get(answer)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except RayError as error:

@@ -23,7 +23,7 @@ from asyncrl.commands.resume import check_changes, find_checkpoint
 from asyncrl.commands.scale import write_address
 from asyncrl.commands.user_parts import check_user_parts
 from asyncrl.config.checks.check import check
-from asyncrl.config.model_shape import read_model_shape
+from asyncrl.config.model_shape import ModelShape
 from asyncrl.config.paths import with_absolute_paths
 from asyncrl.config.schema import Config
 from asyncrl.errors import CompleteError, RunError
@@ -97,7 +97,7 @@ def _prepare(config: Config, config_name: str, resume: Path | None, console: Con
         try_environment(config.environment, inputs.train[0])
     config = replace(config, model=replace(config.model, path=inputs.model_path))
     if is_local:
-        _check(config, [this_node()], inputs.model_path)
+        _check(config, [this_node()], inputs.shape)
     if state.step >= inputs.num_steps:
         raise CompleteError(f"{resume} has {state.step} of {inputs.num_steps} steps; raise run.steps or run.epochs")
     if resume is None:
@@ -117,11 +117,10 @@ def _prepare(config: Config, config_name: str, resume: Path | None, console: Con
     return _Run(with_absolute_paths(config), inputs, directory, resume is not None, resume_from, state)
 
 
-def _check(config: Config, nodes: list[Node], model_path: str | None = None) -> tuple[Topology, list[str]]:
+def _check(config: Config, nodes: list[Node], shape: ModelShape | None = None) -> tuple[Topology, list[str]]:
     """Refuses what is impossible on these nodes; returns the topology and warnings."""
     device = resolve_device(config, nodes)
     check_engine(config.generator.engine, device)
-    shape = None if model_path is None else read_model_shape(model_path, config.model.trust_remote_code)
     warnings = check(config, device, shape)
     topology = plan(config, nodes, device)
     return topology, [*topology.notes, *warnings]
@@ -134,12 +133,12 @@ def _run(run: _Run, console: Console) -> Outcome:
         stack.callback(writer.close)
         console.print("starting Ray", highlight=False)
         with Interrupts() as early:  # Ray swallows an interrupt now and then, and sets a handler of its own
-            cluster = Cluster(run.config.cluster, run.directory)
+            cluster = Cluster(run.config, run.directory)
         stack.callback(cluster.shutdown)
         if early.count:
             raise KeyboardInterrupt
         interrupts = stack.enter_context(Interrupts())
-        topology, notes = _check(run.config, [node.room for node in cluster.nodes], run.config.model.path)
+        topology, notes = _check(run.config, [node.room for node in cluster.nodes], run.inputs.shape)
         for note in notes:
             console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
         control = ControlServer(cluster.network, [placement.name for placement in topology.placements])

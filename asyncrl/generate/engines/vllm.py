@@ -32,9 +32,9 @@ class VllmEngine:
     def __init__(self, spec: EngineSpec, config: GeneratorConfig) -> None:
         engine_config = _engine_args(spec, config).create_engine_config()
         if spec.on_cpu:
-            from asyncrl.generate.engines.vllm_cpu import use_fork
+            from asyncrl.generate.engines.vllm_cpu import start_fast
 
-            use_fork()
+            start_fast()
         self._llm = AsyncLLM.from_vllm_config(engine_config, disable_log_stats=True)
         self._version = -1  # the weights that vLLM loaded itself; training never sees them
         self._running = asyncio.Event()
