@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,13 @@ class Cluster:
                 self.nodes.append(node)
         return [node.room if node.ray_id in alive else NO_ROOM for node in self.nodes]
 
-    def create(self, plan: RunPlan, placement: Placement) -> Any:
+    def create(
+        self, plan: RunPlan, placement: Placement, kind: type[RoleActor] = RoleActor, num_threads: int = 1
+    ) -> Any:
         """The actor of one role, on the node that the topology chose; returns at once.
+
+        Args:
+            num_threads: its methods that run at the same time.
 
         Raises:
             RunError: Ray's token is gone.
@@ -110,13 +116,18 @@ class Cluster:
             "num_cpus": placement.num_cpus,
             "num_gpus": placement.num_gpus,
             "max_restarts": 0,
+            "max_concurrency": num_threads,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node.ray_id, soft=False),
             "runtime_env": {
                 "env_vars": environment(placement.role, plan.topology.device, plan.config, self._spans_machines)
             },
         }
-        actor = ray.remote(RoleActor).options(**options)
+        actor = ray.remote(kind).options(**options)
         return actor.remote(plan, placement, self._network(node))
+
+    def host(self, placement: Placement) -> str:
+        """Where others reach a process."""
+        return self._network(self.nodes[placement.node]).host
 
     def shutdown(self) -> None:
         if self._own is None:
@@ -140,6 +151,25 @@ def ask(actor: Any, method: str, timeout_s: float, name: str) -> Any:
         raise error.cause from error
     except RayError as error:
         raise RoleDiedError(f"{name} ended while it started: {error}") from error
+
+
+def call(actor: Any, name: str, method: str, *args: Any) -> Future[Any]:
+    """Starts a method of a role's actor. The future raises what the method raised, or RoleDiedError."""
+    outcome: Future[Any] = Future()
+
+    def settle(done: Future[Any]) -> None:
+        error = done.exception()
+        if error is None:
+            outcome.set_result(done.result())
+        elif isinstance(error, ray.exceptions.RayTaskError):
+            outcome.set_exception(error.cause)
+        else:
+            died = RoleDiedError(f"{name} ended: {str(error).splitlines()[0]}")
+            died.__cause__ = error
+            outcome.set_exception(died)
+
+    getattr(actor, method).remote(*args).future().add_done_callback(settle)
+    return outcome
 
 
 def has_ended(process: RoleProcess) -> bool:
