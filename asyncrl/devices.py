@@ -102,18 +102,17 @@ def forget_peak() -> None:
 
 
 def random_state() -> Any:
-    """Of the device's random numbers; None where there is no device."""
+    """Of the current device's random numbers."""
     import torch
 
-    return torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return torch.cuda.get_rng_state()
 
 
 def set_random_state(state: Any) -> None:
-    """Leaves it as it is where there is no device."""
+    """As `random_state` gave it."""
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state(state)
+    torch.cuda.set_rng_state(state)
 
 
 def toolkit() -> str:

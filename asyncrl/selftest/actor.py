@@ -15,7 +15,9 @@ class SelftestActor(RoleActor):
 
     def __init__(self, plan: RunPlan, placement: Placement, network: Network) -> None:
         super().__init__(plan, placement, network)
-        arguments = (placement.name, plan.config, plan.topology.device == "cpu", network)
+        if self._problem is not None:
+            return
+        arguments = (placement.name, plan.config, plan.topology.device == "cpu", self._network)
         if placement.role == "learner":
             from asyncrl.selftest.learner import LearnerRank
 
@@ -26,5 +28,10 @@ class SelftestActor(RoleActor):
             self._part = Generator(*arguments)
 
     def call(self, method: str, *args: Any) -> Any:
-        """A method of the part."""
+        """A method of the part.
+
+        Raises:
+            ConfigError: this node lacks something.
+        """
+        self._raise_problem()
         return getattr(self._part, method)(*args)

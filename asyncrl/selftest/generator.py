@@ -38,7 +38,7 @@ class Generator(Process):
     """
 
     def __init__(self, name: str, config: Config, on_cpu: bool, network: Network) -> None:
-        super().__init__(network.host)
+        super().__init__()
         self._name = name
         self._config = config
         self._on_cpu = on_cpu
@@ -79,7 +79,7 @@ class Generator(Process):
         socket, endpoint = bind(zmq.asyncio.Context.instance(), self._network)
         server = PublishServer(socket, self._engine, self._config.publish.timeout_s)
         self._serving = asyncio.create_task(server.run())
-        self._serving.add_done_callback(lambda _: socket.close(linger=0))  # its peers see that it has ended
+        self._serving.add_done_callback(lambda _: server.close())  # its peers see that it has ended
         return Member(self._name, endpoint, self._config.generator.tensor_parallel)
 
     async def _close(self, engine: Engine) -> None:

@@ -1,7 +1,8 @@
 """A learner rank of a selftest: the real learner, whose versions are made up instead of trained.
 
-Version v is the starting model with noise added, drawn anew for each v, to every parameter: so a rank can go back to an
-earlier version, and whatever of a version does not reach an engine shows in that engine's logprobs.
+Version v is the model as it was loaded with noise added, drawn anew for each v, to every parameter; a version that was
+trained is itself. So a rank can go back to an earlier version, and whatever of a version does not reach an engine shows
+in that engine's logprobs.
 
 Consumes   commands of the launcher, the same on all ranks where FSDP has them compute together.
 Produces   versions in the generators (rank 0); log-probabilities; a training step.
@@ -58,7 +59,7 @@ class LearnerRank(Process):
     """
 
     def __init__(self, name: str, config: Config, on_cpu: bool, network: Network) -> None:
-        super().__init__(network.host)
+        super().__init__()
         self._name = name
         self._config = config
         self._device_type = devices.torch_type(not on_cpu)
@@ -67,8 +68,8 @@ class LearnerRank(Process):
         self._num_sessions = 0
         self._tensors: dict[str, torch.Tensor] = {}
         self._version = 0
-        self._without_noise = 0
-        """The version that is the model as it was loaded or trained."""
+        self._without_noise: dict[int, list[torch.Tensor]] = {}
+        """Version 0, as it was loaded, and the last that was trained: their shards, in host memory."""
 
     def start(self, rank: int, world_size: int, rendezvous: str, noise_scale: float) -> None:
         """Collective. Loads the model.
@@ -82,7 +83,7 @@ class LearnerRank(Process):
         mesh = init_device_mesh(self._device_type, (world_size,))
         self._learner = Learner(self._config, mesh, num_steps=1)
         self._dtype = compute_dtype(self._config.model, self._device_type)
-        self._keep_start()
+        self._without_noise[0] = self._shards()
         self._forget_peak()
 
     def join(self, members: list[Member], kv_cache: str, timeout_s: float) -> None:
@@ -153,8 +154,8 @@ class LearnerRank(Process):
         """Collective. One training step from `version` makes the next one; its metrics."""
         self._become(version)
         figures = self._learner.train(self._batch(groups, np.random.default_rng(self._config.run.seed)))
-        self._keep_start()
-        self._version = self._without_noise = version + 1
+        self._version = version + 1
+        self._without_noise = {0: self._without_noise[0], self._version: self._shards()}
         return dict(figures)
 
     def kernels(self) -> dict[str, str]:
@@ -167,7 +168,8 @@ class LearnerRank(Process):
 
     def memory(self) -> Memory:
         """Since the model was loaded."""
-        copies_bytes = sum(shard.nbytes for shard in self._start)  # of the selftest alone
+        copies = self._without_noise.values()  # of the selftest alone
+        copies_bytes = sum(shard.nbytes for shards in copies for shard in shards)
         host_bytes = peak_host_bytes(psutil.Process()) - self._baseline_bytes - copies_bytes
         return Memory(host_bytes, 0 if self._device_type == "cpu" else devices.peak_bytes())
 
@@ -182,10 +184,10 @@ class LearnerRank(Process):
             groups = [replace(one, rewards=rewards.integers(0, 2, one.size).astype(np.float32)) for one in groups]
         return Batch(step=max(int(group.versions.max()) for group in groups), groups=groups)
 
-    def _keep_start(self) -> None:
-        """What is now is what noise is added to."""
+    def _shards(self) -> list[torch.Tensor]:
+        """As they are now."""
         parameters = self._learner.policy.hf_parameters()
-        self._start = [parameter.detach().to_local().to("cpu", copy=True) for _, parameter in parameters]  # type: ignore[attr-defined]
+        return [parameter.detach().to_local().to("cpu", copy=True) for _, parameter in parameters]  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def _become(self, version: int) -> None:
@@ -194,11 +196,12 @@ class LearnerRank(Process):
             return
         self._version = version
         rank = dist.get_rank()
+        start = self._without_noise.get(version, self._without_noise[0])
         for index, (_, parameter) in enumerate(self._learner.policy.hf_parameters()):
             assert isinstance(parameter, DTensor)
             shard = parameter.to_local()
-            shard.copy_(self._start[index])
-            if version != self._without_noise and shard.numel():
+            shard.copy_(start[index])
+            if version not in self._without_noise and shard.numel():
                 noise = torch.Generator(shard.device).manual_seed(crc32(f"{version}/{index}/{rank}".encode()))
                 scale = self._noise_scale * (float(shard.square().mean().sqrt()) or ZERO_RMS)
                 shard.add_(torch.empty_like(shard).normal_(generator=noise), alpha=scale)

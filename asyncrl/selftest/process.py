@@ -46,14 +46,9 @@ class Memory:
 
 
 class Process:
-    """One process of a selftest.
+    """One process of a selftest."""
 
-    Args:
-        host: of its node, where others reach it.
-    """
-
-    def __init__(self, host: str) -> None:
-        self._host = host
+    def __init__(self) -> None:
         self._baseline_bytes = psutil.Process().memory_info().rss
         self._link: Group | None = None
 
@@ -66,9 +61,9 @@ class Process:
             found["driver"] = driver
         return Machine(found, os.cpu_count() or 1, devices.accelerators(), devices.unsupported())
 
-    def open_link(self, store_file: str, host: str, transport: PublishTransport, rank: int, timeout_s: float) -> None:
+    def open_link(self, store_file: str, transport: PublishTransport, rank: int, timeout_s: float) -> None:
         """One end of a publish group of two; waits for the other."""
-        rendezvous = Rendezvous(host, store_file, timeout_s)
+        rendezvous = Rendezvous(store_file, timeout_s)
         self._link = rendezvous.group(transport, device_of(transport), "link", rank, 2)
 
     def send_over_link(self, num_bytes: int) -> float:

@@ -27,7 +27,7 @@ from asyncrl.commands.inputs import TINY_MODELS_DIR
 from asyncrl.commands.launch import place, resolved
 from asyncrl.config.model_shape import read_model_shape
 from asyncrl.config.schema import Config
-from asyncrl.errors import RunError
+from asyncrl.errors import AsyncrlError
 from asyncrl.run import directory as run_dirs
 from asyncrl.run.trainer_state import TrainerState
 from asyncrl.selftest.actor import SelftestActor
@@ -75,7 +75,7 @@ def _run(system: System, run_dir: Path, console: Console) -> Iterator[Result]:
     console.print("starting learners and generators", highlight=False)
     try:
         system.start()
-    except RunError as error:
+    except AsyncrlError as error:
         errors = [run_dirs.first_error(run_dir, part.name) for part in [*system.generators, *system.learners]]
         reason = "; ".join([str(error), *filter(None, errors)])
         yield Result("start", "failed", 0.0, reason=f"{reason} (logs: {run_dir / 'logs'})", advice=START_ADVICE)
@@ -99,7 +99,8 @@ def _system(config: Config, noise: float, cluster: Cluster, run_dir: Path) -> Sy
     topology, _ = place(config, [node.room for node in cluster.nodes], config.model.path)
     known = replace(resolved(config, topology), cluster=replace(config.cluster, device=topology.device))
     plan = RunPlan(known, topology, 1, run_dir, None, TrainerState(), control_endpoint="")
-    rendezvous = run_dirs.rendezvous_dir(run_dir)
+    rendezvous = cluster.network.rendezvous_dir
+    assert rendezvous is not None
     placements = {placement.name: placement for placement in [*topology.learners, *topology.generators]}
 
     def create(placement: Placement) -> _Actor:
@@ -118,5 +119,4 @@ def _system(config: Config, noise: float, cluster: Cluster, run_dir: Path) -> Sy
         new_rendezvous=lambda: str(rendezvous / f"selftest-{secrets.token_hex(8)}"),
         start_again=lambda name: create(placements[name]),
         estimates=estimate(known, shape, topology, devices.memory_bytes()),
-        hosts={name: cluster.host(placement) for name, placement in placements.items()},
     )

@@ -84,8 +84,6 @@ class System:
     """Gives a new process for a generator that is dead; None = it cannot be had."""
     estimates: list[Estimate] = field(default_factory=list)
     """What `check` predicts; empty = unknown."""
-    hosts: dict[str, str] = field(default_factory=dict)
-    """Part → address of its node."""
     version: int = -1
     members: dict[str, Member] = field(default_factory=dict)
     _joined_with: tuple[str, float] | None = None

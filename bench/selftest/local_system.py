@@ -17,7 +17,7 @@ from asyncrl.selftest.generator import Generator
 from asyncrl.selftest.learner import LearnerRank
 from asyncrl.selftest.model import TINY_NOISE, token_ids
 from asyncrl.selftest.system import System
-from asyncrl.transport.sockets import LOOPBACK, Network
+from asyncrl.transport.sockets import Network
 
 STAND_IN = "bench.standin.engine:StandInEngine"
 NUM_THREADS = 64
@@ -85,7 +85,6 @@ def local_system(config: Config) -> Iterator[System]:
             vocab_size=vocab_size,
             eos_token_ids=eos_token_ids,
             new_rendezvous=lambda: new_store_file(Path(folder)),
-            hosts={"learner-0": LOOPBACK, "generator-0": LOOPBACK},
         )
         try:
             system.start()

@@ -1,7 +1,7 @@
 """Bugs of the kinds that users of such systems have reported, seeded one at a time; each names the check that finds it.
 
-    python bench/selftest/mutants.py                   the stand-in engine
-    python bench/selftest/mutants.py --engine vllm     the real vLLM on a CPU
+    python -m bench mutants                   the stand-in engine
+    python -m bench mutants --engine vllm     the real vLLM on a CPU
 
 All are installed at first and switched on one by one, so that a vLLM whose workers are forks of this process has them
 too. See bench/README.md.
@@ -47,7 +47,9 @@ from bench.standin.engine import StandInEngine
 from bench.support.sampler import SamplingBatch
 
 NONE = -1
-LATE_S = 0.3
+LATE_S = 1.0
+DEADLINE_S = 30.0
+LATE = "a generator says that it serves a version before it does"
 
 _active = multiprocessing.RawValue("i", NONE)
 """Number of the mutant that is switched on, in this process and in those that it forks."""
@@ -113,13 +115,23 @@ def results_of(system: System, one: Mutant) -> list[Result]:
     system.publish()
     with switched_on(one):
         results = list(run_checks(system, [check for check in CHECKS if check.name == one.check], lambda _: None))
-    time.sleep(LATE_S if one.name == LATE else 0.0)
+    if one.name == LATE:
+        _wait_until_served(system)
     return results
 
 
-# ── the engine ────────────────────────────────────────────────────────────────────────────────────────────────────────
+def _wait_until_served(system: System) -> None:
+    """What a late generator does late must not fall into the next mutant's time."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    generator = system.generators[0]
+    while time.monotonic() < deadline_s:
+        (sampled,) = system.sample(generator, [system.prompt(0, 4)], system.sampling(1))
+        if sampled.completions[0].versions[0] == system.version:
+            return
+    raise TimeoutError(f"version {system.version} was not served within {DEADLINE_S:.0f} s")
 
-LATE = "a generator says that it serves a version before it does"
+
+# ── the engine ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _changing(change: Callable[[Completion], Completion]) -> Callable[[Any], list[Patch]]:
@@ -214,7 +226,7 @@ def _(engine: Any) -> list[Patch]:
 
     async def resume_later(original: Any, self: Any, version: int) -> None:
         async def switch() -> None:
-            await asyncio.sleep(LATE_S / 2)
+            await asyncio.sleep(LATE_S)
             await pause(self, self.late_kv)
             await update(self, self.late_info)
             await resume(self, version)
@@ -373,17 +385,20 @@ def _(engine: Any) -> list[Patch]:
 
         return [(Staging, "_prepare", prepare)]
 
+    stale: list[torch.Tensor] = []
+
     async def update(original: Any, self: Any, update_info: dict[str, Any]) -> None:
-        head = self._model.lm_head
-        stale = torch.nn.Parameter(head.weight.data.clone())
+        stale[:] = [self._model.lm_head.weight.data.clone()]
         await original(self, update_info)
-        head.weight = stale
 
-    async def stage(original: Any, self: Any) -> None:
-        self._model.tie_weights()
-        await original(self)
+    def step(original: Any, self: SamplingBatch, version: int) -> None:
+        head = self._model.lm_head
+        tied = head.weight
+        head.weight = torch.nn.Parameter(stale[0]) if stale else tied
+        original(self, version)
+        head.weight = tied
 
-    return [(StandInEngine, "update", update), (StandInEngine, "stage", stage)]
+    return [(StandInEngine, "update", update), (SamplingBatch, "step", step)]
 
 
 # ── the learner ───────────────────────────────────────────────────────────────────────────────────────────────────────

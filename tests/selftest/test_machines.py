@@ -41,8 +41,7 @@ class ScriptedPart:
 def system_of(learner: ScriptedPart, generator: ScriptedPart, device: str = "gpu", **changes: Any) -> System:
     config = load(None, ["model.path=x", "model.dtype=bfloat16", "data.train=none", f"cluster.device={device}"])
     config = replace(config, publish=replace(config.publish, engine="sliced", transport="gloo"))
-    hosts = {learner.name: "127.0.0.1", generator.name: "127.0.0.1"}
-    return System(config, [learner], [generator], 1.0, 10, [0], lambda: "file", hosts=hosts, **changes)
+    return System(config, [learner], [generator], 1.0, 10, [0], lambda: "file", **changes)
 
 
 def machines(one: Machine, other: Machine) -> System:

@@ -60,7 +60,7 @@ def _require_own_versions(system: System, sampled: list[Sampled], where: str) ->
     tolerance = TOLERANCES[system.config.model.dtype]
     for version in np.unique(versions).tolist():
         mine = differences(system, sampled, version, 1.0, engine)[versions == version]
-        if mine.mean() > tolerance.mean or mine.max() > tolerance.largest:
+        if not tolerance.holds(mine):
             raise SelftestError(
                 f"{where}: {len(mine)} tokens of requests that a publish met say version {version}, and their "
                 f"log-probabilities differ from it by {mine.mean():.2g} in the mean and {mine.max():.2g} at most"

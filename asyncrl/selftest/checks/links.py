@@ -28,8 +28,8 @@ def run(system: System) -> Figures:
 def bytes_per_s(system: System, one: Part, other: Part) -> float:
     """From one to the other, over what publishes go over."""
     transport, limit_s = system.config.publish.transport, system.config.publish.timeout_s
-    host, file = system.hosts[one.name], system.new_rendezvous()
-    opening = [part.call("open_link", file, host, transport, rank, limit_s) for rank, part in enumerate((one, other))]
+    file = system.new_rendezvous()
+    opening = [part.call("open_link", file, transport, rank, limit_s) for rank, part in enumerate((one, other))]
     what = f"a link from {one.name} to {other.name}"
     for future in opening:
         wait(future, 2 * limit_s, what)

@@ -6,7 +6,7 @@ from asyncrl.selftest.agreement import require_agreement
 from asyncrl.selftest.result import Check, Figures
 from asyncrl.selftest.system import System
 
-OTHER_TEMPERATURE = 0.7
+OTHER_TEMPERATURE = 0.5
 
 
 def run(system: System) -> Figures:

@@ -13,7 +13,7 @@ from asyncrl.selftest.checks.logprobs import temperatures
 from asyncrl.selftest.result import Check, Figures
 from asyncrl.selftest.system import System
 
-NUM_PROMPTS, NUM_SAMPLES = 8, 8
+NUM_PROMPTS, NUM_SAMPLES = 16, 8
 MOST_STANDARD_ERRORS = 5.0
 """Chance alone goes beyond it once in a million checks."""
 
@@ -29,7 +29,7 @@ def run(system: System) -> Figures:
             surprise = np.concatenate([one.logprobs + one.entropies for one in scores])
             errors = float(surprise.mean() / (surprise.std() / np.sqrt(len(surprise)) + 1e-9))
             figures[f"{generator.name} T={temperature:g} standard_errors"] = errors
-            if abs(errors) > MOST_STANDARD_ERRORS:
+            if not abs(errors) <= MOST_STANDARD_ERRORS:
                 likely = "more" if errors > 0 else "less"
                 raise SelftestError(
                     f"{generator.name}: {len(surprise)} tokens at temperature {temperature:g} are {likely} likely than "
