@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from asyncrl import devices
 from asyncrl.cluster.environment import environment
 from asyncrl.cluster.interfaces import address_of
 from asyncrl.cluster.joined_ray import join
@@ -225,5 +226,5 @@ def _is_alive(node: dict[str, Any]) -> bool:
 
 def _cluster_node(node: dict[str, Any]) -> ClusterNode:
     resources = node["Resources"]
-    room = Node(num_cpus=resources.get("CPU", 0.0), num_gpus=int(resources.get("GPU", 0)))
+    room = Node(num_cpus=resources.get("CPU", 0.0), num_gpus=int(resources.get(devices.RAY_RESOURCE, 0)))
     return ClusterNode(node["NodeID"], node["NodeManagerAddress"], room)
