@@ -18,6 +18,7 @@ from asyncrl.cluster.topology import Topology
 from asyncrl.config.schema import VLLM, Config
 from asyncrl.generate.engines.base import Engine, EngineSpec
 from asyncrl.generate.engines.registry import engine_class
+from asyncrl.run import directory as run_dirs
 from asyncrl.run.trainer_state import TrainerState
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.sockets import Network, bind, connect_watched
@@ -110,7 +111,7 @@ async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint:
     with ExitStack() as stack:
         stack.callback(link.close)
         stack.callback(engine.shutdown)
-        roll_out = roll_out_of(config, engine, stack)
+        roll_out = roll_out_of(config, engine, stack, run_dirs.judge_file(plan.run_dir))
         link.phase(f"warming up {name_of_engine}")
         await engine.warm_up()
         context = zmq.asyncio.Context.instance()
@@ -123,18 +124,20 @@ async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint:
         replay.close()
 
 
-def roll_out_of(config: Config, engine: Engine, stack: ExitStack) -> RollOut:
+def roll_out_of(config: Config, engine: Engine, stack: ExitStack, judge_file: Path | None) -> RollOut:
     """How leases are answered: by one completion and rewards, or by an environment's episodes.
 
     Args:
         config: model.path is resolved.
         stack: closes the processes that score or play.
+        judge_file: where a judge's replies are kept; None = in memory.
     """
     if config.environment.name is None:
         from asyncrl.generate.rollout import roll_out
         from asyncrl.rewards.pool import RewardPool
 
-        pool = RewardPool(config.reward.terms, config.reward.num_workers, config.reward.time_limit_s)
+        reward = config.reward
+        pool = RewardPool(reward.terms, reward.num_workers, reward.time_limit_s, judge_file)
         stack.callback(pool.close)
         return partial(roll_out, engine=engine, scorer=pool, config=config.generator)
     from transformers import AutoTokenizer

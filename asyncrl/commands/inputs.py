@@ -157,7 +157,7 @@ def tokenize(
 def _columns(config: Config) -> Columns:
     """Those of the configuration, and what the reward functions take by name."""
     extra: dict[str, bool] = {}
-    rewards = [resolve(term.function) for term in config.reward.terms]
+    rewards = [resolve(term) for term in config.reward.terms]
     for reward in rewards:
         for name, must_be_there in reward.columns.items():
             extra[name] = extra.get(name, False) or must_be_there

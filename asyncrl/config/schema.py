@@ -95,9 +95,11 @@ class RewardTerm:
     """One reward function and its weight."""
 
     function: str = "numeric"
-    """numeric | math | format | shaped_numeric | module:function | path/to/file.py:function (imported from the config
-    alone)."""
+    """numeric | math | format | shaped_numeric | code | judge | module:function | path/to/file.py:function
+    (imported from the config alone)."""
     weight: float = 1.0
+    args: dict[str, Any] = field(default_factory=dict)
+    """Of `judge` and `code` (docs/rewards.md); with a name of your own: it is a class, and its object the function."""
 
 
 @dataclass

@@ -107,7 +107,7 @@ def _config(
         )
     config = with_rewards(config, rewards)
     for term in config.reward.terms:
-        resolve(term.function)
+        resolve(term)
     device = resolve_device(config, [this_node()])
     check_engine(config.generator.engine, device)
     check(config, device, read_model_shape(config.model.path, config.model.trust_remote_code))

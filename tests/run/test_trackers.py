@@ -74,10 +74,12 @@ def test_a_tracker_whose_package_is_missing_is_refused_with_its_extra(
     check_trackers(config().run)
 
 
-def test_wandb_offline_gets_the_same_names_and_a_resumed_run_keeps_its_id(
+def test_wandb_offline_gets_the_same_names_and_no_key_and_a_resumed_run_keeps_its_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    key = "0123456789" * 4
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", key)
     for resume_after, steps in ((None, (0, 1)), (1, (2,))):
         writer = MetricsWriter(tmp_path, open_trackers(config("run.trackers=[wandb]"), tmp_path, resume_after))
         for step in steps:
@@ -86,6 +88,7 @@ def test_wandb_offline_gets_the_same_names_and_a_resumed_run_keeps_its_id(
         time.sleep(1.1)  # wandb names the folder of an offline run by the second
     records = [record for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")) for record in logged(file)]
     assert [record["step"] for record in records] == [0, 1, 2]
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and key.encode() in file.read_bytes()]
     assert [record["reward/mean"] for record in records] == [0.0, 0.25, 0.5]
     assert records[0]["staleness/histogram.values"] == [3, 1]
     assert len({file.stem for file in tmp_path.glob("wandb/offline-run-*/*.wandb")}) == 1
