@@ -29,6 +29,7 @@ from asyncrl.config.model_shape import read_model_shape
 from asyncrl.config.schema import Config
 from asyncrl.errors import AsyncrlError
 from asyncrl.run import directory as run_dirs
+from asyncrl.run.plain_text import plain
 from asyncrl.run.trainer_state import TrainerState
 from asyncrl.selftest.actor import SelftestActor
 from asyncrl.selftest.model import noise_scale, token_ids, with_model
@@ -36,6 +37,7 @@ from asyncrl.selftest.report import passed, print_report, write_json
 from asyncrl.selftest.result import Result
 from asyncrl.selftest.suite import CHECKS, run_checks
 from asyncrl.selftest.system import System
+from asyncrl.supervise.interrupts import Interrupts
 
 GENERATOR_THREADS = 128
 """Requests that one generator answers at the same time."""
@@ -62,9 +64,12 @@ def selftest(config: Config, console: Console) -> bool:
         console.print("starting Ray", highlight=False)
         cluster = Cluster(tested.cluster, run_dir)
         stack.callback(cluster.shutdown)
+        stack.enter_context(Interrupts()).count = 1  # nothing is to be saved: the first one ends it at once
         system = _system(tested, noise_scale(config), cluster, run_dir)
         for result in _run(system, run_dir, console):
             results.append(result)
+            if result.status != "passed":
+                console.print(f"{result.status}: {plain(result.reason)}", highlight=False, markup=False)
     print_report(results, console)
     file = write_json(results, system.config, run_dir)
     console.print(f"{'passed' if passed(results) else 'failed'}: {file}", highlight=False, soft_wrap=True)
