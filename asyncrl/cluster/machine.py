@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
 
 import zmq
 
+from asyncrl import devices
 from asyncrl.cluster.topology import Node
 from asyncrl.transport.sockets import Network, bind
 
@@ -15,15 +15,7 @@ def this_node() -> Node:
     """The CPUs this process may use and the GPUs torch sees."""
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
     num_cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return Node(num_cpus=num_cpus, num_gpus=_num_gpus())
-
-
-def _num_gpus() -> int:
-    if version("torch").endswith("+cpu"):
-        return 0
-    import torch  # takes a second
-
-    return torch.cuda.device_count()
+    return Node(num_cpus=num_cpus, num_gpus=devices.count())
 
 
 def require_free_port(port: int) -> None:

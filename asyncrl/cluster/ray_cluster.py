@@ -8,6 +8,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from asyncrl import devices
 from asyncrl.cluster.environment import environment
 from asyncrl.cluster.interfaces import address_of
 from asyncrl.cluster.joined_ray import join
@@ -109,8 +111,13 @@ class Cluster:
                 self.nodes.append(node)
         return [node.room if node.ray_id in alive else NO_ROOM for node in self.nodes]
 
-    def create(self, plan: RunPlan, placement: Placement) -> Any:
+    def create(
+        self, plan: RunPlan, placement: Placement, kind: type[RoleActor] = RoleActor, num_threads: int = 1
+    ) -> Any:
         """The actor of one role, on the node that the topology chose; returns at once.
+
+        Args:
+            num_threads: its methods that run at the same time.
 
         Raises:
             RunError: Ray's token is gone.
@@ -125,10 +132,11 @@ class Cluster:
             "num_cpus": placement.num_cpus,
             "num_gpus": placement.num_gpus,
             "max_restarts": 0,
+            "max_concurrency": num_threads,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node.ray_id, soft=False),
             "runtime_env": {"env_vars": variables} if variables else {},
         }
-        actor = ray.remote(RoleActor).options(**options)
+        actor = ray.remote(kind).options(**options)
         return actor.remote(plan, placement, self._network(node))
 
     def shutdown(self) -> None:
@@ -159,6 +167,25 @@ def ask(actor: Any, method: str, timeout_s: float, name: str, while_waiting: Cal
         raise error.cause from error
     except RayError as error:
         raise RoleDiedError(f"{name} ended while it started: {error}") from error
+
+
+def call(actor: Any, name: str, method: str, *args: Any) -> Future[Any]:
+    """Starts a method of a role's actor. The future raises what the method raised, or RoleDiedError."""
+    outcome: Future[Any] = Future()
+
+    def settle(done: Future[Any]) -> None:
+        error = done.exception()
+        if error is None:
+            outcome.set_result(done.result())
+        elif isinstance(error, ray.exceptions.RayTaskError):
+            outcome.set_exception(error.cause)
+        else:
+            died = RoleDiedError(f"{name} ended: {str(error).splitlines()[0]}")
+            died.__cause__ = error
+            outcome.set_exception(died)
+
+    getattr(actor, method).remote(*args).future().add_done_callback(settle)
+    return outcome
 
 
 def has_ended(process: RoleProcess) -> bool:
@@ -214,5 +241,5 @@ def _is_alive(node: dict[str, Any]) -> bool:
 
 def _cluster_node(node: dict[str, Any]) -> ClusterNode:
     resources = node["Resources"]
-    room = Node(num_cpus=resources.get("CPU", 0.0), num_gpus=int(resources.get("GPU", 0)))
+    room = Node(num_cpus=resources.get("CPU", 0.0), num_gpus=int(resources.get(devices.RAY_RESOURCE, 0)))
     return ClusterNode(node["NodeID"], node["NodeManagerAddress"], room)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import zmq
 import zmq.asyncio
 
+from asyncrl import devices
 from asyncrl.cluster.topology import Topology
 from asyncrl.config.schema import VLLM, Config
 from asyncrl.generate.engines.base import Engine, EngineSpec
@@ -218,7 +219,7 @@ def run_learner(
     worker = LearnerWorker(
         plan.config,
         plan.num_steps,
-        "cuda" if on_gpu else "cpu",
+        devices.torch_type(on_gpu),
         plan.run_dir,
         network,
         replay_endpoint,

@@ -88,7 +88,7 @@ def _prepare(config: Config, config_name: str, resume: Path | None, console: Con
     check_user_parts(config)
     is_local = config.cluster.ray_address is None  # else the cluster is checked once it is joined
     if is_local:
-        _check(config, [this_node()])
+        place(config, [this_node()])
         if resume is None:  # else the roles of an earlier launch may hold it, which are waited for
             require_free_port(config.replay.port)
     console.print("reading the data and the model", highlight=False)
@@ -97,7 +97,7 @@ def _prepare(config: Config, config_name: str, resume: Path | None, console: Con
         try_environment(config.environment, inputs.train[0])
     config = replace(config, model=replace(config.model, path=inputs.model_path))
     if is_local:
-        _check(config, [this_node()], inputs.shape)
+        place(config, [this_node()], inputs.shape)
     if state.step >= inputs.num_steps:
         raise CompleteError(f"{resume} has {state.step} of {inputs.num_steps} steps; raise run.steps or run.epochs")
     if resume is None:
@@ -117,7 +117,7 @@ def _prepare(config: Config, config_name: str, resume: Path | None, console: Con
     return _Run(with_absolute_paths(config), inputs, directory, resume is not None, resume_from, state)
 
 
-def _check(config: Config, nodes: list[Node], shape: ModelShape | None = None) -> tuple[Topology, list[str]]:
+def place(config: Config, nodes: list[Node], shape: ModelShape | None = None) -> tuple[Topology, list[str]]:
     """Refuses what is impossible on these nodes; returns the topology and warnings."""
     device = resolve_device(config, nodes)
     check_engine(config.generator.engine, device)
@@ -138,7 +138,7 @@ def _run(run: _Run, console: Console) -> Outcome:
         if early.count:
             raise KeyboardInterrupt
         interrupts = stack.enter_context(Interrupts())
-        topology, notes = _check(run.config, [node.room for node in cluster.nodes], run.inputs.shape)
+        topology, notes = place(run.config, [node.room for node in cluster.nodes], run.inputs.shape)
         for note in notes:
             console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
         control = ControlServer(cluster.network, [placement.name for placement in topology.placements])
@@ -173,13 +173,9 @@ def _add_missed_rows(writer: MetricsWriter, run: _Run) -> None:
 
 
 def _plan(run: _Run, topology: Topology, control_endpoint: str) -> RunPlan:
-    """What the roles are told, with the compute type and the way of publishing as they are now known."""
-    dtype = run.config.model.dtype
-    if dtype == "auto":
-        dtype = "float32" if topology.device == "cpu" else "bfloat16"
-    publish = replace(run.config.publish, engine=topology.publish_engine, transport=topology.publish_transport)
+    """What the roles are told."""
     return RunPlan(
-        config=replace(run.config, model=replace(run.config.model, dtype=dtype), publish=publish),
+        config=resolved(run.config, topology),
         topology=topology,
         num_steps=run.inputs.num_steps,
         run_dir=run.directory,
@@ -187,6 +183,15 @@ def _plan(run: _Run, topology: Topology, control_endpoint: str) -> RunPlan:
         state=run.state,
         control_endpoint=control_endpoint,
     )
+
+
+def resolved(config: Config, topology: Topology) -> Config:
+    """With the compute type and the way of publishing as they are known once the roles have their places."""
+    dtype = config.model.dtype
+    if dtype == "auto":
+        dtype = "float32" if topology.device == "cpu" else "bfloat16"
+    publish = replace(config.publish, engine=topology.publish_engine, transport=topology.publish_transport)
+    return replace(config, model=replace(config.model, dtype=dtype), publish=publish)
 
 
 def _supervise(supervisor: Supervisor, interrupts: Interrupts) -> Outcome:

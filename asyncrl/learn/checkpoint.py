@@ -36,6 +36,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
+from asyncrl import devices
 from asyncrl.errors import DataError, FinalError
 from asyncrl.learn.checkpoint_reader import CheckpointPlanner, CheckpointReader
 from asyncrl.learn.policy.model import load_causal_lm_config
@@ -222,12 +223,12 @@ def _require_finite(directory: Path, parameters: dict[str, Any]) -> None:
 
 def _rng_state() -> dict[str, torch.Tensor]:
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if devices.count():
+        state[devices.TORCH_TYPE] = devices.random_state()
     return state
 
 
 def _set_rng_state(state: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if devices.TORCH_TYPE in state and devices.count():
+        devices.set_random_state(state[devices.TORCH_TYPE])

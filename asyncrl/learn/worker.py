@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from asyncrl import devices
 from asyncrl.config.schema import Config
 from asyncrl.learn.batch_broadcast import broadcast_batch, broadcast_from_rank_0
 from asyncrl.learn.checkpoint import load
@@ -55,8 +56,7 @@ def init_ranks(rank: int, world_size: int, rendezvous: str, on_gpu: bool, step_t
     timeout = timedelta(seconds=3 * step_timeout_s + RANK_MARGIN_S)
     store = dist.FileStore(rendezvous, world_size)
     store.set_timeout(timeout)
-    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    dist.init_process_group(devices.backend(on_gpu), store=store, rank=rank, world_size=world_size, timeout=timeout)
     group = dist.group.WORLD
     assert group is not None
     require_members(group, store, rank, world_size)

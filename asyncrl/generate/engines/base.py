@@ -72,3 +72,6 @@ class Engine(Protocol):
     async def resume(self, version: int) -> None: ...
 
     def shutdown(self) -> None: ...
+
+    async def kernels(self) -> dict[str, str]:
+        """What computes `attention` and `sampling`, and whatever else a person would want named. Only for people."""

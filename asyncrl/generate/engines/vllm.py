@@ -93,6 +93,10 @@ class VllmEngine:
     def shutdown(self) -> None:
         self._llm.shutdown()
 
+    async def kernels(self) -> dict[str, str]:
+        (first, *_) = await self._llm.collective_rpc("kernels")
+        return dict(first)
+
 
 def _engine_args(spec: EngineSpec, config: GeneratorConfig) -> AsyncEngineArgs:
     kv_cache_bytes = config.kv_cache_bytes or (CPU_KV_CACHE_BYTES if spec.on_cpu else None)

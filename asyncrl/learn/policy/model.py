@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
+from asyncrl import devices
 from asyncrl.config.logit_transform import read_logit_transform
 from asyncrl.config.schema import ModelConfig
 from asyncrl.errors import ConfigError, DataError
@@ -204,7 +205,7 @@ def attention_of(model: ModelConfig, config: PretrainedConfig, device_type: str)
     if model.attention != "auto":
         return model.attention
     half = compute_dtype(model, device_type) != torch.float32  # flash attention has no float32 kernels
-    if device_type == "cuda" and half and is_flash_attn_2_available():
+    if devices.is_accelerator(device_type) and half and is_flash_attn_2_available():
         return "flash_attention_2"
     if half and not is_capped and varlen_attention.runs_on(torch.device(device_type), _head_dim(config)):
         return varlen_attention.NAME

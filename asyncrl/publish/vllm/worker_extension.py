@@ -81,6 +81,7 @@ class WorkerExtension:
     """vLLM's `worker_extension_cls`: its workers import this module, and their class gets these methods."""
 
     weight_transfer_engine: WeightTransferEngine[Any, Any]
+    model_runner: Any
     _weight_update_active: bool
 
     def stage_weights(self) -> None:
@@ -97,6 +98,19 @@ class WorkerExtension:
         self._weight_update_active = False
         self.weight_transfer_engine.shutdown()
         abandon_reload(self.weight_transfer_engine.model)
+
+    def kernels(self) -> dict[str, str]:
+        """See `Engine.kernels`."""
+        runner = self.model_runner
+        modules = self.weight_transfer_engine.model.modules()
+        backends = {type(impl).__name__ for module in modules if (impl := getattr(module, "impl", None)) is not None}
+        sampler = getattr(runner, "sampler", None)
+        drawing = getattr(getattr(sampler, "topk_topp_sampler", None), "forward", sampler)
+        return {
+            "attention": ", ".join(sorted(backends)),
+            "sampling": getattr(drawing, "__qualname__", type(drawing).__qualname__),
+            "runner": f"{type(runner).__module__}.{type(runner).__name__}",
+        }
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:
