@@ -117,7 +117,7 @@ async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint:
         replay, handshakes = connect_watched(context, network, replay_endpoint, name)
         publish_server = PublishServer(socket, engine, config.publish.timeout_s)
         await GeneratorWorker(config, engine, roll_out, replay, handshakes, publish_server, link).run(endpoint)
-        socket.close()
+        publish_server.close()
         handshakes.close()
         replay.close()
 

@@ -281,6 +281,9 @@ class ClusterConfig:
     """null = a Ray of its own on this machine; `auto` or host:port = join a running cluster."""
     allow_open_ray: bool = False
     """Join a cluster that asks for no token. Whoever reaches its ports can then run code as you."""
+    interface: str | None = None
+    """Network interface of each node, such as `eth1` or `wg0`, that the run's sockets bind. null = the one that has the
+    address by which Ray knows the node. On one machine, without `ray_address`, everything stays on loopback."""
     share_gpu: bool = False
     """Put the one generator and the one learner on the same GPU (published over gloo)."""
 

@@ -20,7 +20,7 @@ from asyncrl.types import Completion, Group, row_name
 T = TypeVar("T")
 
 KEEP_FROM_TOKENS = 256
-"""generator.max_tokens from which a request a completion costs less than 2 % of the sampling."""
+"""generator.max_tokens from which 0.5 ms a completion are a few percent of what vLLM's front process spends on it."""
 
 RollOut = Callable[[LeaseGrant, Finished], Awaitable[tuple[Group, list[str]]]]
 """From a lease, and what had been finished of it, to its group, and the reason of each completion that could not be
@@ -41,7 +41,9 @@ class Scorer(Protocol):
 async def roll_out(
     grant: LeaseGrant, finished: Finished, engine: Engine, scorer: Scorer, config: GeneratorConfig
 ) -> tuple[Group, list[str]]:
-    """Samples what is missing, each completion by itself where what has ended is to be kept, and scores the group of one lease, see `RollOut`.
+    """Samples and scores the group of one lease, each completion by itself where what has ended is to be kept.
+
+    See `RollOut`.
 
     Raises:
         RunError: a completion is missing, empty or has a logprob that is not finite; the group must not be trained on.

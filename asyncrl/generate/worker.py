@@ -78,8 +78,15 @@ class GeneratorWorker:
         await self._say_hello()
         self._link.ready()
         self._link.phase("waiting for weights")
-        loops = [self._publish_server.run(), self._receive(), self._report(), self._reconnect(), self._hand_in()]
-        loops.append(self._until_stopped())
+        loops = [
+            self._publish_server.run(),
+            self._publish_server.count_refused(),
+            self._receive(),
+            self._report(),
+            self._reconnect(),
+            self._hand_in(),
+            self._until_stopped(),
+        ]
         tasks = [asyncio.create_task(loop) for loop in loops]
         done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:

@@ -16,16 +16,11 @@ from asyncrl.errors import ConfigError
 from asyncrl.run.metrics import MetricsWriter
 from asyncrl.run.trackers import open as opening
 from asyncrl.run.trackers.open import check_trackers, open_trackers
+from asyncrl.run.trackers.prometheus import PrometheusEndpoint
 
 
 def config(*overrides: str) -> Config:
     return load(None, ["model.path=none", "data.train=none", *overrides])
-
-
-@pytest.fixture
-def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
 
 
 def scrape(port: int) -> dict[str, str]:
@@ -39,9 +34,11 @@ def test_without_trackers_nothing_is_opened(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_prometheus_sees_the_latest_value_of_each_figure(tmp_path: Path, port: int) -> None:
-    settings = config("run.trackers=[]", f"run.prometheus_port={port}")
-    writer = MetricsWriter(tmp_path, open_trackers(settings, tmp_path, None))
+def test_prometheus_sees_the_latest_value_of_each_figure(tmp_path: Path) -> None:
+    (endpoint,) = open_trackers(config("run.trackers=[]", "run.prometheus_port=0"), tmp_path, None)
+    assert isinstance(endpoint, PrometheusEndpoint)
+    port = endpoint._server.server_port
+    writer = MetricsWriter(tmp_path, [endpoint])
     assert scrape(port) == {}
     writer.write(1, {"reward/mean": 0.5, "eval/pass@8": 0.25, "staleness/histogram": [1, 2], "sample/train": "1+1=2"})
     writer.write(2, {"reward/mean": 0.75, "loss/total": math.nan})

@@ -14,7 +14,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from asyncrl import cli
-from tests.support.launch import STAND_IN, Launched, assert_exact, quick, role_processes, trained
+from tests.support.launch import (
+    STAND_IN,
+    Launched,
+    assert_exact,
+    freeze_behind_a_checkpoint,
+    quick,
+    role_processes,
+    trained,
+)
 from tests.support.metric_names import undocumented
 from tests.support.other_trainers import TEMPLATE, recipes, write_trl, write_verl
 
@@ -127,11 +135,11 @@ def test_verls_recipe_trains_on_verls_file(start: Callable[..., Launched], runs:
 
 def test_generators_join_and_leave_a_live_run(start: Callable[..., Launched], capsys: pytest.CaptureFixture) -> None:
     run = start("scale", *quick(10_000, "run.eval_every=0", STAND_IN))
-    run.wait_for_step(3)
+    num_rows = run.wait_for_row("generator/num_serving", 1)
     for number, answer in ((3, "generators: 1 → 3 (generator-1 joins, generator-2 joins)"), (1, "generators: 3 → 1")):
         assert cli.main(["scale", str(run.run_dir), "--generators", str(number)]) == 0
         assert answer in capsys.readouterr().out
-        run.wait_until(lambda: run.rows()[-1]["generator/num_serving"] == number, f"{number} generators")  # noqa: B023
+        num_rows = run.wait_for_row("generator/num_serving", number, after=num_rows)
     assert cli.main(["scale", str(run.run_dir), "--generators", "0"]) == 2
     run.process.send_signal(signal.SIGINT)
     assert run.wait() == 130, run.output
@@ -143,16 +151,17 @@ def test_generators_join_and_leave_a_live_run(start: Callable[..., Launched], ca
 def test_at_staleness_0_a_run_that_was_killed_and_resumed_is_bit_for_bit_the_run_that_was_not(
     start: Callable[..., Launched],
 ) -> None:
-    settings = quick(16, "run.eval_every=0", "run.save_every=8", "replay.max_staleness=0", "run.stop_timeout_s=5")
-    whole = start("whole", *settings)
-    assert whole.wait() == 0, whole.output
-    cut = start("cut", *settings, "run.heartbeat_timeout_s=5")
+    settings = ("run.eval_every=0", "run.save_every=8", "replay.max_staleness=0", "run.stop_timeout_s=5")
+    cut = start("cut", *quick(10_000, *settings), "run.heartbeat_timeout_s=5")
     cut.wait_for_step(11)
+    saved = freeze_behind_a_checkpoint(cut)
     for process in [psutil.Process(cut.process.pid), *role_processes(cut)]:
         process.kill()
-    resumed = start("cut", "--resume", str(cut.run_dir))
+    resumed = start("cut", "--resume", str(cut.run_dir), f"run.steps={saved + 10}")
     assert resumed.wait() == 0, resumed.output
-    assert "going over the steps 9 to 1" in resumed.output
+    assert f"going over the steps {saved + 1} to " in resumed.output
+    whole = start("whole", *quick(saved + 10, *settings))
+    assert whole.wait() == 0, whole.output
     for key in ("loss/total", "optim/grad_norm", "reward/mean", "policy/entropy", "batch/prompts_crc32"):
         assert [row[key] for row in resumed.rows()] == [row[key] for row in whole.rows()], key
     parameters = [exported_parameters(run) for run in (whole, resumed)]
