@@ -6,7 +6,6 @@ config ─ checked ─▶ inputs ─▶ run directory ─▶ Ray ─▶ topology
 
 from __future__ import annotations
 
-import logging
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from asyncrl.config.schema import Config
 from asyncrl.errors import CompleteError, RunError
 from asyncrl.generate.engines.installed import check_engine
 from asyncrl.run import directory as run_dirs
+from asyncrl.run.launcher_log import logs_to
 from asyncrl.run.lock import claim, lock
 from asyncrl.run.metrics import MetricsWriter
 from asyncrl.run.trackers.open import open_trackers
@@ -127,8 +127,8 @@ def place(config: Config, nodes: list[Node], shape: ModelShape | None = None) ->
 
 
 def _run(run: _Run, console: Console) -> Outcome:
-    logging.basicConfig(level=logging.WARNING, filename=run_dirs.log_file(run.directory, "launcher"))
     with ExitStack() as stack:
+        stack.enter_context(logs_to(run_dirs.log_file(run.directory, "launcher")))
         writer = _open_metrics(run)
         stack.callback(writer.close)
         console.print("starting Ray", highlight=False)
