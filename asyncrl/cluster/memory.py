@@ -108,7 +108,7 @@ def _learner(
         _logits(config, shape, gpu_bytes if on_gpu else None),
     ]
     reference = Item("reference, float32", 4 * parameters / num_ranks, "4·P/M")
-    host = [Item("while loading: the whole model, float32", 4 * parameters, "4·P, freed once it is sharded")]
+    host = [Item("while loading: this rank's shards, float32", 4 * parameters / num_ranks, "4·P/M, freed on the GPU")]
     (host if on_gpu else work).extend(
         [
             Item("publish, rank 0: the whole new policy", compute_bytes * parameters, "c·P"),
@@ -120,7 +120,7 @@ def _learner(
     if config.algorithm.kl_coef > 0:
         (host if on_gpu and config.learner.offload_reference else work).append(reference)
     if not on_gpu:
-        return [Estimate("a learner rank", state + work, note="loading takes 4·P more for a moment")]
+        return [Estimate("a learner rank", state + work)]
     if config.learner.offload:
         host += state
     else:

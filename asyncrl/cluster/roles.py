@@ -53,8 +53,9 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, n
     Args:
         num_restarts: of replay in this run; above 0 the generators are still there.
     """
-    from asyncrl.data.prompt_order import PromptOrder
+    from asyncrl.data.prompt_order import prompt_order
     from asyncrl.data.prompts import load_prompts
+    from asyncrl.ledger.curriculum import Curriculum
     from asyncrl.ledger.from_config import controller_of, ledger_of
     from asyncrl.ledger.store import LedgerStore
     from asyncrl.replay.evaluation import Evaluation, first_lease_id
@@ -64,12 +65,15 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, n
     config = plan.config
     link = plan.link(name, network)
     prompts = load_prompts(train_file(plan.run_dir))
-    order = PromptOrder(len(prompts), shuffle=config.data.shuffle, seed=config.run.seed)
+    order = prompt_order(prompts, config.data.mixture, config.data.shuffle, config.run.seed)
     held_out = load_prompts(eval_file(plan.run_dir)) if eval_file(plan.run_dir).is_file() else []
     store = LedgerStore(ledger_file(plan.run_dir), config.replay.durability)
     session = store.begin_session(began_anew=num_restarts == 0)
     snapshot = store.snapshot()
-    ledger = ledger_of(config, plan.num_steps, snapshot, time.monotonic())
+    curriculum = None
+    if config.data.curriculum_visits:
+        curriculum = Curriculum(config.data.curriculum_visits, order.position, store.history(), snapshot.next_step)
+    ledger = ledger_of(config, plan.num_steps, snapshot, time.monotonic(), curriculum)
     if num_restarts == 0:
         ledger.begin_session()
     ledger.checkpointed(plan.state.step)
@@ -114,7 +118,7 @@ async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint:
         replay, handshakes = connect_watched(context, network, replay_endpoint, name)
         publish_server = PublishServer(socket, engine, config.publish.timeout_s)
         await GeneratorWorker(config, engine, roll_out, replay, handshakes, publish_server, link).run(endpoint)
-        socket.close()
+        publish_server.close()
         handshakes.close()
         replay.close()
 

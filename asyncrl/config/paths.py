@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from asyncrl.config.schema import TEMPLATE_CHOICES, Config
+from asyncrl.config.schema import MIXTURE, TEMPLATE_CHOICES, Config
 from asyncrl.config.user_code import is_file_name
 
 
@@ -20,6 +20,10 @@ def with_absolute_paths(config: Config) -> Config:
         train=_absolute(config.data.train),
         eval=None if config.data.eval is None else _absolute(config.data.eval),
         chat_template=template if template in TEMPLATE_CHOICES else _absolute(template),
+        mixture=[
+            replace(each, path=_absolute(each.path), eval=None if each.eval is None else _absolute(each.eval))
+            for each in config.data.mixture
+        ],
     )
     terms = [replace(term, function=_absolute_function(term.function)) for term in config.reward.terms]
     return replace(
@@ -35,7 +39,9 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _absolute(name: str) -> str:
     path = Path(name)
-    return str(path.absolute()) if name not in ("tiny", "arithmetic", "environment") and path.exists() else name
+    return (
+        str(path.absolute()) if name not in ("tiny", "arithmetic", "environment", MIXTURE) and path.exists() else name
+    )
 
 
 def _absolute_function(name: str) -> str:
