@@ -25,7 +25,7 @@ class Tolerance:
         return bool(differences.mean() <= self.mean and differences.max() <= self.largest)
 
 
-TOLERANCES = {"float32": Tolerance(mean=1e-5, largest=1e-3), "bfloat16": Tolerance(mean=0.02, largest=1.0)}
+TOLERANCES = {"float32": Tolerance(mean=1e-4, largest=1e-2), "bfloat16": Tolerance(mean=0.02, largest=1.0)}
 """By the compute type. Two implementations of one model differ by about 2e-7 in float32 and 2e-3 in bfloat16 with few
 layers, and by more with many."""
 
@@ -34,12 +34,13 @@ SENSITIVITY = 5.0
 
 
 def require_agreement(
-    system: System, sampled: Sequence[Sampled], version: int, temperature: float, where: str
+    system: System, sampled: Sequence[Sampled], version: int, temperature: float, where: str, *, apart: bool = True
 ) -> Figures:
     """The engine's logprobs are those of `version`, and not as well those of the version before.
 
     Args:
         where: of the message, such as a generator's name.
+        apart: the version before has to be out of tolerance; not so after a training step, which may change little.
 
     Raises:
         SelftestError: they are not, or nothing can be told.
@@ -59,7 +60,7 @@ def require_agreement(
             f"{mine.mean():.2g} in the mean and {mine.max():.2g} at most (tolerated: {tolerance.mean:g}, "
             f"{tolerance.largest:g}; temperature {temperature:g}){suspect}"
         )
-    if version > 0:
+    if version > 0 and apart:
         other = differences(system, sampled, version - 1, temperature, engine).mean()
         figures["to_the_version_before"] = float(other)
         if not other >= SENSITIVITY * tolerance.mean:
