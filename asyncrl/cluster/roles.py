@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from asyncrl.cluster.topology import Topology
 from asyncrl.config.schema import VLLM, Config
 from asyncrl.generate.engines.base import Engine, EngineSpec
 from asyncrl.generate.engines.registry import engine_class
+from asyncrl.publish.second_copy import SecondCopy
 from asyncrl.run.trainer_state import TrainerState
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.sockets import Network, bind, connect_watched
@@ -100,7 +101,7 @@ async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint:
     link = plan.link(name, network)
     name_of_engine = "vLLM" if config.generator.engine == VLLM else config.generator.engine
     link.phase(f"starting {name_of_engine}")
-    spec = engine_spec(config, plan.topology.device == "cpu")
+    spec = replace(engine_spec(config, plan.topology.device == "cpu"), second_copy=_second_copy(config, plan.topology))
     engine = engine_class(config.generator.engine)(spec, config.generator)
     with ExitStack() as stack:
         stack.callback(link.close)
@@ -157,6 +158,15 @@ def engine_spec(config: Config, on_cpu: bool) -> EngineSpec:
         on_cpu=on_cpu,
         trust_remote_code=config.model.trust_remote_code,
     )
+
+
+def _second_copy(config: Config, topology: Topology) -> SecondCopy | None:
+    if config.generator.engine != VLLM or topology.device == "cpu":
+        return None
+    from asyncrl.cluster.memory import second_copy
+    from asyncrl.config.model_shape import read_model_shape
+
+    return second_copy(config, read_model_shape(config.model.path, config.model.trust_remote_code), topology)
 
 
 def run_learner(
