@@ -16,6 +16,7 @@ from pathlib import Path
 
 from asyncrl.cli_arguments import DEFAULT_CONFIG, build_parser
 from asyncrl.errors import CompleteError, RunError, UserError
+from asyncrl.run.plain_text import plain
 
 EXIT_RUN_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -35,10 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return COMMANDS[arguments.command](arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {plain(str(error))}", file=sys.stderr)  # noqa: T201
         return EXIT_BAD_INPUT
     except RunError as error:
-        print(f"the run failed: {error}", file=sys.stderr)  # noqa: T201
+        print(f"the run failed: {plain(str(error))}", file=sys.stderr)  # noqa: T201
         return EXIT_RUN_FAILED
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -73,7 +74,13 @@ def _launch(arguments: argparse.Namespace) -> int:
     if resume is not None:
         if either is None and (arguments.config is not None or run_dir is not None):
             raise UserError("--resume takes the run's own configuration; leave --config and --run-dir out")
+        if arguments.plan is not None:
+            raise UserError("--plan divides accelerators for a new run; a resumed one keeps its division")
         config_file = resume / "config.yaml"
+    if arguments.plan is not None:
+        from asyncrl.simulate.command import planned
+
+        overrides = planned(config_file, overrides, arguments.plan)
     if run_dir is not None:
         overrides += [f"run.dir={run_dir.parent}", f"run.name={run_dir.name}"]
     config = load(config_file, overrides)  # before what takes seconds to import: most mistakes end here

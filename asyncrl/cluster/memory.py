@@ -106,7 +106,7 @@ def _learner(
         _logits(config, shape, gpu_bytes if on_gpu else None),
     ]
     reference = Item("reference, float32", 4 * parameters / num_ranks, "4·P/M")
-    host = [Item("while loading: the whole model, float32", 4 * parameters, "4·P, freed once it is sharded")]
+    host = [Item("while loading: this rank's shards, float32", 4 * parameters / num_ranks, "4·P/M, freed on the GPU")]
     held = [Item("publish, rank 0: the whole policy, for newcomers", compute_bytes * parameters, "c·P")]
     if topology.publish_engine == "delta":
         held.append(Item("publish, rank 0: the one before, for deltas", compute_bytes * parameters, "c·P"))
@@ -118,7 +118,7 @@ def _learner(
     if config.algorithm.kl_coef > 0:
         (host if on_gpu and config.learner.offload_reference else work).append(reference)
     if not on_gpu:
-        return [Estimate("a learner rank", state + work, note="loading takes 4·P more for a moment")]
+        return [Estimate("a learner rank", state + work)]
     if config.learner.offload:
         host += state
     else:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import sys
 import time
 
 import zmq
 
 from asyncrl.cluster.child_reaper import watch_over_this_process
+from asyncrl.cluster.interfaces import group_variables, network_here
 from asyncrl.cluster.roles import RunPlan, run_generator, run_learner, run_replay
 from asyncrl.cluster.topology import Placement
-from asyncrl.errors import ConfigError
+from asyncrl.errors import ConfigError, RunError
 from asyncrl.run.directory import PROCESS_LINE, keep_private, log_file
 from asyncrl.run.lock import share_lock
 from asyncrl.transport.sockets import Network, bind
@@ -33,8 +35,16 @@ class RoleActor:
         self._placement = placement
         self._network = network
         self._socket: zmq.Socket | None = None
+        self._problem: ConfigError | None = None
+        """Ray does not hand on what a constructor raises, so the methods do."""
         keep_private()
         watch_over_this_process()
+        try:
+            self._network = network_here(network, plan.config.cluster.interface)
+            os.environ.update(group_variables(self._network.host))
+        except ConfigError as error:
+            self._problem = error
+            return
         share_lock(plan.run_dir)
         _write_output_to(plan, placement.name)
         logging.info("%s %s %d", placement.name, PROCESS_LINE, os.getpid())
@@ -43,8 +53,9 @@ class RoleActor:
         """Binds the replay server and returns its endpoint.
 
         Raises:
-            ConfigError: replay.port is in use.
+            ConfigError: replay.port is in use, or this node lacks something.
         """
+        self._raise_problem()
         context: zmq.Context = zmq.Context.instance()
         self._socket, endpoint = bind(context, self._network, self._plan.config.replay.port)
         return endpoint
@@ -67,11 +78,18 @@ class RoleActor:
         Args:
             num_restarts: how many processes of this role have died in this run.
         """
+        self._raise_problem()
         try:
             self._run(replay_endpoint, rendezvous, num_restarts)
-        except BaseException:
+        except BaseException as error:
             logging.exception("%s failed", self._placement.name)
-            raise
+            if can_travel(error):
+                raise
+            raise RunError(f"{type(error).__name__}: {error}") from None
+
+    def _raise_problem(self) -> None:
+        if self._problem is not None:
+            raise self._problem
 
     def _run(self, replay_endpoint: str, rendezvous: str, num_restarts: int) -> None:
         plan, network, name = self._plan, self._network, self._placement.name
@@ -83,6 +101,15 @@ class RoleActor:
                 run_generator(plan, network, name, replay_endpoint)
             case "learner":
                 run_learner(plan, network, name, self._placement.rank, rendezvous, replay_endpoint, num_restarts)
+
+
+def can_travel(error: BaseException) -> bool:
+    """Whether Ray can carry it to the launcher. Some errors hold what cannot be pickled, and their message is lost."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - whatever an error's own state raises here
+        return False
+    return True
 
 
 def _write_output_to(plan: RunPlan, name: str) -> None:

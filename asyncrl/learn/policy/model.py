@@ -7,16 +7,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from asyncrl.config.logit_transform import read_logit_transform
 from asyncrl.config.schema import ModelConfig
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.learn.policy.logprob import token_logprobs
+from asyncrl.learn.policy.sharded_load import Shards, fill, read_sharded
 
 
 class PolicyModel(nn.Module):
@@ -85,10 +86,12 @@ def load_policy(
         DataError: the model cannot be loaded.
         ConfigError: the model is of a kind that cannot be trained here.
     """
-    policy = PolicyModel(_load_causal_lm(model, mesh.device_type)).train()
+    hf, shards = _read_causal_lm(model, mesh)
+    policy = PolicyModel(hf).train()
     if gradient_checkpointing:
         policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
     _shard(policy, model, mesh, offload=offload, keep_root_gathered=True)
+    fill(policy, hf, shards, torch.device(mesh.device_type), offload=offload)
     return policy
 
 
@@ -97,8 +100,10 @@ def load_reference(model: ModelConfig, mesh: DeviceMesh, *, offload: bool = Fals
 
     Arguments and errors as in `load_policy`.
     """
-    reference = PolicyModel(_load_causal_lm(model, mesh.device_type)).eval().requires_grad_(False)
+    hf, shards = _read_causal_lm(model, mesh)
+    reference = PolicyModel(hf).eval().requires_grad_(False)
     _shard(reference, model, mesh, offload=offload, keep_root_gathered=False)
+    fill(reference, hf, shards, torch.device(mesh.device_type), offload=offload)
     return reference
 
 
@@ -136,24 +141,23 @@ def load_causal_lm_config(path: str, *, trust_remote_code: bool = False) -> Pret
         raise DataError(f"model.path={path!r} {known}: {str(error).splitlines()[0]}") from error
 
 
-def _load_causal_lm(model: ModelConfig, device_type: str) -> PreTrainedModel:
+def _read_causal_lm(model: ModelConfig, mesh: DeviceMesh) -> tuple[PreTrainedModel, Shards]:
+    """The model on the meta device and this rank's shards. Collective."""
     config = load_causal_lm_config(model.path, trust_remote_code=model.trust_remote_code)
     _disable_dropout(config)
+    options = {
+        "attn_implementation": attention_of(model, config, mesh.device_type),
+        "trust_remote_code": model.trust_remote_code,
+    }
+    cpus = mesh if mesh.device_type == "cpu" else init_device_mesh("cpu", (mesh.size(),))
     try:
-        hf, loading = AutoModelForCausalLM.from_pretrained(
-            model.path,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=attention_of(model, config, device_type),
-            trust_remote_code=model.trust_remote_code,
-            output_loading_info=True,
-        )
+        hf, missing, shards = read_sharded(model.path, config, cpus, options)
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"model.path={model.path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if loading["missing_keys"]:
-        names = sorted(loading["missing_keys"])
+    if missing:
+        names = sorted(missing)
         raise DataError(f"model.path={model.path!r} lacks the weights of {len(names)} parameters, such as {names[0]}")
-    return hf
+    return hf, shards
 
 
 def attention_of(model: ModelConfig, config: PretrainedConfig, device_type: str) -> str:
