@@ -7,7 +7,7 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from asyncrl.cluster.topology import Topology
 from asyncrl.config.schema import VLLM, Config
 from asyncrl.generate.engines.base import Engine, EngineSpec
 from asyncrl.generate.engines.registry import engine_class
+from asyncrl.publish.second_copy import SecondCopy
 from asyncrl.run import directory as run_dirs
 from asyncrl.run.trainer_state import TrainerState
 from asyncrl.transport.control_link import ControlLink
@@ -136,7 +137,7 @@ async def _generate(plan: RunPlan, network: Network, link: ControlLink, replay_e
 
     config = plan.config
     link.phase(f"starting {_name_of_engine(config)}")
-    spec = engine_spec(config, plan.topology.device == "cpu")
+    spec = replace(engine_spec(config, plan.topology.device == "cpu"), second_copy=_second_copy(config, plan.topology))
     engine = engine_class(config.generator.engine)(spec, config.generator)
     with ExitStack() as stack:
         stack.callback(link.close)
@@ -196,6 +197,15 @@ def engine_spec(config: Config, on_cpu: bool) -> EngineSpec:
         on_cpu=on_cpu,
         trust_remote_code=config.model.trust_remote_code,
     )
+
+
+def _second_copy(config: Config, topology: Topology) -> SecondCopy | None:
+    if config.generator.engine != VLLM or topology.device == "cpu":
+        return None
+    from asyncrl.cluster.memory import second_copy
+    from asyncrl.config.model_shape import read_model_shape
+
+    return second_copy(config, read_model_shape(config.model.path, config.model.trust_remote_code), topology)
 
 
 def run_learner(

@@ -230,8 +230,8 @@ class PublishConfig:
     kv_cache: str = "keep"
     """What in-flight requests do with the KV of the old weights: keep | recompute."""
     staged: bool = True
-    """Weights travel while generation goes on, into a second copy in the worker's host memory. false, when there is no
-    room for it: generation stands still meanwhile."""
+    """Weights travel while generation goes on, into a second copy: in the worker's GPU memory where it takes little of
+    the KV cache, else in its host memory. false, when there is room in neither: generation stands still meanwhile."""
     timeout_s: float = 120.0
     """Deadline of each phase of a publish."""
     bucket_bytes: int = 33554432

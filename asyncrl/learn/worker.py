@@ -210,7 +210,13 @@ class LearnerWorker:
         waited_s = time.perf_counter()
         self._link.phase(f"gathering version {version}")
         parameters = self._learner.policy.hf_parameters()
-        tensors = gather(parameters, self._publish_dtype, keep=self._coordinator.publishes)
+        tensors = gather(
+            parameters,
+            self._publish_dtype,
+            keep=self._coordinator.publishes,
+            bucket_bytes=self._config.publish.bucket_bytes,
+            memory=self._coordinator.take_back(),
+        )
         gathered_s = time.perf_counter()
         self._coordinator.publish(version, tensors, evaluate)
         wait_s = waited_s - start_s + time.perf_counter() - gathered_s

@@ -109,7 +109,8 @@ class LearnerRank(Process):
         """Collective. Rank 0 has the whole of this version then."""
         self._become(version)
         keep = dist.get_rank() == 0
-        self._tensors = gather(self._learner.policy.hf_parameters(), self._dtype, keep=keep)
+        bucket_bytes = self._config.publish.bucket_bytes
+        self._tensors = gather(self._learner.policy.hf_parameters(), self._dtype, keep, bucket_bytes)
 
     def compare_gathered(self) -> list[str]:
         """Collective. Names of parameters that rank 0 has gathered other than the ranks hold them."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from asyncrl.publish.second_copy import SecondCopy
 from asyncrl.types import Completion
 
 
@@ -38,6 +39,8 @@ class EngineSpec:
     seed: int
     on_cpu: bool
     trust_remote_code: bool
+    second_copy: SecondCopy | None = None
+    """What the next version would take beside the one that serves, in GPU memory; None = it is not put there."""
 
 
 class Engine(Protocol):
