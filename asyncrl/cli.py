@@ -199,7 +199,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from asyncrl.commands.export import export
 
-    print(f"wrote {export(arguments.checkpoint, arguments.out)}")  # noqa: T201
+    print(f"wrote {export(arguments.checkpoint, arguments.out, arguments.adapter)}")  # noqa: T201
     return 0
 
 

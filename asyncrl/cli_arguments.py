@@ -137,6 +137,7 @@ def _add_export(commands: Commands) -> None:
     parser = commands.add_parser("export", help="turn a checkpoint into a Hugging Face folder")
     parser.add_argument("checkpoint", type=Path, help="RUN (its latest checkpoint) or RUN/checkpoints/step_N")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--adapter", action="store_true", help="of a run with lora.rank: the adapter alone, for peft")
     parser.set_defaults(command="export")
 
 

@@ -1,7 +1,8 @@
 """Estimates of each role's memory, from the model's shape alone, without allocator slack and kernels' workspaces.
 
-P parameters, of which R outside the layers; h hidden size, H heads, K KV heads, d head size, I intermediate size,
-L layers, V vocabulary; c bytes of the compute type; M learner ranks; k = tensor_parallel; B, G, η as everywhere.
+P parameters, of which R outside the layers; an adapter has A and changes D of the P; h hidden size, H heads,
+K KV heads, d head size, I intermediate size, L layers, V vocabulary; c bytes of the compute type; M learner ranks;
+k = tensor_parallel; B, G, η as everywhere.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from asyncrl.cluster.topology import Topology
-from asyncrl.config.model_shape import ModelShape
+from asyncrl.config.lora import LoraConfig
+from asyncrl.config.model_shape import LinearLayer, ModelShape
 from asyncrl.config.schema import CPU_KV_CACHE_BYTES, VLLM, Config
 from asyncrl.learn.policy.logprob import BYTES_PER_LOGIT, chunk_bytes
 
@@ -94,38 +96,80 @@ def _learner(
 ) -> list[Estimate]:
     on_gpu = topology.device == "gpu"
     num_ranks, parameters = len(topology.learners), shape.num_parameters
-    largest_unit = max(shape.num_root_parameters, shape.num_layer_parameters)
     gathered = shape.num_root_parameters + 2 * shape.num_layer_parameters
-    state = [
-        Item("master weights, float32", 4 * parameters / num_ranks, "4·P/M"),
-        Item("gradients, float32", 4 * parameters / num_ranks, "4·P/M"),
-        Item("AdamW moments, float32", 8 * parameters / num_ranks, "8·P/M"),
-    ]
+    state = _trained_state(config, shape, num_ranks, compute_bytes)
     work = [
         Item("gathered weights: root and two layers", compute_bytes * gathered, "c·(R + 2·layer)"),
-        Item("one unit's whole gradient", (compute_bytes + 4) * largest_unit, "(c + 4)·max(R, layer)"),
+        _unit_gradient(config, shape, compute_bytes),
         _activations(config, shape, compute_bytes),
         _logits(config, shape, gpu_bytes if on_gpu else None),
     ]
     reference = Item("reference, float32", 4 * parameters / num_ranks, "4·P/M")
-    host = [Item("while loading: the whole model, float32", 4 * parameters, "4·P, freed once it is sharded")]
-    (host if on_gpu else work).extend(
-        [
-            Item("publish, rank 0: the whole new policy", compute_bytes * parameters, "c·P"),
-            Item("publish, rank 0: the last one, for newcomers", compute_bytes * parameters, "c·P"),
-        ]
-    )
+    host = [_while_loading(config, shape, compute_bytes)]
+    (host if on_gpu else work).extend(_versions(config, shape, topology, compute_bytes))
     if topology.publish_transport == "nccl":
         work.append(_two_buckets("publish, rank 0: two buckets", config, shape, topology, compute_bytes))
-    if config.algorithm.kl_coef > 0:
+    if config.algorithm.kl_coef > 0 and config.lora.rank is None:
         (host if on_gpu and config.learner.offload_reference else work).append(reference)
     if not on_gpu:
-        return [Estimate("a learner rank", state + work, note="loading takes 4·P more for a moment")]
+        return [Estimate("a learner rank", state + work, note=f"loading takes {host[0].formula[:3]} more for a moment")]
     if config.learner.offload:
         host += state
     else:
         work = state + work
     return [Estimate("a learner rank", work, on_gpu=True), Estimate("a learner rank", host)]
+
+
+def _trained_state(config: Config, shape: ModelShape, num_ranks: int, compute_bytes: int) -> list[Item]:
+    parameters, adapter = shape.num_parameters / num_ranks, num_adapter_parameters(config.lora, shape) / num_ranks
+    if config.lora.rank is not None:
+        return [
+            Item("frozen weights", compute_bytes * parameters, "c·P/M"),
+            Item("adapter, gradients, AdamW moments, float32", 16 * adapter, "16·A/M"),
+        ]
+    return [
+        Item("master weights, float32", 4 * parameters, "4·P/M"),
+        Item("gradients, float32", 4 * parameters, "4·P/M"),
+        Item("AdamW moments, float32", 8 * parameters, "8·P/M"),
+    ]
+
+
+def num_adapter_parameters(lora: LoraConfig, shape: ModelShape) -> int:
+    """A: rank · (in + out) of each layer that has an adapter."""
+    return (lora.rank or 0) * sum(layer.num_inputs + layer.num_outputs for layer in _adapted(lora, shape))
+
+
+def _adapted(lora: LoraConfig, shape: ModelShape) -> list[LinearLayer]:
+    return [layer for layer in shape.linear_layers if not lora.targets or layer.name in lora.targets]
+
+
+def _unit_gradient(config: Config, shape: ModelShape, compute_bytes: int) -> Item:
+    if config.lora.rank is not None:
+        of_a_layer = num_adapter_parameters(config.lora, shape) / shape.num_layers
+        return Item("one layer's whole gradient", (compute_bytes + 4) * of_a_layer, "(c + 4)·A/L")
+    largest_unit = max(shape.num_root_parameters, shape.num_layer_parameters)
+    return Item("one unit's whole gradient", (compute_bytes + 4) * largest_unit, "(c + 4)·max(R, layer)")
+
+
+def _while_loading(config: Config, shape: ModelShape, compute_bytes: int) -> Item:
+    if config.lora.rank is not None:
+        return Item("while loading: the whole model", compute_bytes * shape.num_parameters, "c·P, freed once sharded")
+    return Item("while loading: the whole model, float32", 4 * shape.num_parameters, "4·P, freed once it is sharded")
+
+
+def _versions(config: Config, shape: ModelShape, topology: Topology, compute_bytes: int) -> list[Item]:
+    """What rank 0 keeps of the policy for the generators."""
+    whole = compute_bytes * shape.num_parameters
+    if topology.publish_engine == "adapter":
+        two_adapters = 2 * 4 * num_adapter_parameters(config.lora, shape)
+        return [
+            Item("publish, rank 0: the base weights, for newcomers", whole, "c·P"),
+            Item("publish, rank 0: the adapter, new and last", two_adapters, "8·A"),
+        ]
+    return [
+        Item("publish, rank 0: the whole new policy", whole, "c·P"),
+        Item("publish, rank 0: the last one, for newcomers", whole, "c·P"),
+    ]
 
 
 def _activations(config: Config, shape: ModelShape, compute_bytes: int) -> Item:
@@ -161,6 +205,10 @@ def _generator(
     staged: list[Item] = []
     if config.publish.staged:
         staged.append(Item("publish: the next version", weights, "c·P/k"))
+        if topology.publish_engine == "adapter":
+            num_changed = sum(layer.num_inputs * layer.num_outputs for layer in _adapted(config.lora, shape))
+            staged[-1] = Item("publish: what an adapter changes, next", compute_bytes * num_changed / parts, "c·D/k")
+            staged.append(Item("publish: the base of that", compute_bytes * num_changed / parts, "c·D/k"))
         if topology.publish_engine == "delta":
             staged.append(Item("publish: the last version, for deltas", weights, "c·P/k"))
     if topology.publish_transport == "nccl":

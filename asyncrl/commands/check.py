@@ -6,6 +6,7 @@ that it fits.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,12 +14,20 @@ from rich.console import Console
 from rich.table import Table
 
 from asyncrl.cluster.machine import this_node
-from asyncrl.cluster.memory import ASSUMED_GPU_BYTES, Estimate, bytes_per_value, estimate, published_bytes
+from asyncrl.cluster.memory import (
+    ASSUMED_GPU_BYTES,
+    Estimate,
+    bytes_per_value,
+    estimate,
+    num_adapter_parameters,
+    published_bytes,
+)
 from asyncrl.cluster.topology import Node, Topology, gpus_needed, nodes_that_fit, plan, resolve_device
 from asyncrl.commands.inputs import prompt_tokenizer, read_data
 from asyncrl.commands.user_parts import check_user_parts
 from asyncrl.config.checks.check import check
 from asyncrl.config.load import to_yaml
+from asyncrl.config.lora import LoraConfig
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import Config
 from asyncrl.data.prompts import tokenize_prompts
@@ -70,7 +79,10 @@ def _print_memory(config: Config, shape: ModelShape, topology: Topology, console
         gpu_bytes = torch.cuda.get_device_properties(0).total_memory
     elif topology.device == "gpu":
         notes.append(f"memory is for GPUs of {gpu_bytes / 1e9:.0f} GB, as this machine has none to ask")
-    for item in estimate(config, shape, topology, gpu_bytes):
+    items = estimate(config, shape, topology, gpu_bytes)
+    if config.lora.rank is not None:
+        console.print(_lora_text(config, shape, topology, gpu_bytes), highlight=False)
+    for item in items:
         console.print(_memory_table(item))
         if item.note:
             console.print(item.note, highlight=False, soft_wrap=True)
@@ -177,9 +189,33 @@ def _staleness_text(config: Config) -> str:
     )
 
 
+def _lora_text(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: int) -> str:
+    """What training an adapter spares a learner rank."""
+    every_weight = replace(config, lora=LoraConfig())
+    topology_then = replace(topology, publish_engine="sliced")
+
+    def gigabytes(config: Config, topology: Topology) -> str:
+        items = estimate(config, shape, topology, gpu_bytes)
+        return " + ".join(
+            f"{_gigabytes(item.num_bytes)} GB ({'GPU' if item.on_gpu else 'host'})"
+            for item in items
+            if item.holder == "a learner rank"
+        )
+
+    num_trained = num_adapter_parameters(config.lora, shape)
+    share = num_trained / shape.num_parameters
+    return (
+        f"[bold]LoRA[/bold]: rank {config.lora.rank} trains {num_trained:,} values beside {shape.num_parameters:,} "
+        f"frozen ones ({share:.2%})\n  a learner rank takes {gigabytes(config, topology)}; with every weight trained "
+        f"{gigabytes(every_weight, topology_then)}\n"
+    )
+
+
 def _publish_text(config: Config, shape: ModelShape, topology: Topology) -> str:
     """What a version costs the network: for the engine of this run, and for the whole of it to each worker."""
     compute_bytes = bytes_per_value(config, topology)
+    if topology.publish_engine == "adapter":
+        return _adapter_publish_text(config, shape, topology, compute_bytes)
     of_parts = published_bytes(shape, topology, compute_bytes)
     num_generators, parts = len(topology.generators), topology.tensor_parallel
     whole = compute_bytes * shape.num_parameters
@@ -191,6 +227,16 @@ def _publish_text(config: Config, shape: ModelShape, topology: Topology) -> str:
         f"  each version brings {each} GB to each generator's {_count(parts, 'worker')}, "
         f"{_gigabytes(num_generators * sum(of_parts))} GB together (everything to all: "
         f"{_gigabytes(num_generators * parts * whole)} GB)\n"
+    )
+
+
+def _adapter_publish_text(config: Config, shape: ModelShape, topology: Topology, compute_bytes: int) -> str:
+    adapter, whole = 4 * num_adapter_parameters(config.lora, shape), compute_bytes * shape.num_parameters
+    steps = "each step" if config.publish.every == 1 else f"every {config.publish.every} steps"
+    return (
+        f"[bold]Publish[/bold]: the adapter over {topology.publish_transport}, {steps}\n"
+        f"  each version brings {_gigabytes(adapter)} GB to each generator's "
+        f"{_count(topology.tensor_parallel, 'worker')}, {adapter / whole:.2%} of the weights, which come once\n"
     )
 
 

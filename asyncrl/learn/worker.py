@@ -26,7 +26,7 @@ from asyncrl.learn.policy.model import compute_dtype
 from asyncrl.learn.publish_thread import PublishThread
 from asyncrl.learn.publisher import Publisher
 from asyncrl.learn.update.step import Learner
-from asyncrl.publish.gather import gather, metas
+from asyncrl.learn.version_tensors import VersionTensors
 from asyncrl.replay.client import ReplayClient
 from asyncrl.run.metrics import Row
 from asyncrl.run.trainer_state import TrainerState, checkpoint_dir
@@ -80,7 +80,8 @@ class LearnerWorker:
         mesh = init_device_mesh(device_type, (dist.get_world_size(),))
         link.phase(f"loading {config.model.path}")
         self._learner = Learner(config, mesh, num_steps)
-        self._publish_dtype = compute_dtype(config.model, device_type)
+        dtype, adapter_alone = compute_dtype(config.model, device_type), config.publish.engine == "adapter"
+        self._tensors = VersionTensors(self._learner.policy, dtype, adapter_alone)
         self._coordinator: Coordinator = OtherRank()
         if dist.get_rank() == 0:
             self._coordinator = self._coordinate(network, replay_endpoint)
@@ -97,8 +98,7 @@ class LearnerWorker:
             ReplayClient(name, network, replay_endpoint, link.stopping)
             for name in (link.name, f"{link.name}-publisher")
         )
-        tensor_metas = metas(self._learner.policy.hf_parameters(), self._publish_dtype)
-        publisher = Publisher(config, network, publishing, link, tensor_metas)
+        publisher = Publisher(config, network, publishing, link, self._tensors.metas())
         beside_training = config.publish.transport != "nccl"
         thread = PublishThread(publisher, link, config.run.step_timeout_s, beside_training)
         return Rank0(config, main, thread, link)
@@ -198,8 +198,7 @@ class LearnerWorker:
         self._coordinator.wait_for_publish()
         waited_s = time.perf_counter()
         self._link.phase(f"gathering version {version}")
-        parameters = self._learner.policy.hf_parameters()
-        tensors = gather(parameters, self._publish_dtype, keep=self._coordinator.publishes)
+        tensors = self._tensors.gather(keep=self._coordinator.publishes)
         gathered_s = time.perf_counter()
         self._coordinator.publish(version, tensors, evaluate)
         wait_s = waited_s - start_s + time.perf_counter() - gathered_s

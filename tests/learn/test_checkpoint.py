@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asyncrl.errors import DataError
 from asyncrl.learn.checkpoint import export_hf, load, save
@@ -17,6 +17,7 @@ from asyncrl.learn.update.step import Learner
 from asyncrl.run.trainer_state import TrainerState, checkpoint_dir, latest, read_state
 from tests.support.families import FAMILIES, save_family
 from tests.support.learn import full_parameters, full_reference, random_batch, run_ranks, save_tiny_model, tiny_config
+from tests.support.tokenizer import save_tokenizer
 
 pytestmark = pytest.mark.system
 
@@ -67,14 +68,6 @@ def save_with_a_nan(mesh: DeviceMesh, model: str, directory: Path) -> None:
     with torch.no_grad():
         next(learner.policy.hf.parameters()).fill_(torch.nan)
     save(directory, learner, STATE)
-
-
-def save_tokenizer(path: str) -> None:
-    from tokenizers import Tokenizer, models
-
-    vocabulary = {str(number): number for number in range(10)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(path)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])

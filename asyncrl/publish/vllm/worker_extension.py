@@ -20,6 +20,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from asyncrl.errors import PublishError
+from asyncrl.publish.plan import Slice
 from asyncrl.publish.receiver import JoinInfo, Receiver
 from asyncrl.publish.vllm.slice_discovery import abandon_reload, find_slices
 from asyncrl.publish.vllm.staging import Spare, Staging, has_experts
@@ -53,7 +54,7 @@ class AsyncrlWeightTransferEngine(Receiver, WeightTransferEngine[InitInfo, Updat
         if self.device.type != "cpu" and has_experts(self.model):
             raise PublishError("asyncrl cannot publish to a mixture of experts on a GPU, where vLLM reorders them")
         self._spare: Spare = {}
-        slices = find_slices(self.model, init_info.metas())
+        slices = find_slices(self.model, init_info.weights())
         self.begin(init_info, slices, self.parallel_config.rank, self.parallel_config.world_size)
 
     def start_weight_update(self) -> None:
@@ -72,9 +73,9 @@ class AsyncrlWeightTransferEngine(Receiver, WeightTransferEngine[InitInfo, Updat
     def shutdown(self) -> None:
         self.leave()
 
-    def _new_assembly(self, at_once: bool) -> Staging:
+    def _new_assembly(self, slices: list[Slice], at_once: bool) -> Staging:
         spare = None if self._keeps_last else self._spare
-        return Staging(self.model, self._slices, self._pieces, self._device, at_once, spare)
+        return Staging(self.model, slices, self._pieces, self._device, at_once, spare)
 
 
 class WorkerExtension:
