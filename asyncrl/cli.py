@@ -73,7 +73,13 @@ def _launch(arguments: argparse.Namespace) -> int:
     if resume is not None:
         if either is None and (arguments.config is not None or run_dir is not None):
             raise UserError("--resume takes the run's own configuration; leave --config and --run-dir out")
+        if arguments.plan is not None:
+            raise UserError("--plan divides accelerators for a new run; a resumed one keeps its division")
         config_file = resume / "config.yaml"
+    if arguments.plan is not None:
+        from asyncrl.simulate.command import planned
+
+        overrides = planned(config_file, overrides, arguments.plan)
     if run_dir is not None:
         overrides += [f"run.dir={run_dir.parent}", f"run.name={run_dir.name}"]
     config = load(config_file, overrides)  # before what takes seconds to import: most mistakes end here

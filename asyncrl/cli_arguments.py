@@ -37,6 +37,9 @@ def _add_launch(commands: Commands) -> None:
     parser = commands.add_parser("launch", help="train", description="Train, from a configuration.")
     _add_config_arguments(parser)
     parser.add_argument("--run-dir", type=Path, help="the run's directory (default: runs/CONFIG-TIME)")
+    parser.add_argument(
+        "--plan", type=int, metavar="N", help="divide N accelerators as `asyncrl plan` would, then launch that"
+    )
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run from its latest checkpoint")
     parser.add_argument(
         "--resume-or-start",

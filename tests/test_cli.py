@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from asyncrl import cli
+from asyncrl.simulate.command import planned
 from tests.support.models import random_qwen3
 
 TINY = ["--config", str(Path(__file__).parent.parent / "configs" / "quickstart.yaml"), "model.warmup_steps=0"]
@@ -158,6 +159,18 @@ def test_simulate_and_plan_answer_for_the_quickstart(capsys: pytest.CaptureFixtu
     assert result["dollars_per_million_tokens"] > 0
     assert cli.main(["plan", *TINY, "--gpus", "3", "--steps", "10"]) == 0
     assert "replay.max_staleness=" in capsys.readouterr().out
+
+
+def test_a_planned_launch_takes_the_chosen_split_and_refuses_a_second_word_on_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    taken = planned(Path(TINY[1]), ["cluster.device=cpu", "run.seed=3"], 2)
+    assert taken[:2] == ["cluster.device=cpu", "run.seed=3"]
+    assert {"generator.count=1", "generator.tensor_parallel=1", "learner.count=1"} <= set(taken)
+    assert cli.main(["launch", *TINY, "--plan", "2", "--generators", "1"]) == cli.EXIT_BAD_INPUT
+    assert "--plan chooses generator.count; leave it out" in capsys.readouterr().err
+    assert cli.main(["launch", "--plan", "2", "--resume", "runs/taken"]) == cli.EXIT_BAD_INPUT
+    assert "a resumed one keeps its division" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import sys
 import time
 
@@ -12,7 +13,7 @@ import zmq
 from asyncrl.cluster.child_reaper import watch_over_this_process
 from asyncrl.cluster.roles import RunPlan, run_generator, run_learner, run_replay
 from asyncrl.cluster.topology import Placement
-from asyncrl.errors import ConfigError
+from asyncrl.errors import ConfigError, RunError
 from asyncrl.run.directory import PROCESS_LINE, keep_private, log_file
 from asyncrl.run.lock import share_lock
 from asyncrl.transport.sockets import Network, bind
@@ -69,9 +70,11 @@ class RoleActor:
         """
         try:
             self._run(replay_endpoint, rendezvous, num_restarts)
-        except BaseException:
+        except BaseException as error:
             logging.exception("%s failed", self._placement.name)
-            raise
+            if can_travel(error):
+                raise
+            raise RunError(f"{type(error).__name__}: {error}") from None
 
     def _run(self, replay_endpoint: str, rendezvous: str, num_restarts: int) -> None:
         plan, network, name = self._plan, self._network, self._placement.name
@@ -83,6 +86,15 @@ class RoleActor:
                 run_generator(plan, network, name, replay_endpoint)
             case "learner":
                 run_learner(plan, network, name, self._placement.rank, rendezvous, replay_endpoint, num_restarts)
+
+
+def can_travel(error: BaseException) -> bool:
+    """Whether Ray can carry it to the launcher. Some errors hold what cannot be pickled, and their message is lost."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - whatever an error's own state raises here
+        return False
+    return True
 
 
 def _write_output_to(plan: RunPlan, name: str) -> None:

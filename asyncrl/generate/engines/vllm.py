@@ -20,6 +20,8 @@ from asyncrl.generate.engines.base import EngineSpec, Sampling
 from asyncrl.publish.vllm.worker_extension import BACKEND
 from asyncrl.types import Completion, FinishReason
 
+GPU_DEFAULT_BATCH_TOKENS = 2048
+"""The least of vLLM 0.32's defaults for its kinds of GPU (arg_utils.py)."""
 CPU_BATCH_TOKENS = 4096
 WORKER_EXTENSION = "asyncrl.publish.vllm.worker_extension.WorkerExtension"
 
@@ -108,13 +110,20 @@ def _engine_args(spec: EngineSpec, config: GeneratorConfig) -> AsyncEngineArgs:
         # A seeded request whose prefill is cut into chunks kills vLLM 0.32's CPU worker ("CPU Generator does not use
         # offset" in gpu_model_runner._bookkeeping_sync). Expiry: when that line asks for the device first.
         enable_chunked_prefill=False if spec.on_cpu else None,
-        max_num_batched_tokens=max(CPU_BATCH_TOKENS, spec.max_model_len) if spec.on_cpu else None,
+        max_num_batched_tokens=_batch_tokens(spec),
         logprobs_mode="processed_logprobs",
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         worker_extension_cls=WORKER_EXTENSION,
         trust_remote_code=spec.trust_remote_code,
         generation_config="vllm",  # sampling comes from our config alone, never from the model's folder
     )
+
+
+def _batch_tokens(spec: EngineSpec) -> int | None:
+    """Of one step: at least a token of each sequence, which vLLM demands. None = its own default, which has so many."""
+    if spec.on_cpu:
+        return max(CPU_BATCH_TOKENS, spec.max_model_len, spec.max_num_sequences)
+    return spec.max_num_sequences if spec.max_num_sequences > GPU_DEFAULT_BATCH_TOKENS else None
 
 
 def _sampling_params(sampling: Sampling) -> SamplingParams:
