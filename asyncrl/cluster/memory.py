@@ -241,14 +241,18 @@ def _generator(
     return [Estimate("a generator worker", items, on_gpu=True, note=note), *on_host]
 
 
-def published_bytes(shape: ModelShape, topology: Topology, compute_bytes: int) -> list[float]:
+def published_bytes(
+    shape: ModelShape, topology: Topology, compute_bytes: int, lora: LoraConfig | None = None
+) -> list[float]:
     """Bytes that each tensor-parallel worker of a generator receives for one version.
 
-    Everything with `broadcast`. With `sliced` and `delta` its slices: its rows of the vocabulary, which vLLM pads to a
-    multiple of 64; all parameters that are replicated; an even share of the rest. A KV head that several workers need
-    goes to each of them.
+    The whole adapter with `adapter`, once the worker has the base. Everything with `broadcast`. With `sliced` and
+    `delta` its slices: its rows of the vocabulary, which vLLM pads to a multiple of 64; all parameters that are
+    replicated; an even share of the rest. A KV head that several workers need goes to each of them.
     """
     parts = topology.tensor_parallel
+    if topology.publish_engine == "adapter" and lora is not None:
+        return [4.0 * num_adapter_parameters(lora, shape)] * parts
     if topology.publish_engine == "broadcast":
         return [compute_bytes * float(shape.num_parameters)] * parts
     rows_of_part = -(-shape.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // parts

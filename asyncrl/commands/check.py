@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from asyncrl.cluster.machine import this_node
+from asyncrl.cluster.fitting import rank_bytes, ways_to_fit
+from asyncrl.cluster.machine import host_bytes, this_node
 from asyncrl.cluster.memory import (
     ASSUMED_GPU_BYTES,
     Estimate,
@@ -86,12 +87,25 @@ def _print_memory(config: Config, shape: ModelShape, topology: Topology, console
         console.print(_memory_table(item))
         if item.note:
             console.print(item.note, highlight=False, soft_wrap=True)
-        if item.on_gpu and item.num_bytes > gpu_bytes:
+        if item.on_gpu and item.num_bytes > gpu_bytes and item.holder != "a learner rank":
             notes.append(
-                f"{item.holder} needs about {item.num_bytes / 1e9:.0f} GB and a GPU has {gpu_bytes / 1e9:.0f}: more "
-                "learners, learner.offload, gradient_checkpointing or fewer micro_batch_tokens help"
+                f"{item.holder} needs about {item.num_bytes / 1e9:.0f} GB and a GPU has {gpu_bytes / 1e9:.0f}: a "
+                "larger generator.tensor_parallel or a smaller KV cache helps"
             )
-    return notes
+    return notes + _learner_notes(config, shape, topology, gpu_bytes)
+
+
+def _learner_notes(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: int) -> list[str]:
+    """Whether a learner rank fits, and if not, what would make it fit."""
+    on_gpu = topology.device == "gpu"
+    room = gpu_bytes if on_gpu else host_bytes() / len(topology.learners)
+    needed = rank_bytes(config, shape, topology, gpu_bytes)
+    if needed <= room:
+        return []
+    ways = ways_to_fit(config, shape, topology, room, gpu_bytes)
+    answer = f"by the estimate it fits with {', or '.join(ways)}" if ways else "no setting of one rank is enough"
+    where = f"a GPU has {room / 1e9:.3g}" if on_gpu else f"this machine has {room / 1e9:.3g} for each"
+    return [f"a learner rank needs about {needed / 1e9:.3g} GB and {where}: {answer}; more learners share its state"]
 
 
 def _cluster(config: Config, here: Node, device: str) -> tuple[list[Node], list[str]]:
@@ -214,9 +228,7 @@ def _lora_text(config: Config, shape: ModelShape, topology: Topology, gpu_bytes:
 def _publish_text(config: Config, shape: ModelShape, topology: Topology) -> str:
     """What a version costs the network: for the engine of this run, and for the whole of it to each worker."""
     compute_bytes = bytes_per_value(config, topology)
-    if topology.publish_engine == "adapter":
-        return _adapter_publish_text(config, shape, topology, compute_bytes)
-    of_parts = published_bytes(shape, topology, compute_bytes)
+    of_parts = published_bytes(shape, topology, compute_bytes, config.lora)
     num_generators, parts = len(topology.generators), topology.tensor_parallel
     whole = compute_bytes * shape.num_parameters
     each = " and ".join(_gigabytes(num_bytes) for num_bytes in of_parts) if min(of_parts) < whole else _gigabytes(whole)
@@ -227,16 +239,6 @@ def _publish_text(config: Config, shape: ModelShape, topology: Topology) -> str:
         f"  each version brings {each} GB to each generator's {_count(parts, 'worker')}, "
         f"{_gigabytes(num_generators * sum(of_parts))} GB together (everything to all: "
         f"{_gigabytes(num_generators * parts * whole)} GB)\n"
-    )
-
-
-def _adapter_publish_text(config: Config, shape: ModelShape, topology: Topology, compute_bytes: int) -> str:
-    adapter, whole = 4 * num_adapter_parameters(config.lora, shape), compute_bytes * shape.num_parameters
-    steps = "each step" if config.publish.every == 1 else f"every {config.publish.every} steps"
-    return (
-        f"[bold]Publish[/bold]: the adapter over {topology.publish_transport}, {steps}\n"
-        f"  each version brings {_gigabytes(adapter)} GB to each generator's "
-        f"{_count(topology.tensor_parallel, 'worker')}, {adapter / whole:.2%} of the weights, which come once\n"
     )
 
 

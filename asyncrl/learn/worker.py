@@ -22,6 +22,7 @@ from asyncrl.config.schema import Config
 from asyncrl.learn.batch_broadcast import broadcast_batch, broadcast_from_rank_0
 from asyncrl.learn.checkpoint import load, save
 from asyncrl.learn.coordinator import STOPPING, Coordinator, OtherRank, Rank0
+from asyncrl.learn.out_of_memory import out_of_memory_explained
 from asyncrl.learn.policy.model import compute_dtype
 from asyncrl.learn.publish_thread import PublishThread
 from asyncrl.learn.publisher import Publisher
@@ -79,7 +80,9 @@ class LearnerWorker:
         torch.manual_seed(config.run.seed + dist.get_rank())
         mesh = init_device_mesh(device_type, (dist.get_world_size(),))
         link.phase(f"loading {config.model.path}")
-        self._learner = Learner(config, mesh, num_steps)
+        self._device_type = device_type
+        with out_of_memory_explained("loading the model", config, device_type):
+            self._learner = Learner(config, mesh, num_steps)
         dtype, adapter_alone = compute_dtype(config.model, device_type), config.publish.engine == "adapter"
         self._tensors = VersionTensors(self._learner.policy, dtype, adapter_alone)
         self._coordinator: Coordinator = OtherRank()
@@ -151,7 +154,8 @@ class LearnerWorker:
             return False
         fetched_s = time.perf_counter()
         self._link.phase(f"training step {self._state.step}")
-        figures: dict[str, MetricValue] = dict(self._learner.train(batch))
+        with out_of_memory_explained(f"training step {self._state.step}", self._config, self._device_type):
+            figures: dict[str, MetricValue] = dict(self._learner.train(batch))
         trained_s = time.perf_counter()
         self._state = TrainerState(batch.step + 1, self._learner.update)
         size = figures.get("policy/effective_sample_size")

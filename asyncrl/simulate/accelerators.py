@@ -90,7 +90,7 @@ def roofline(
     forward_s = 2 * shape.num_parameters / flop_per_s
     backward = 4 if config.learner.gradient_checkpointing else 3
     uses_nccl = topology.publish_engine == "nccl"
-    of_parts = published_bytes(shape, topology, compute_bytes)
+    of_parts = published_bytes(shape, topology, compute_bytes, config.lora)
     num_copies = 1 if uses_nccl else len(topology.generators)  # a broadcast is pipelined, gloo's slices go one by one
     weights_bytes = compute_bytes * shape.num_parameters
     return Timings(
@@ -100,7 +100,9 @@ def roofline(
         max_sequences=_max_sequences(config, shape, topology, accelerator, workload),
         train_base_s=0.0,
         train_per_token_s=backward * forward_s,
-        gather_s=weights_bytes / link if len(topology.learners) > 1 else 0.0,
+        gather_s=(of_parts[0] if topology.publish_engine == "adapter" else weights_bytes) / link
+        if len(topology.learners) > 1
+        else 0.0,
         transfer_s=num_copies * (max(of_parts) if uses_nccl else sum(of_parts)) / link,
         stall_s=SWITCH_S,
         overlaps=not uses_nccl,

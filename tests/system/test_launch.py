@@ -93,10 +93,13 @@ def test_four_generators_and_four_learners_run_on_two_cores_while_a_controller_l
 
 
 def test_a_tensor_parallel_generator_feeds_two_learners(start: Callable[..., Launched]) -> None:
+    """And what two ranks train is an adapter, of which both workers get a copy."""
     arguments = ("--generators", "1", "--learners", "2", "generator.tensor_parallel=2")
-    run = start("tp", *arguments, *quick(10, "run.eval_every=0"))
+    run = start("tp", *arguments, *quick(10, "run.eval_every=0", "lora.rank=2", "lora.targets=[q_proj,v_proj]"))
     assert run.wait() == 0, run.output
     assert len(run.rows()) == 10
+    num_values = 2 * (2 * (128 + 128) + 2 * (128 + 64))  # layers × (q_proj + v_proj)
+    assert run.rows()[-1]["publish/bytes"] == 2 * 4 * num_values
 
 
 def test_generators_join_and_leave_a_live_run(start: Callable[..., Launched], capsys: pytest.CaptureFixture) -> None:
@@ -128,6 +131,24 @@ def test_at_staleness_0_a_run_that_was_killed_and_resumed_is_bit_for_bit_the_run
     assert resumed.wait() == 0, resumed.output
     assert "going over the steps 9 to 1" in resumed.output
     for key in ("loss/total", "optim/grad_norm", "reward/mean", "policy/entropy", "batch/prompts_crc32"):
+        assert [row[key] for row in resumed.rows()] == [row[key] for row in whole.rows()], key
+    parameters = [exported_parameters(run) for run in (whole, resumed)]
+    assert all(torch.equal(parameters[0][name], parameters[1][name]) for name in parameters[0])
+
+
+def test_with_an_adapter_too_a_resumed_run_at_staleness_0_is_bit_for_bit_the_run_that_was_not(
+    start: Callable[..., Launched],
+) -> None:
+    settings = quick(20, "run.eval_every=0", "run.save_every=8", "replay.max_staleness=0", "run.stop_timeout_s=5")
+    whole = start("whole-lora", *settings, "lora.rank=2", STAND_IN)
+    assert whole.wait() == 0, whole.output
+    cut = start("cut-lora", *settings, "lora.rank=2", STAND_IN, "run.heartbeat_timeout_s=5")
+    cut.wait_for_step(9)
+    for process in [psutil.Process(cut.process.pid), *role_processes(cut)]:
+        process.kill()
+    resumed = start("cut-lora", "--resume", str(cut.run_dir))
+    assert resumed.wait() == 0, resumed.output
+    for key in ("loss/total", "optim/grad_norm", "reward/mean", "batch/prompts_crc32"):
         assert [row[key] for row in resumed.rows()] == [row[key] for row in whole.rows()], key
     parameters = [exported_parameters(run) for run in (whole, resumed)]
     assert all(torch.equal(parameters[0][name], parameters[1][name]) for name in parameters[0])
