@@ -51,7 +51,15 @@ def train(mesh: DeviceMesh, model: str, folder: Path) -> dict[str, Any]:
         "by hand": merged_by_hand(adapter_alone),
         "in the end": full_parameters(learner),
         "directory": directory,
+        "in bfloat16": train_in_bfloat16(mesh, model),
     }
+
+
+def train_in_bfloat16(mesh: DeviceMesh, model: str) -> tuple[dict[str, Any], set[str]]:
+    settings = ["model.dtype=bfloat16", "learner.gradient_checkpointing=true"]
+    learner = Learner(tiny_config(model, *OVERRIDES, *settings), mesh, 3)
+    metrics = learner.train(random_batch(0))
+    return metrics, {f"{parameter.requires_grad} {parameter.dtype}" for parameter in learner.policy.parameters()}
 
 
 def resume(mesh: DeviceMesh, model: str, directory: Path) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -96,6 +104,13 @@ def test_the_reference_is_the_model_without_its_adapter(runs: dict[int, dict[str
     first, second, _ = runs[1]["metrics"]
     assert first["loss/kl"] == pytest.approx(0, abs=0.01)  # the step's first update: the policy is still the model
     assert second["loss/kl"] > first["loss/kl"]
+
+
+def test_frozen_weights_are_in_the_compute_type_and_the_adapter_in_float32(runs: dict[int, dict[str, Any]]) -> None:
+    for run in runs.values():
+        metrics, kinds = run["in bfloat16"]
+        assert kinds == {"False torch.bfloat16", "True torch.float32"}
+        assert metrics["optim/grad_norm"] == pytest.approx(run["metrics"][0]["optim/grad_norm"], rel=0.05)
 
 
 def test_base_and_adapter_that_are_published_alone_make_the_merged_weights(runs: dict[int, dict[str, Any]]) -> None:
