@@ -1,7 +1,7 @@
 # Each target sets up .venv by itself (scripts/install.sh, which does nothing when it is up to date).
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: install quickstart lint check test
+.PHONY: install quickstart lint check test audit
 
 # With it set, vLLM would compile its modules anew in every process and start three times slower.
 unexport PYTHONDONTWRITEBYTECODE
@@ -26,3 +26,8 @@ lint: install
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
+	.venv/bin/python scripts/audit.py
+
+# What PyPI knows of each pin. Needs the network, so no check runs it.
+audit: install
+	.venv/bin/uvx pip-audit -r constraints-cpu.txt --no-deps --disable-pip

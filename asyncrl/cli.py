@@ -16,6 +16,7 @@ from pathlib import Path
 
 from asyncrl.cli_arguments import DEFAULT_CONFIG, build_parser
 from asyncrl.errors import CompleteError, RunError, UserError
+from asyncrl.run.plain_text import plain
 
 EXIT_RUN_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -35,10 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return COMMANDS[arguments.command](arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {plain(str(error))}", file=sys.stderr)  # noqa: T201
         return EXIT_BAD_INPUT
     except RunError as error:
-        print(f"the run failed: {error}", file=sys.stderr)  # noqa: T201
+        print(f"the run failed: {plain(str(error))}", file=sys.stderr)  # noqa: T201
         return EXIT_RUN_FAILED
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -21,8 +21,9 @@ sampled 32, 2; such a completion has its spans:
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -39,7 +40,7 @@ class Prompt:
     """One row of the prompt data, ready to be sampled."""
 
     row: int
-    """Row of the source file, 0-based: the prompt's name in messages and in the ledger."""
+    """Row of its data set, 0-based: the prompt's name in messages and in the ledger."""
     token_ids: list[int]
     """The prompt as the model sees it, chat template applied."""
     text: str
@@ -49,6 +50,8 @@ class Prompt:
     columns: str = ""
     """Further values of the row that the rewards take by name, as a JSON object; empty when they take none: the columns
     that they ask for, `messages` of a prompt that is a conversation, and `answer` when it is a list or an object."""
+    data_set: str = ""
+    """Its name in a mixture (data.mixture), whose data sets each count their rows from 0."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ class Group:
     """Seconds that the completions' environments computed, all together."""
     term_means: dict[str, float] = field(default_factory=dict)
     """Mean score of each reward term over the scored completions, by its label, where there are several terms."""
+    data_set: str = ""
+    """As `Prompt.data_set`."""
 
     @property
     def size(self) -> int:
@@ -136,6 +141,17 @@ class Batch:
     """Finished groups left in the queue when this batch was taken."""
     eta: int = 0
     """η of admission when this batch was taken: replay.max_staleness, or less where a controller moves it."""
+
+
+def first_of_each(prompts: Sequence[Prompt], num_prompts: int | None) -> list[Prompt]:
+    """The first `num_prompts` of each data set; all of them for None."""
+    sets = [list(of_set) for _, of_set in groupby(prompts, key=lambda prompt: prompt.data_set)]
+    return [prompt for of_set in sets for prompt in of_set[:num_prompts]]
+
+
+def row_name(row: int, data_set: str) -> str:
+    """A prompt's name in messages."""
+    return f"row {row} of {data_set}" if data_set else f"row {row}"
 
 
 def sampled_tokens(lengths: Iterable[int], spans: list[list[int]]) -> NDArray[np.bool_]:

@@ -14,14 +14,16 @@ from pathlib import Path
 
 from bench.support.compare import compare
 
-FOLDERS = ("pipeline", "publish", "off_policy", "chaos")
+FOLDERS = ("pipeline", "publish", "off_policy", "chaos", "peers")
 ROOT = Path(__file__).parent
 
 
 def benchmarks() -> dict[str, Path]:
     """Name → the script that measures it."""
     scripts = (script for folder in FOLDERS for script in sorted((ROOT / folder).glob("*.py")))
-    return {script.stem: script for script in scripts if "def main(" in script.read_text()}
+    return {
+        script.stem: script for script in scripts if "def main(" in script.read_text() and script.stem != "trl_worker"
+    }
 
 
 def purpose(script: Path) -> str:

@@ -15,7 +15,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from asyncrl.config.schema import Config, RewardTerm
+from asyncrl.config.schema import Config, MixtureSet, RewardTerm
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 HEADING = "## Every key\n"
@@ -40,7 +40,8 @@ def _lines(schema: type, prefix: str) -> list[str]:
     for item in fields(schema):
         meaning = meanings.get(item.name)
         lines.append(f"- `{prefix}{item.name}` = {_default(item)}" + (f". {meaning}" if meaning else ""))
-    return lines + (_lines(RewardTerm, f"{prefix}terms[].") if prefix == "reward." else [])
+    items = {"reward.": ("terms", RewardTerm), "data.": ("mixture", MixtureSet)}
+    return lines + (_lines(items[prefix][1], f"{prefix}{items[prefix][0]}[].") if prefix in items else [])
 
 
 def _field_docstrings(schema: type) -> dict[str, str]:

@@ -23,6 +23,10 @@ if [ "$extra" = cpu ]; then
   links="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}"
   if [ -n "$links" ]; then options+=(--find-links "$links"); else options+=(--torch-backend=cpu); fi
 fi
+# reasoning-gym builds one of its packages from source; without a compiler its tests are skipped.
+include="$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')"
+extras="$extra,dev"
+if command -v cc >/dev/null && [ -f "$include/Python.h" ]; then extras+=",environments"; fi
 # Without bytecode vLLM takes three times as long to start.
-env -u PYTHONDONTWRITEBYTECODE .venv/bin/uv pip install "${options[@]}" --editable ".[$extra,dev]"
+env -u PYTHONDONTWRITEBYTECODE .venv/bin/uv pip install "${options[@]}" --editable ".[$extras]"
 echo "$want" >"$stamp"

@@ -14,7 +14,14 @@ from asyncrl.algorithms.stats import policy_stats
 from tests.support.metric_names import documented, undocumented
 
 PACKAGE = Path(__file__).parents[1] / "asyncrl"
-BUILT_NAMES = {"eval/pass@k"}
+BUILT_NAMES = {
+    "eval/pass@k",
+    "reward/term/NAME",
+    "data/NAME/fraction",
+    "data/NAME/reward_mean",
+    "data/NAME/accuracy",
+    "eval/data/NAME/accuracy",
+}
 TEXT_FOR_TRACKERS = {"lag/table"}
 
 

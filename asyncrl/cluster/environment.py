@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-
 from asyncrl.config.schema import Config
 
-LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 
-
-def environment(role: str, device: str, config: Config, spans_machines: bool = False) -> dict[str, str]:
+def environment(role: str, device: str, config: Config) -> dict[str, str]:
     """For the process of one role; vLLM's children inherit it.
 
     Args:
         role: `replay`, `generator` or `learner`.
         device: `cpu` or `gpu`.
-        spans_machines: the roles run on several machines.
     """
     variables = {
         "PYTHONDONTWRITEBYTECODE": "",  # unset: without bytecode vLLM takes three times as long to start
@@ -24,8 +19,6 @@ def environment(role: str, device: str, config: Config, spans_machines: bool = F
         "VLLM_LOGGING_LEVEL": "WARNING",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
-    if not spans_machines:  # the process groups' own sockets, which know no keys
-        variables["GLOO_SOCKET_IFNAME"] = variables["NCCL_SOCKET_IFNAME"] = LOOPBACK_INTERFACE
     if device == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = ""
         num_threads = config.learner.num_threads if role == "learner" else 1

@@ -105,14 +105,14 @@ def _learner(
         _logits(config, shape, gpu_bytes if on_gpu else None),
     ]
     reference = Item("reference, float32", 4 * parameters / num_ranks, "4·P/M")
-    host = [_while_loading(config, shape, compute_bytes)]
+    host = [Item("while loading: this rank's shards, float32", 4 * parameters / num_ranks, "4·P/M, freed on the GPU")]
     (host if on_gpu else work).extend(_versions(config, shape, topology, compute_bytes))
     if topology.publish_transport == "nccl":
         work.append(_two_buckets("publish, rank 0: two buckets", config, shape, topology, compute_bytes))
     if config.algorithm.kl_coef > 0 and config.lora.rank is None:
         (host if on_gpu and config.learner.offload_reference else work).append(reference)
     if not on_gpu:
-        return [Estimate("a learner rank", state + work, note=f"loading takes {host[0].formula[:3]} more for a moment")]
+        return [Estimate("a learner rank", state + work)]
     if config.learner.offload:
         host += state
     else:
@@ -149,12 +149,6 @@ def _unit_gradient(config: Config, shape: ModelShape, compute_bytes: int) -> Ite
         return Item("one layer's whole gradient", (compute_bytes + 4) * of_a_layer, "(c + 4)·A/L")
     largest_unit = max(shape.num_root_parameters, shape.num_layer_parameters)
     return Item("one unit's whole gradient", (compute_bytes + 4) * largest_unit, "(c + 4)·max(R, layer)")
-
-
-def _while_loading(config: Config, shape: ModelShape, compute_bytes: int) -> Item:
-    if config.lora.rank is not None:
-        return Item("while loading: the whole model", compute_bytes * shape.num_parameters, "c·P, freed once sharded")
-    return Item("while loading: the whole model, float32", 4 * shape.num_parameters, "4·P, freed once it is sharded")
 
 
 def _versions(config: Config, shape: ModelShape, topology: Topology, compute_bytes: int) -> list[Item]:

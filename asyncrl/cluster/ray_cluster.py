@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from asyncrl.cluster.environment import environment
+from asyncrl.cluster.interfaces import address_of
 from asyncrl.cluster.joined_ray import join
 from asyncrl.cluster.own_ray import OwnRay
 from asyncrl.cluster.role_actor import RoleActor
@@ -67,17 +69,21 @@ class Cluster:
         self.nodes = alive
         """The launcher's own node is first. Nodes that join are appended; nodes that leave keep their place."""
         self._keys = Keys.generate()
-        self._rendezvous_dir = rendezvous_dir(run_dir)
-        shutil.rmtree(self._rendezvous_dir, ignore_errors=True)  # of an earlier launch
-        self._rendezvous_dir.mkdir(mode=0o700)
-        self._spans_machines = len({node.host for node in alive}) > 1
+        shutil.rmtree(rendezvous_dir(run_dir), ignore_errors=True)  # of an earlier launch
+        # With a name of its own: a node on which it is missing has another run directory under the same path.
+        self._rendezvous_dir = rendezvous_dir(run_dir) / secrets.token_hex(8)
+        self._rendezvous_dir.mkdir(parents=True)
+        self._interface = config.interface
+        self._spans_machines = self._interface is not None or len({node.host for node in alive}) > 1
 
     @property
     def network(self) -> Network:
         """The launcher's network."""
-        return self._network(self.nodes[0])
+        network = self._network(self.nodes[0])
+        return network if self._interface is None else replace(network, host=address_of(self._interface))
 
     def _network(self, node: ClusterNode) -> Network:
+        """With the address by which Ray knows the node; with cluster.interface a role looks for another there."""
         return Network(node.host if self._spans_machines else LOOPBACK, self._keys, self._rendezvous_dir)
 
     def has_left(self, node: int) -> bool:
@@ -111,9 +117,7 @@ class Cluster:
             "num_gpus": placement.num_gpus,
             "max_restarts": 0,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node.ray_id, soft=False),
-            "runtime_env": {
-                "env_vars": environment(placement.role, plan.topology.device, plan.config, self._spans_machines)
-            },
+            "runtime_env": {"env_vars": environment(placement.role, plan.topology.device, plan.config)},
         }
         actor = ray.remote(RoleActor).options(**options)
         return actor.remote(plan, placement, self._network(node))

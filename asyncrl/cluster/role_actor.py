@@ -11,6 +11,7 @@ import time
 import zmq
 
 from asyncrl.cluster.child_reaper import watch_over_this_process
+from asyncrl.cluster.interfaces import group_variables, network_here
 from asyncrl.cluster.roles import RunPlan, run_generator, run_learner, run_replay
 from asyncrl.cluster.topology import Placement
 from asyncrl.errors import ConfigError, RunError
@@ -34,8 +35,16 @@ class RoleActor:
         self._placement = placement
         self._network = network
         self._socket: zmq.Socket | None = None
+        self._problem: ConfigError | None = None
+        """Ray does not hand on what a constructor raises, so the methods do."""
         keep_private()
         watch_over_this_process()
+        try:
+            self._network = network_here(network, plan.config.cluster.interface)
+            os.environ.update(group_variables(self._network.host))
+        except ConfigError as error:
+            self._problem = error
+            return
         share_lock(plan.run_dir)
         _write_output_to(plan, placement.name)
         logging.info("%s %s %d", placement.name, PROCESS_LINE, os.getpid())
@@ -44,8 +53,9 @@ class RoleActor:
         """Binds the replay server and returns its endpoint.
 
         Raises:
-            ConfigError: replay.port is in use.
+            ConfigError: replay.port is in use, or this node lacks something.
         """
+        self._raise_problem()
         context: zmq.Context = zmq.Context.instance()
         self._socket, endpoint = bind(context, self._network, self._plan.config.replay.port)
         return endpoint
@@ -68,6 +78,7 @@ class RoleActor:
         Args:
             num_restarts: how many processes of this role have died in this run.
         """
+        self._raise_problem()
         try:
             self._run(replay_endpoint, rendezvous, num_restarts)
         except BaseException as error:
@@ -75,6 +86,10 @@ class RoleActor:
             if can_travel(error):
                 raise
             raise RunError(f"{type(error).__name__}: {error}") from None
+
+    def _raise_problem(self) -> None:
+        if self._problem is not None:
+            raise self._problem
 
     def _run(self, replay_endpoint: str, rendezvous: str, num_restarts: int) -> None:
         plan, network, name = self._plan, self._network, self._placement.name

@@ -17,6 +17,7 @@ from asyncrl.cluster.topology import Topology
 from asyncrl.config.schema import VLLM, Config
 from asyncrl.generate.engines.base import Engine, EngineSpec
 from asyncrl.generate.engines.registry import engine_class
+from asyncrl.run import directory as run_dirs
 from asyncrl.run.trainer_state import TrainerState
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.sockets import Network, bind, connect_watched
@@ -52,8 +53,9 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, n
     Args:
         num_restarts: of replay in this run; above 0 the generators are still there.
     """
-    from asyncrl.data.prompt_order import PromptOrder
+    from asyncrl.data.prompt_order import prompt_order
     from asyncrl.data.prompts import load_prompts
+    from asyncrl.ledger.curriculum import Curriculum
     from asyncrl.ledger.from_config import controller_of, ledger_of
     from asyncrl.ledger.store import LedgerStore
     from asyncrl.replay.evaluation import Evaluation, first_lease_id
@@ -63,12 +65,15 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, n
     config = plan.config
     link = plan.link(name, network)
     prompts = load_prompts(train_file(plan.run_dir))
-    order = PromptOrder(len(prompts), shuffle=config.data.shuffle, seed=config.run.seed)
+    order = prompt_order(prompts, config.data.mixture, config.data.shuffle, config.run.seed)
     held_out = load_prompts(eval_file(plan.run_dir)) if eval_file(plan.run_dir).is_file() else []
     store = LedgerStore(ledger_file(plan.run_dir), config.replay.durability)
     session = store.begin_session(began_anew=num_restarts == 0)
     snapshot = store.snapshot()
-    ledger = ledger_of(config, plan.num_steps, snapshot, time.monotonic())
+    curriculum = None
+    if config.data.curriculum_visits:
+        curriculum = Curriculum(config.data.curriculum_visits, order.position, store.history(), snapshot.next_step)
+    ledger = ledger_of(config, plan.num_steps, snapshot, time.monotonic(), curriculum)
     if num_restarts == 0:
         ledger.begin_session()
     ledger.checkpointed(plan.state.step)
@@ -105,7 +110,7 @@ async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint:
     with ExitStack() as stack:
         stack.callback(link.close)
         stack.callback(engine.shutdown)
-        roll_out = roll_out_of(config, engine, stack)
+        roll_out = roll_out_of(config, engine, stack, run_dirs.judge_file(plan.run_dir))
         link.phase(f"warming up {name_of_engine}")
         await engine.warm_up()
         context = zmq.asyncio.Context.instance()
@@ -113,23 +118,25 @@ async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint:
         replay, handshakes = connect_watched(context, network, replay_endpoint, name)
         publish_server = PublishServer(socket, engine, config.publish.timeout_s)
         await GeneratorWorker(config, engine, roll_out, replay, handshakes, publish_server, link).run(endpoint)
-        socket.close()
+        publish_server.close()
         handshakes.close()
         replay.close()
 
 
-def roll_out_of(config: Config, engine: Engine, stack: ExitStack) -> RollOut:
+def roll_out_of(config: Config, engine: Engine, stack: ExitStack, judge_file: Path | None) -> RollOut:
     """How leases are answered: by one completion and rewards, or by an environment's episodes.
 
     Args:
         config: model.path is resolved.
         stack: closes the processes that score or play.
+        judge_file: where a judge's replies are kept; None = in memory.
     """
     if config.environment.name is None:
         from asyncrl.generate.rollout import roll_out
         from asyncrl.rewards.pool import RewardPool
 
-        pool = RewardPool(config.reward.terms, config.reward.num_workers, config.reward.time_limit_s)
+        reward = config.reward
+        pool = RewardPool(reward.terms, reward.num_workers, reward.time_limit_s, judge_file)
         stack.callback(pool.close)
         return partial(roll_out, engine=engine, scorer=pool, config=config.generator)
     from transformers import AutoTokenizer

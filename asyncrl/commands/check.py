@@ -24,18 +24,19 @@ from asyncrl.cluster.memory import (
     published_bytes,
 )
 from asyncrl.cluster.topology import Node, Topology, gpus_needed, nodes_that_fit, plan, resolve_device
-from asyncrl.commands.inputs import prompt_tokenizer, read_data
+from asyncrl.commands.inputs import prompt_tokenizer, read_data, tokenize
 from asyncrl.commands.user_parts import check_user_parts
 from asyncrl.config.checks.check import check
 from asyncrl.config.load import to_yaml
 from asyncrl.config.lora import LoraConfig
 from asyncrl.config.model_shape import ModelShape, read_model_shape
-from asyncrl.config.schema import Config
-from asyncrl.data.prompts import tokenize_prompts
+from asyncrl.config.schema import MIXTURE, Config
+from asyncrl.data.hub import HUB_PREFIX
 from asyncrl.data.read import Row
 from asyncrl.errors import DataError
 from asyncrl.generate.engines.installed import check_own_engine
 from asyncrl.ledger.staleness_bound import admission_limit
+from asyncrl.types import first_of_each
 
 
 def run_check(config: Config, console: Console, show_config: bool = False) -> None:
@@ -133,12 +134,12 @@ def _shape(config: Config) -> tuple[ModelShape | None, list[str]]:
 
 
 def _missing_data(config: Config) -> list[str]:
-    sources = {
-        path for path in (config.data.train, config.data.eval) if path not in (None, "arithmetic", "environment")
-    }
+    sources = {config.data.train, config.data.eval, *(each.path for each in config.data.mixture)}
+    made = {None, "arithmetic", "environment", MIXTURE}
+    names = sorted(name for name in sources - made if name is not None and not name.startswith(HUB_PREFIX))
     return [
         f"data: {path} does not exist yet; `asyncrl prepare` makes data sets"
-        for path in sorted(sources)
+        for path in names
         if not Path(path).exists()
     ]
 
@@ -149,18 +150,17 @@ def _print_prompt(config: Config, train: list[Row], held_out: list[Row], console
         tokenizer = prompt_tokenizer(config, train)
     except DataError as error:
         return [f"the data was read, but no prompt can be shown: {error}"]
-    prompts, _ = tokenize_prompts(train, tokenizer, config.data, config.data.train)
+    prompts, notes = tokenize(train, tokenizer, config.data, config.data.train, "training")
     if held_out:
         assert config.data.eval is not None
-        tokenize_prompts(held_out, tokenizer, config.data, config.data.eval)
-    first = prompts[0]
-    console.print(
-        f"[bold]Data[/bold]: {len(prompts)} training prompts, {len(held_out)} held out; the first one, ", end=""
-    )
-    console.print(f"{len(first.token_ids)} tokens, as the model sees it:")
-    console.print(tokenizer.decode(first.token_ids), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"its answer: {first.answer!r}\n", highlight=False, markup=False, soft_wrap=True)
-    return []
+        notes += tokenize(held_out, tokenizer, config.data, config.data.eval, "held-out")[1]
+    console.print(f"[bold]Data[/bold]: {len(prompts)} training prompts, {len(held_out)} held out")
+    for first in first_of_each(prompts, 1):
+        of_set = f" of {first.data_set}" if first.data_set else ""
+        console.print(f"the first one{of_set}, {len(first.token_ids)} tokens, as the model sees it:")
+        console.print(tokenizer.decode(first.token_ids), highlight=False, markup=False, soft_wrap=True)
+        console.print(f"its answer: {first.answer!r}\n", highlight=False, markup=False, soft_wrap=True)
+    return notes if config.data.mixture else []
 
 
 def _topology_table(topology: Topology, nodes: list[Node]) -> Table:
@@ -188,17 +188,20 @@ def _topology_table(topology: Topology, nodes: list[Node]) -> Table:
 
 def _staleness_text(config: Config) -> str:
     eta, batch_size = config.replay.max_staleness, config.learner.batch_size
-    num_groups = admission_limit(0, eta, batch_size)
+    replay = config.replay
+    window = replay.window if replay.stragglers == "window" else 0
+    num_groups = admission_limit(0, eta, batch_size, window)
     rule = {
         "wait": "batches come in admission order, so it holds by itself",
+        "window": f"at most {window} prompts may be trained before one drawn before them, so it holds by itself",
         "mask": "batches come in order of completion; tokens over it are masked and counted",
         "requeue": "batches come in order of completion; prompts with a token over it are sampled again",
     }[config.replay.stragglers]
-    replay = config.replay
     moved = "" if replay.ess_target is None else f", moved from {replay.min_staleness} up by replay.ess_target"
     return (
         f"[bold]Staleness[/bold]: at most η = {eta} versions{moved} ({rule})\n"
-        f"  prompts admitted ≤ (v + η + 1)·B = (v + {eta} + 1)·{batch_size}: at most {num_groups:,} groups, "
+        f"  prompts admitted ≤ (v + η + 1)·B = (v + {eta} + 1)·{batch_size}{f' − {window}' * (window > 0)}: "
+        f"at most {num_groups:,} groups, "
         f"{num_groups * config.algorithm.group_size:,} completions, in flight or queued\n"
     )
 

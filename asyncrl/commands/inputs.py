@@ -5,7 +5,8 @@ What is wrong with the data, the model folder or the combination of both shows h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from asyncrl.commands.reward_trial import check_answers, try_functions
 from asyncrl.config.model_shape import read_model_shape
-from asyncrl.config.schema import Config
+from asyncrl.config.schema import MIXTURE, Config, DataConfig, MixtureSet
 from asyncrl.data.arithmetic import arithmetic_rows, forget_carries
 from asyncrl.data.files import Split, split_files
+from asyncrl.data.hub import HUB_PREFIX, hub_folder
 from asyncrl.data.prompts import save_prompts, tokenize_prompts
 from asyncrl.data.read import Columns, Row, read_rows
 from asyncrl.data.tiny_model import build_tiny_model
@@ -60,13 +62,12 @@ def make_inputs(config: Config) -> RunInputs:
     train_rows, eval_rows = read_data(config)
     model_path = config.model.path if config.model.path != "tiny" else _tiny_model(config, train_rows)
     tokenizer = _tokenizer(model_path, config.model.trust_remote_code)
-    train, num_dropped = tokenize_prompts(train_rows, tokenizer, config.data, config.data.train)
-    notes = [f"training prompts: {len(train)} of {len(train_rows)} rows" + _dropped(num_dropped, config)]
+    train, notes = tokenize(train_rows, tokenizer, config.data, config.data.train, "training")
     evaluation: list[Prompt] = []
     if eval_rows:
         assert config.data.eval is not None
-        evaluation, num_dropped = tokenize_prompts(eval_rows, tokenizer, config.data, config.data.eval)
-        notes.append(f"held-out prompts: {len(evaluation)} of {len(eval_rows)} rows" + _dropped(num_dropped, config))
+        evaluation, more = tokenize(eval_rows, tokenizer, config.data, config.data.eval, "held-out")
+        notes += more
     return RunInputs(model_path, train, evaluation, _num_steps(config, len(train)), notes)
 
 
@@ -107,20 +108,56 @@ def _tiny_model(config: Config, rows: list[Row]) -> str:
 
 
 def _rows(config: Config, source: str, split: Split) -> list[Row]:
+    if source == MIXTURE:
+        return [row for data_set in config.data.mixture for row in _rows_of_set(config, data_set, split)]
     if source == "arithmetic":
         return [Row(prompt, answer) for prompt, answer in arithmetic_rows(split, config.run.seed)]
     if source == "environment":
         return [Row(prompt, answer) for prompt, answer in environment_rows(config.environment, split, config.run.seed)]
     try:
-        return read_rows(split_files(Path(source), split), _columns(config))
+        path = hub_folder(source) if source.startswith(HUB_PREFIX) else Path(source)
+        return read_rows(split_files(path, split), _columns(config))
     except DataError as error:
         raise DataError(f"data.{'train' if split == 'train' else 'eval'}: {error}") from error
+
+
+def _rows_of_set(config: Config, data_set: MixtureSet, split: Split) -> list[Row]:
+    """The rows of one data set of the mixture, each with its name."""
+    data = config.data
+    of_set = replace(
+        data,
+        prompt_column=data_set.prompt_column or data.prompt_column,
+        answer_column=data_set.answer_column or data.answer_column,
+    )
+    source = data_set.path if split == "train" else data_set.eval or data_set.path
+    try:
+        if split == "test" and data_set.eval is None and Path(source).is_file():
+            raise DataError(f"data.eval: {source} is one file, which is trained on; set eval of the data set")
+        rows = _rows(replace(config, data=of_set), source, split)
+    except DataError as error:
+        raise DataError(f"data.mixture, {data_set.name}: {error}") from error
+    return [replace(row, data_set=data_set.name) for row in rows]
+
+
+def tokenize(
+    rows: list[Row], tokenizer: Any, data: DataConfig, source: str, kind: str
+) -> tuple[list[Prompt], list[str]]:
+    """The prompts, and a sentence on each data set: how many of its rows they are."""
+    prompts, notes = [], []
+    for name, of_set in groupby(rows, key=lambda row: row.data_set):
+        found = list(of_set)
+        tokenized, num_dropped = tokenize_prompts(found, tokenizer, data, name or source, name)
+        prompts += tokenized
+        dropped = f"; {num_dropped} dropped as longer than data.max_prompt_tokens={data.max_prompt_tokens}"
+        title = f"{kind} prompts of {name}" if name else f"{kind} prompts"
+        notes.append(f"{title}: {len(tokenized)} of {len(found)} rows" + dropped * bool(num_dropped))
+    return prompts, notes
 
 
 def _columns(config: Config) -> Columns:
     """Those of the configuration, and what the reward functions take by name."""
     extra: dict[str, bool] = {}
-    rewards = [resolve(term.function) for term in config.reward.terms]
+    rewards = [resolve(term) for term in config.reward.terms]
     for reward in rewards:
         for name, must_be_there in reward.columns.items():
             extra[name] = extra.get(name, False) or must_be_there
@@ -159,12 +196,6 @@ def _tokenizer(model_path: str, trust_remote_code: bool) -> Any:
     if len(tokenizer) <= 1:  # what transformers makes of a config.json alone
         raise DataError(f"model.path={model_path}: it has no tokenizer; add tokenizer.json and tokenizer_config.json")
     return tokenizer
-
-
-def _dropped(num_dropped: int, config: Config) -> str:
-    return f"; {num_dropped} dropped as longer than data.max_prompt_tokens={config.data.max_prompt_tokens}" * bool(
-        num_dropped
-    )
 
 
 def _num_steps(config: Config, num_prompts: int) -> int:

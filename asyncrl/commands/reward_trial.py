@@ -11,6 +11,7 @@ from asyncrl.data.read import Row
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.rewards.final_answer import final_number
 from asyncrl.rewards.functions import BUILT_IN
+from asyncrl.rewards.judge_config import JUDGE
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rewards.worker import RewardFailure, Score
 
@@ -21,7 +22,7 @@ _LEAST_LIMIT_S = 30.0
 
 
 def try_functions(config: RewardConfig, row: Row) -> None:
-    """Calls each function of the user's own once, as a run would, with the row's answer as the completion.
+    """Calls each function of the user's own, and a judge, once as a run would: the row's answer is the completion.
 
     Raises:
         ConfigError: it raised, took too long, or returned no finite number.
@@ -30,10 +31,14 @@ def try_functions(config: RewardConfig, row: Row) -> None:
     for term in own:
         (result,) = _score([term], [row], num_workers=1, time_limit_s=config.time_limit_s)
         if isinstance(result, RewardFailure):
+            way_out = (
+                "Start it, or mend its args"
+                if term.function == JUDGE
+                else "A function scores any text that a model may write, and returns one number"
+            )
             raise ConfigError(
                 f"reward.terms: {term.function!r} failed when it was tried on the first row, its answer as the "
-                f"completion ({_shorten(row.answer)}): {result.reason}. A function scores any text that a "
-                "model may write, and returns one number"
+                f"completion ({_shorten(row.answer)}): {result.reason}. {way_out}"
             )
 
 

@@ -15,7 +15,7 @@ def check_user_parts(config: Config) -> None:
         ConfigError: one cannot be imported, made or found; names its key.
     """
     for term in config.reward.terms:
-        resolve(term.function)
+        resolve(term)
     if config.environment.name is not None:
         make(config.environment)
     check_trackers(config.run)

@@ -12,8 +12,8 @@ class EnvironmentConfig:
     sampled and what the environment gives, together."""
 
     name: str | None = None
-    """module:Class | path/to/file.py:Class | reasoning_gym:TASK (docs/environments.md). null = one completion a prompt,
-    scored by reward.terms."""
+    """module:Class | path/to/file.py:Class | reasoning_gym:TASK | verifiers:TASKSET | openenv:URL
+    (docs/environments.md). null = one completion a prompt, scored by reward.terms."""
     args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the class."""
     max_turns: int = 8

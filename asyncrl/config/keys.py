@@ -53,7 +53,7 @@ def _check_section(schema: type, values: Any, prefix: str, source: str, known: l
         if is_dataclass(hints[name]):
             _check_section(hints[name], value, f"{key}.", source, known)
         elif item_schema is not None and not isinstance(value, list):
-            raise ConfigError(f"{source}: {key!r} must be a list, such as {key}=[{{function: numeric, weight: 1}}]")
+            raise ConfigError(f"{source}: {key!r} must be a list, such as {key}=[{{{_example(item_schema)}}}]")
         elif item_schema is not None:
             for position, item in enumerate(value):
                 _check_section(item_schema, item, f"{key}[{position}].", source, known)
@@ -67,6 +67,11 @@ def _check_section(schema: type, values: Any, prefix: str, source: str, known: l
 def _item_schema(hint: Any) -> type | None:
     """The dataclass of a `list[dataclass]`, else None."""
     return next((inner for inner in get_args(hint) if isinstance(inner, type) and is_dataclass(inner)), None)
+
+
+def _example(schema: type) -> str:
+    """Its first keys, as one writes them."""
+    return ", ".join(f"{item.name}: …" for item in fields(schema)[:2])
 
 
 def _nearest(key: str, known: list[str], section: str, names: list[str]) -> str:

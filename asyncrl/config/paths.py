@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from asyncrl.config.schema import TEMPLATE_CHOICES, Config, RewardTerm
+from asyncrl.config.schema import MIXTURE, TEMPLATE_CHOICES, Config
 from asyncrl.config.user_code import is_file_name
 
 
@@ -20,12 +20,17 @@ def with_absolute_paths(config: Config) -> Config:
         train=_absolute(config.data.train),
         eval=None if config.data.eval is None else _absolute(config.data.eval),
         chat_template=template if template in TEMPLATE_CHOICES else _absolute(template),
+        mixture=[
+            replace(each, path=_absolute(each.path), eval=None if each.eval is None else _absolute(each.eval))
+            for each in config.data.mixture
+        ],
     )
-    terms = [RewardTerm(_absolute_function(term.function), term.weight) for term in config.reward.terms]
+    terms = [replace(term, function=_absolute_function(term.function)) for term in config.reward.terms]
     return replace(
         config,
         model=replace(config.model, path=_absolute(config.model.path)),
         data=data,
+        environment=replace(config.environment, name=_absolute_environment(config.environment.name)),
         reward=replace(config.reward, terms=terms),
         generator=replace(config.generator, engine=_absolute_function(config.generator.engine)),
         run=replace(config.run, dir=str(Path(config.run.dir).absolute())),
@@ -34,9 +39,19 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _absolute(name: str) -> str:
     path = Path(name)
-    return str(path.absolute()) if name not in ("tiny", "arithmetic") and path.exists() else name
+    return (
+        str(path.absolute()) if name not in ("tiny", "arithmetic", "environment", MIXTURE) and path.exists() else name
+    )
 
 
 def _absolute_function(name: str) -> str:
     origin, separator, function = name.rpartition(":")
     return f"{_absolute(origin)}{separator}{function}" if is_file_name(origin) else name
+
+
+def _absolute_environment(name: str | None) -> str | None:
+    """`file.py:Class`, or a file after the kind of an adapter: `verifiers:file.py`."""
+    if name is None:
+        return None
+    kind, separator, rest = name.partition(":")
+    return f"{kind}:{_absolute(rest)}" if separator and is_file_name(rest) else _absolute_function(name)

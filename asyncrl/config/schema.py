@@ -37,15 +37,38 @@ class ModelConfig:
     """Only with path=tiny: supervised steps that stand in for pretraining."""
 
 
+MIXTURE = "mixture"
+"""Of data.train and data.eval: the data sets of data.mixture."""
+
+
+@dataclass
+class MixtureSet:
+    """One of the data sets that are mixed."""
+
+    name: str = "???"
+    """Its name in metrics and messages."""
+    path: str = "???"
+    """A file, a folder or a data set of the hub, as data.train."""
+    eval: str | None = None
+    """As data.eval; null = the test split of path, which then is a folder."""
+    weight: float = 1.0
+    """Its share of the prompts, beside the weights of the others; they need not sum to 1."""
+    prompt_column: str | None = None
+    """null = data.prompt_column."""
+    answer_column: str | None = None
+    """null = data.answer_column."""
+
+
 @dataclass
 class DataConfig:
     """The prompts. Files are .parquet, .jsonl or .json (these two also .gz or .zst); a folder means its train and test
     (or validation) files, which may be shards (docs/data.md)."""
 
     train: str = "???"
-    """Training prompts. `arithmetic` generates the addition task on the spot; `environment`: the environment's own."""
+    """Training prompts: a file, a folder, or hf://datasets/OWNER/NAME[@REVISION][/FOLDER] of the hub. `arithmetic`
+    generates the addition task on the spot; `environment`: the environment's own; `mixture`: those of data.mixture."""
     eval: str | None = None
-    """Held-out prompts; null turns evaluation off."""
+    """Held-out prompts, as data.train; null turns evaluation off."""
     prompt_column: str = "prompt"
     """A column, or a dotted path into nested ones: text, or a list of messages with role and content."""
     answer_column: str = "answer"
@@ -60,6 +83,12 @@ class DataConfig:
     overlong_prompts: str = "drop"
     """drop (and say how many) | error."""
     shuffle: bool = True
+    curriculum_visits: int = 0
+    """Skip a prompt of which all completions were correct, or none, in each of its last so many visits; after as many
+    skips it is visited again. 0 = skip none."""
+    mixture: list[MixtureSet] = field(default_factory=list)
+    """Several data sets, drawn by their weights: with data.train=mixture, and data.eval=mixture for their test
+    splits."""
 
 
 @dataclass
@@ -67,9 +96,11 @@ class RewardTerm:
     """One reward function and its weight."""
 
     function: str = "numeric"
-    """numeric | math | format | shaped_numeric | module:function | path/to/file.py:function (imported from the config
-    alone)."""
+    """numeric | math | format | shaped_numeric | code | judge | module:function | path/to/file.py:function
+    (imported from the config alone)."""
     weight: float = 1.0
+    args: dict[str, Any] = field(default_factory=dict)
+    """Of `judge` and `code` (docs/rewards.md); with a name of your own: it is a class, and its object the function."""
 
 
 @dataclass
@@ -157,8 +188,13 @@ class ReplayConfig:
     min_staleness: int = 0
     """Smallest η of the controller, and the one it starts from. Only with ess_target."""
     stragglers: str = "wait"
-    """wait (batches in admission order, the bound is exact) | mask (batches in order of completion; tokens over the
-    bound are masked and counted) | requeue (as mask, but a prompt with a token over the bound is sampled again)."""
+    """wait (batches in admission order, the bound is exact) | window (the same, but up to `window` prompts may be
+    trained before one that was drawn before them; the bound is as exact) | mask (batches in order of completion; tokens
+    over the bound are masked and counted) | requeue (as mask, but a prompt with a token over the bound is sampled
+    again)."""
+    window: int = 0
+    """Prompts that may overtake one. Only with stragglers=window; at most max_staleness batches of them. So many fewer
+    are in flight or queued."""
     lease_timeout_s: float = 600.0
     """A lease not answered by then goes to another generator."""
     max_lease_attempts: int = 3
@@ -217,7 +253,7 @@ class RunConfig:
     eval_every: int = 0
     """Steps between evaluations; 0 = never. When on, also before the first step and after the last."""
     eval_prompts: int | None = None
-    """Prompts of one evaluation, the first of the file; null = all."""
+    """Prompts of one evaluation, the first of the file, in a mixture of each data set; null = all."""
     eval_samples: int = 1
     """Completions per evaluation prompt."""
     eval_temperature: float = 0.0
@@ -247,6 +283,9 @@ class ClusterConfig:
     """null = a Ray of its own on this machine; `auto` or host:port = join a running cluster."""
     allow_open_ray: bool = False
     """Join a cluster that asks for no token. Whoever reaches its ports can then run code as you."""
+    interface: str | None = None
+    """Network interface of each node, such as `eth1` or `wg0`, that the run's sockets bind. null = the one that has the
+    address by which Ray knows the node. On one machine, without `ray_address`, everything stays on loopback."""
     share_gpu: bool = False
     """Put the one generator and the one learner on the same GPU (published over gloo)."""
 

@@ -35,9 +35,9 @@ def import_attribute(key: str, name: str, attribute_kind: str, built_in: str) ->
             f"use {built_in}, module:{attribute_kind} or file.py:{attribute_kind}"
         )
     if is_file_name(origin):
-        module = _import_file(key, name, Path(origin))
+        module = import_file(key, name, Path(origin))
     else:
-        _search(os.getcwd())
+        search(os.getcwd())
         module = import_module(key, name, origin, "it must be installed or lie in the working directory")
     if not hasattr(module, attribute):
         raise ConfigError(f"{key}: {name!r}: module {origin!r} has no {attribute!r}")
@@ -60,7 +60,7 @@ def import_module(key: str, name: str, module_name: str, hint: str) -> ModuleTyp
         raise ConfigError(f"{key}: {name!r}: cannot import {module_name!r} ({error!r}); {hint}") from error
 
 
-def _import_file(key: str, name: str, path: Path) -> ModuleType:
+def import_file(key: str, name: str, path: Path) -> ModuleType:
     """The module of a file, once in a process; it may import its neighbours."""
     path = path.expanduser().resolve()
     if not path.is_file():
@@ -68,7 +68,7 @@ def _import_file(key: str, name: str, path: Path) -> ModuleType:
     module_name = f"{path.stem}_{zlib.crc32(os.fsencode(path)):08x}"  # two files may be called alike
     if module_name in sys.modules:
         return sys.modules[module_name]
-    _search(str(path.parent))
+    search(str(path.parent))
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -82,6 +82,7 @@ def _import_file(key: str, name: str, path: Path) -> ModuleType:
     return module
 
 
-def _search(folder: str) -> None:
+def search(folder: str) -> None:
+    """Modules are found there too, after those that are installed."""
     if folder not in sys.path:
         sys.path.append(folder)

@@ -22,13 +22,16 @@ _SCHEMA = pyarrow.schema(
         ("text", pyarrow.large_string()),
         ("answer", pyarrow.large_string()),
         ("columns", pyarrow.large_string()),
+        ("data_set", pyarrow.string()),
     ]
 )
 
 _MAX_NAMED_ROWS = 5
 
 
-def tokenize_prompts(rows: Sequence[Row], tokenizer: Any, config: DataConfig, file: str) -> tuple[list[Prompt], int]:
+def tokenize_prompts(
+    rows: Sequence[Row], tokenizer: Any, config: DataConfig, file: str, data_set: str = ""
+) -> tuple[list[Prompt], int]:
     """Tokenized prompts, and how many were dropped as longer than `data.max_prompt_tokens`.
 
     Args:
@@ -36,6 +39,7 @@ def tokenize_prompts(rows: Sequence[Row], tokenizer: Any, config: DataConfig, fi
         tokenizer: a transformers tokenizer.
         config: chat_template, chat_template_kwargs, system_prompt, max_prompt_tokens and overlong_prompts are read.
         file: the rows' origin, for messages.
+        data_set: their name in a mixture.
 
     Raises:
         ConfigError: a chat template is asked for that the tokenizer lacks, that does not know an argument, or that
@@ -57,7 +61,7 @@ def tokenize_prompts(rows: Sequence[Row], tokenizer: Any, config: DataConfig, fi
             "raise it or set data.overlong_prompts=drop"
         )
     prompts = [
-        Prompt(row=number, token_ids=ids, text=row.prompt, answer=row.answer, columns=row.columns)
+        Prompt(row=number, token_ids=ids, text=row.prompt, answer=row.answer, columns=row.columns, data_set=data_set)
         for number, (ids, row) in enumerate(zip(token_ids, rows, strict=True))
         if number not in overlong
     ]

@@ -28,6 +28,8 @@ class Row:
     """What rewards take by name beside these two, as JSON (see `Prompt.columns`)."""
     place: str = ""
     """File and line, for messages."""
+    data_set: str = ""
+    """Its name in a mixture."""
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,9 @@ class Environment(Protocol):
 
     The same row and actions must lead to the same observations: when another episode takes a process down, those
     beside it are played again in a new one.
+
+    A third coroutine, `close()`, may let go of what an episode holds: it is called after the episode's last call,
+    however it ended, unless its process was killed.
     """
 
     async def reset(self, row: Row) -> Observation | None:

@@ -120,7 +120,7 @@ class _Process:
 
     def forget(self, episode_id: str) -> None:
         if self._pool.active:
-            self._pool.schedule(forget, (episode_id,))
+            self._pool.schedule(forget, (episode_id,), timeout=self._config.time_limit_s + _GRACE_S)
 
     def close(self) -> None:
         self._pool.stop()

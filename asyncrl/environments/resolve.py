@@ -14,23 +14,28 @@ from asyncrl.errors import ConfigError
 
 Rows = list[tuple[str, str]]
 
-REASONING_GYM = "reasoning_gym:"
+ADAPTERS = {
+    "reasoning_gym": ("environments", "reasoning_gym", "asyncrl.environments.adapters.reasoning_gym:ReasoningGym"),
+    "verifiers": ("verifiers", "verifiers.v1", "asyncrl.environments.adapters.verifiers:Verifiers"),
+    "openenv": ("openenv", "openenv.core", "asyncrl.environments.adapters.openenv:OpenEnv"),
+}
+"""What may stand before the colon → the extra and its package, and the class that is given what stands after it."""
+
+_KINDS = "reasoning_gym:TASK, verifiers:TASKSET, openenv:URL"
 
 
 def resolve(name: str) -> Callable[..., Environment]:
     """The class of that name.
 
     Raises:
-        ConfigError: it cannot be imported, or has no coroutines `reset` and `step`; reasoning-gym is not installed.
+        ConfigError: it cannot be imported, has no coroutines `reset` and `step`, or needs a package that is missing.
     """
-    if name.startswith(REASONING_GYM):
-        import_module(
-            "environment.name", name, "reasoning_gym", "install the extra: pip install 'asyncrl[environments]'"
-        )
-        from asyncrl.environments.reasoning_gym import ReasoningGym
-
-        return partial(ReasoningGym, name.removeprefix(REASONING_GYM))
-    found: Callable[..., Environment] = import_attribute("environment.name", name, "class", "reasoning_gym:TASK")
+    kind, _, rest = name.partition(":")
+    if kind in ADAPTERS:
+        extra, package, adapter = ADAPTERS[kind]
+        import_module("environment.name", name, package, f"install the extra: pip install 'asyncrl[{extra}]'")
+        return partial(import_attribute("environment.name", adapter, "class", ""), rest)
+    found: Callable[..., Environment] = import_attribute("environment.name", name, "class", _KINDS)
     for method in ("reset", "step"):
         if not inspect.iscoroutinefunction(getattr(found, method, None)):
             raise ConfigError(f"environment.name: {name!r} needs `async def {method}`; see docs/environments.md")
@@ -68,7 +73,19 @@ def environment_rows(config: EnvironmentConfig, split: Literal["train", "test", 
     rows: Any = getattr(make(config), "rows", None)
     if rows is None:
         raise ConfigError(f"{key}: {config.name} has no method `rows(split, seed)`; name a data file instead")
-    found = rows(split, seed)
-    if not found or not all(isinstance(text, str) and text for row in found for text in row):
-        raise ConfigError(f"{key}: {config.name}.rows must give (prompt, answer) pairs of text, none of them empty")
+    try:
+        found = list(rows(split, seed))
+    except Exception as error:  # a user's method may raise anything
+        raise ConfigError(f"{key}: {config.name}.rows({split!r}, {seed}) failed: {error!r}") from error
+    wrong = [number for number, row in enumerate(found) if not _is_pair(row)]
+    if wrong or not found:
+        what = f"row {wrong[0]} is {found[wrong[0]]!r:.200}" if wrong else "it gave none"
+        raise ConfigError(
+            f"{key}: {config.name}.rows({split!r}, {seed}) must give (prompt, answer) pairs of text, none of them "
+            f"empty; {what}"
+        )
     return [(prompt, answer) for prompt, answer in found]
+
+
+def _is_pair(row: Any) -> bool:
+    return isinstance(row, tuple | list) and len(row) == 2 and all(isinstance(text, str) and text for text in row)

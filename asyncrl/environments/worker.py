@@ -7,6 +7,7 @@ newer than the episode, it makes anew and plays again up to the present call.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import signal
 import time
@@ -20,6 +21,8 @@ from typing import Any, NoReturn
 from asyncrl.config.environment import EnvironmentConfig
 from asyncrl.environments.base import Action, Environment, Observation, Row, Step
 from asyncrl.environments.resolve import make
+
+log = logging.getLogger(__name__)
 
 _MAX_REASON_CHARS = 500
 """Reasons travel to the ledger and the log; an exception's text may hold a whole observation."""
@@ -72,34 +75,42 @@ def start(config: EnvironmentConfig) -> None:
 
 
 def advance(call: Call) -> Answer | EpisodeFailure:
-    """Makes the call; after a failure, and when the episode is done, the environment is gone."""
-    signal.signal(signal.SIGALRM, _on_alarm)  # anew each time: an environment may have set its own
+    """Makes the call; after a failure, and when the episode is done, the environment is closed and gone."""
     try:
-        environment = _episodes.pop(call.episode_id, None)
-        if environment is None:
-            environment = _replay(call)
+        if call.episode_id not in _episodes:
+            with _alarm():
+                _episodes[call.episode_id] = make(_config)
+            _replay(call)
         started = time.perf_counter()
-        step = _next(environment, call.row, call.actions)
+        step = _next(_episodes[call.episode_id], call.row, call.actions)
         elapsed_s = time.perf_counter() - started
-    except _TimeLimitError:
-        return EpisodeFailure(f"took longer than environment.time_limit_s = {_config.time_limit_s:g} s")
+        if step.done:
+            forget(call.episode_id)
     except BaseException as error:  # noqa: BLE001  a user's environment may raise anything, SystemExit included
-        reason = "".join(traceback.format_exception_only(error)).strip()
-        return EpisodeFailure(reason[:_MAX_REASON_CHARS])
-    if not step.done:
-        _episodes[call.episode_id] = environment
+        forget(call.episode_id)
+        return EpisodeFailure(_reason(error))
     return Answer(step, elapsed_s)
 
 
 def forget(episode_id: str) -> None:
-    """Drops an episode that ended before its environment was done."""
-    _episodes.pop(episode_id, None)
+    """Closes and drops an environment. Its episode is over: a `close` that fails is logged, and no more."""
+    close = getattr(_episodes.pop(episode_id, None), "close", None)
+    if close is not None:
+        try:
+            _run(close())
+        except BaseException as error:  # noqa: BLE001  as in `advance`
+            log.warning("environment.name: `close` failed: %s", _reason(error))
 
 
-def _replay(call: Call) -> Environment:
-    """A new environment, in the state in which the call finds it."""
-    with _alarm():
-        environment = make(_config)
+def _reason(error: BaseException) -> str:
+    if isinstance(error, _TimeLimitError):
+        return f"took longer than environment.time_limit_s = {_config.time_limit_s:g} s"
+    return "".join(traceback.format_exception_only(error)).strip()[:_MAX_REASON_CHARS]
+
+
+def _replay(call: Call) -> None:
+    """Brings a new environment into the state in which the call finds it."""
+    environment = _episodes[call.episode_id]
     for number, observed in enumerate(call.observed):
         step = _next(environment, call.row, call.actions[:number])
         if step.done or step.observation != observed:
@@ -107,7 +118,6 @@ def _replay(call: Call) -> Environment:
                 "its process was lost to another episode, and played again it answered otherwise: "
                 "the environment is not deterministic"
             )
-    return environment
 
 
 def _next(environment: Environment, row: Row, actions: list[Action]) -> Step:
@@ -128,6 +138,7 @@ def _run(call: Coroutine[Any, Any, Any]) -> Any:
 
 @contextmanager
 def _alarm() -> Iterator[None]:
+    signal.signal(signal.SIGALRM, _on_alarm)  # anew each time: an environment may have set its own
     signal.setitimer(signal.ITIMER_REAL, _config.time_limit_s)
     try:
         yield

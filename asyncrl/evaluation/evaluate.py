@@ -21,6 +21,7 @@ import pyarrow.parquet
 
 from asyncrl.api.reward_names import with_rewards
 from asyncrl.cluster.environment import environment
+from asyncrl.cluster.interfaces import group_variables
 from asyncrl.cluster.machine import this_node
 from asyncrl.cluster.topology import resolve_device
 from asyncrl.commands.export import export, run_of
@@ -36,6 +37,8 @@ from asyncrl.evaluation.sample import COMPLETIONS_FILE, PROBLEMS_FILE
 from asyncrl.generate.engines.installed import check_engine
 from asyncrl.rewards.functions import resolve
 from asyncrl.run.directory import eval_file, log_file, log_tail, save_config
+from asyncrl.run.plain_text import plain
+from asyncrl.transport.sockets import LOOPBACK
 from asyncrl.types import Prompt
 
 MAX_SHOWN_PROBLEMS = 5
@@ -104,7 +107,7 @@ def _config(
         )
     config = with_rewards(config, rewards)
     for term in config.reward.terms:
-        resolve(term.function)
+        resolve(term)
     device = resolve_device(config, [this_node()])
     check_engine(config.generator.engine, device)
     check(config, device, read_model_shape(config.model.path, config.model.trust_remote_code))
@@ -135,7 +138,7 @@ def _sample(folder: Path, config: Config, prompts: Prompts) -> list[Answer]:
     output.parent.mkdir()
     save_config(folder, replace(config, run=replace(config.run, eval_prompts=None)))
     save_prompts(eval_file(folder), [prompt for _, prompt in prompts])
-    variables = {**os.environ, **environment("generator", config.cluster.device, config)}
+    variables = {**os.environ, **environment("generator", config.cluster.device, config)} | group_variables(LOOPBACK)
     with output.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "asyncrl.evaluation.sample", str(folder)],
@@ -151,7 +154,7 @@ def _sample(folder: Path, config: Config, prompts: Prompts) -> list[Answer]:
     if code != 0:
         raise RunError(f"the engine's process ended with {code}; its last lines:\n{log_tail(folder, 'generator')}")
     for problem in (folder / PROBLEMS_FILE).read_text(encoding="utf-8").splitlines()[:MAX_SHOWN_PROBLEMS]:
-        log.warning(problem)
+        log.warning(plain(problem))
     answers = []
     for row in pyarrow.parquet.read_table(folder / COMPLETIONS_FILE).to_pylist():
         file, prompt = prompts[row.pop("position")]

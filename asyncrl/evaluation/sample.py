@@ -63,7 +63,7 @@ async def _evaluate(evaluation: Evaluation, config: Config) -> dict[int, Group]:
     engine = engine_class(config.generator.engine)(spec, config.generator)
     with ExitStack() as stack:
         stack.callback(engine.shutdown)
-        roll_out = roll_out_of(config, engine, stack)
+        roll_out = roll_out_of(config, engine, stack, judge_file=None)
         await engine.warm_up()
         faulthandler.cancel_dump_traceback_later()
         evaluation.start(version=0)

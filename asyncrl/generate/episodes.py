@@ -26,7 +26,7 @@ from asyncrl.generate.observation_tokens import ObservationTokens
 from asyncrl.generate.rollout import make_group, reasons, sample, sampling_of
 from asyncrl.rewards.worker import RewardFailure, Score
 from asyncrl.transport.messages.rollouts import LeaseGrant
-from asyncrl.types import NO_VERSION, Completion, Group
+from asyncrl.types import NO_VERSION, Completion, Group, row_name
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Episodes:
             raise errors.exceptions[0] from None
         transcripts = [task.result() for task in tasks]
         prompt = transcripts[0].prompt
-        place = f"prompt {grant.index} (row {grant.row})"
+        place = f"prompt {grant.index} ({row_name(grant.row, grant.data_set)})"
         if any(transcript.prompt != prompt for transcript in transcripts):
             raise RunError(f"{place}: its episodes begin differently; `reset` may draw on the row and its seed alone")
         scores = [transcript.score for transcript in transcripts]
@@ -117,7 +117,7 @@ class Episodes:
 
     async def _begin(self, grant: LeaseGrant, episode: Episode) -> list[int]:
         """The prompt."""
-        place = f"prompt {grant.index} (row {grant.row})"
+        place = f"prompt {grant.index} ({row_name(grant.row, grant.data_set)})"
         try:
             observation = await episode.reset()
             prompt = grant.token_ids if observation is None else self._tokens.opening(observation)

@@ -21,9 +21,12 @@ from asyncrl.generate.engines.base import Engine
 from asyncrl.generate.utilization import Utilization
 from asyncrl.transport.messages.publishing import Done, Failed, JoinGroup, LeaveGroup, Stage, Switch
 from asyncrl.transport.messages.schema import AnyMessage
+from asyncrl.transport.sockets import RefusedPeers
 from asyncrl.transport.wire import decode, encode
 
 log = logging.getLogger(__name__)
+
+REFUSED_INTERVAL_S = 1.0
 
 
 class PublishServer:
@@ -36,12 +39,28 @@ class PublishServer:
     def __init__(self, socket: zmq.asyncio.Socket, engine: Engine, timeout_s: float) -> None:
         self._command_limit_s = 2 * timeout_s
         self._socket = socket
+        self._refused = RefusedPeers(socket)
+        self.num_refused = 0
+        """Who came without the run's keys."""
         self._engine = engine
         self.version = -1
         self.activity = Utilization()
         """Told of pauses here, and of leases by the worker."""
         self.served = asyncio.Event()
         """Set once a first version is served."""
+
+    def close(self) -> None:
+        self._refused.close()
+        self._socket.close()
+
+    async def count_refused(self) -> None:
+        """Says in the log how many came without the run's keys."""
+        while True:
+            await asyncio.sleep(REFUSED_INTERVAL_S)
+            num_refused = self._refused.count()
+            self.num_refused += num_refused
+            if num_refused:
+                log.error("refused %d connections from peers without the run's keys", num_refused)
 
     async def run(self) -> None:
         while True:

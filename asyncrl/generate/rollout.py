@@ -12,7 +12,7 @@ from asyncrl.errors import RunError
 from asyncrl.generate.engines.base import Engine, Sampling
 from asyncrl.rewards.worker import RewardFailure, Score
 from asyncrl.transport.messages.rollouts import LeaseGrant
-from asyncrl.types import Completion, Group
+from asyncrl.types import Completion, Group, row_name
 
 RollOut = Callable[[LeaseGrant], Awaitable[tuple[Group, list[str]]]]
 """From a lease to its group, and the reason of each completion that could not be scored (its reward is NaN).
@@ -68,7 +68,7 @@ async def sample(
         RunError: one is missing, empty or has a logprob that is not finite.
     """
     completions = await engine.sample(request_id, token_ids, sampling)
-    place = f"prompt {grant.index} (row {grant.row})"
+    place = f"prompt {grant.index} ({row_name(grant.row, grant.data_set)})"
     if len(completions) != sampling.num_samples:
         raise RunError(f"{place}: {len(completions)} completions instead of {sampling.num_samples}")
     for position, completion in enumerate(completions):
@@ -93,6 +93,7 @@ def make_group(grant: LeaseGrant, completions: Sequence[Completion], scores: Seq
         truncated=np.asarray([completion.finish_reason == "length" for completion in completions], np.bool_),
         sample_text=f"{grant.text}{completions[0].text}",
         term_means=_term_means([score for score in scores if isinstance(score, Score)]),
+        data_set=grant.data_set,
     )
 
 

@@ -26,6 +26,7 @@ from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseFail
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import Handshakes
 from asyncrl.transport.wire import Frame, decode, encode, group_to_wire
+from asyncrl.types import row_name
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,14 @@ class GeneratorWorker:
         await self._say_hello()
         self._link.ready()
         self._link.phase("waiting for weights")
-        loops = [self._publish_server.run(), self._receive(), self._report(), self._reconnect(), self._until_stopped()]
+        loops = [
+            self._publish_server.run(),
+            self._publish_server.count_refused(),
+            self._receive(),
+            self._report(),
+            self._reconnect(),
+            self._until_stopped(),
+        ]
         tasks = [asyncio.create_task(loop) for loop in loops]
         done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
@@ -136,7 +144,8 @@ class GeneratorWorker:
             self._activity.lease_ends(num_tokens)
         if unscored:
             self._link.note(
-                f"row {grant.row}: {len(unscored)} of {group.size} completions without a reward: {unscored[0]}"
+                f"{row_name(grant.row, grant.data_set)}: {len(unscored)} of {group.size} completions without a reward: "
+                f"{unscored[0]}"
             )
         header, frames = group_to_wire(group)
         await self._send(grant.lease_id, encode(GroupDone(grant.lease_id, header), frames))

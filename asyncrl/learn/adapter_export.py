@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from asyncrl.config.lora import LoraConfig
 from asyncrl.config.schema import ModelConfig
+from asyncrl.errors import DataError
 from asyncrl.learn.checkpoint import read_weights, write_hf
 from asyncrl.learn.policy.adapter import NAME, add_adapter, merged_parameters
-from asyncrl.learn.policy.model import load_causal_lm, load_causal_lm_config
+from asyncrl.learn.policy.model import load_causal_lm_config
 
 
 def export_adapter(directory: Path, model: ModelConfig, lora: LoraConfig, out: Path) -> None:
@@ -47,8 +48,13 @@ def export_merged(directory: Path, model: ModelConfig, lora: LoraConfig, out: Pa
 
 def _trained(directory: Path, model: ModelConfig, lora: LoraConfig) -> tuple[PreTrainedModel, Any]:
     """The model, float32, with the checkpoint's adapter; and peft's configuration."""
-    hf = load_causal_lm(model, "cpu", torch.float32)
-    config = add_adapter(hf, lora, seed=0)
+    try:
+        hf = AutoModelForCausalLM.from_pretrained(
+            model.path, dtype=torch.float32, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"model.path={model.path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    config = add_adapter(hf, lora)
     adapter = {name: parameter.data for name, parameter in hf.named_parameters() if parameter.requires_grad}
     read_weights(directory, {"model": adapter})
     return hf, config

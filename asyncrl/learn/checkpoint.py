@@ -169,8 +169,12 @@ def _apart(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _tensors(learner: Learner) -> dict[str, Any]:
     """Model, optimizer, EMA reference by Hugging Face parameter names, which do not depend on the number of ranks."""
-    model, optimizer = get_state_dict(learner.policy.hf, learner.optimizer, options=_TRAINED)
-    tensors = {"model": model, "optimizer": optimizer}
+    hf = learner.policy.hf
+    model, optimizer = get_state_dict(hf, learner.optimizer, options=_TRAINED)
+    # A frozen head that is tied to the embedding stays in, under its second name.
+    frozen = {name for name, value in hf.named_parameters(remove_duplicate=False) if not value.requires_grad}
+    trained = {name: value for name, value in model.items() if name not in frozen}
+    tensors = {"model": trained, "optimizer": optimizer}
     if isinstance(learner.reference, PolicyModel) and learner.config.algorithm.reference == "ema":
         tensors["reference"] = get_model_state_dict(learner.reference.hf)
     return tensors

@@ -28,6 +28,7 @@ from asyncrl.learn.publish_thread import PublishThread
 from asyncrl.learn.publisher import Publisher
 from asyncrl.learn.update.step import Learner
 from asyncrl.learn.version_tensors import VersionTensors
+from asyncrl.publish.groups.members import require_members
 from asyncrl.replay.client import ReplayClient
 from asyncrl.run.metrics import Row
 from asyncrl.run.trainer_state import TrainerState, checkpoint_dir
@@ -47,12 +48,18 @@ def init_ranks(rank: int, world_size: int, rendezvous: str, on_gpu: bool, step_t
     Args:
         rendezvous: a file of this group alone, which every rank sees. There is no store on a port: torch's answers
             whoever connects.
+
+    Raises:
+        RuntimeError: somebody else has taken a rank's place, or one did not come in time.
     """
     timeout = timedelta(seconds=3 * step_timeout_s + RANK_MARGIN_S)
     store = dist.FileStore(rendezvous, world_size)
     store.set_timeout(timeout)
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    group = dist.group.WORLD
+    assert group is not None
+    require_members(group, store, rank, world_size)
 
 
 class LearnerWorker:

@@ -6,6 +6,8 @@ batches again. So it retraces its steps, and a version number means the same pol
 
 from __future__ import annotations
 
+import heapq
+
 from asyncrl.errors import RunError
 from asyncrl.ledger.records import LedgerSnapshot, PromptRecord, Stragglers
 
@@ -15,18 +17,22 @@ class BatchAssembly:
 
     Args:
         batch_size: B.
-        stragglers: wait = batches in admission order; else in order of completion.
+        stragglers: wait and window = batches in admission order; else in order of completion.
         snapshot: where to continue.
+        window: with stragglers=window, how many prompts may be trained before one that was drawn before them.
     """
 
-    def __init__(self, batch_size: int, stragglers: Stragglers, snapshot: LedgerSnapshot) -> None:
+    def __init__(self, batch_size: int, stragglers: Stragglers, snapshot: LedgerSnapshot, window: int = 0) -> None:
         self._batch_size = batch_size
-        self._in_order = stragglers == "wait"
+        self._in_order = stragglers in ("wait", "window")
+        self._window = window if stragglers == "window" else 0
         self.next_step = snapshot.next_step
         """The first step whose batch has not been taken."""
         self.low = snapshot.next_index
         """Every index below has ended."""
         self._ended_above = set(snapshot.ended)
+        self._placed_above = set(snapshot.placed)
+        """Those of them that are in a batch."""
         self.queued: dict[int, int] = {}
         """Index → the version that sampled its oldest token, in order of completion."""
         self._num_queued_ever = 0
@@ -64,6 +70,7 @@ class BatchAssembly:
         self._ended_above.add(index)
         while self.low in self._ended_above:
             self._ended_above.remove(self.low)
+            self._placed_above.discard(self.low)
             self.low += 1
 
     def kept(self, step: int) -> list[int] | None:
@@ -84,6 +91,7 @@ class BatchAssembly:
             return None
         step = self.next_step
         records = [PromptRecord(index, "batched", step=step, first_version=self.queued.pop(index)) for index in ready]
+        self._placed_above |= {index for index in ready if index >= self.low}
         for index in ready:
             self.mark_ended(index)
         self._taken[step] = ready
@@ -105,4 +113,10 @@ class BatchAssembly:
             if index in self.queued:
                 ready.append(index)
             index += 1
-        return ready
+        missing = self._batch_size - len(ready)
+        if missing == 0 or self._window == 0:
+            return ready
+        # `index` is the oldest prompt that has not come back, so no other is overtaken by as many.
+        num_before = sum(placed > index for placed in self._placed_above)
+        may_overtake = heapq.nsmallest(missing, (queued for queued in self.queued if queued > index))
+        return [*ready, *may_overtake[: max(0, self._window - num_before)]]

@@ -5,16 +5,23 @@ from __future__ import annotations
 from typing import cast
 
 from asyncrl.config.schema import Config, ReplayConfig
+from asyncrl.ledger.curriculum import Curriculum
 from asyncrl.ledger.ledger import Ledger
 from asyncrl.ledger.records import LedgerSnapshot, Stragglers
 from asyncrl.ledger.staleness_controller import StalenessController
 
 
-def ledger_of(config: Config, num_steps: int, snapshot: LedgerSnapshot | None = None, now_s: float = 0.0) -> Ledger:
+def ledger_of(
+    config: Config,
+    num_steps: int,
+    snapshot: LedgerSnapshot | None = None,
+    now_s: float = 0.0,
+    curriculum: Curriculum | None = None,
+) -> Ledger:
     """
     Args:
         config: a checked configuration.
-        num_steps, snapshot, now_s: as `Ledger` takes them.
+        num_steps, snapshot, now_s, curriculum: as `Ledger` takes them.
     """
     refills = config.algorithm.zero_variance == "refill"
     return Ledger(
@@ -22,9 +29,11 @@ def ledger_of(config: Config, num_steps: int, snapshot: LedgerSnapshot | None = 
         max_staleness=config.replay.max_staleness,
         num_steps=num_steps,
         stragglers=cast(Stragglers, config.replay.stragglers),
+        window=config.replay.window,
         lease_timeout_s=config.replay.lease_timeout_s,
         max_attempts=config.replay.max_lease_attempts,
         max_refill_prompts=config.algorithm.max_refill_batches * config.learner.batch_size if refills else 0,
+        curriculum=curriculum,
         snapshot=snapshot,
         now_s=now_s,
     )

@@ -1,7 +1,8 @@
 """The ledger: every prompt's life, and when the next one may be drawn. Pure: no clock, no sockets, no threads.
 
-    drawn ──▶ leased ──▶ queued ──▶ batched ──▶ trained     (each prompt ends exactly once: trained, filtered or
-      ▲          │  │                                                                                   quarantined)
+    drawn ──▶ leased ──▶ queued ──▶ batched ──▶ trained     (each prompt ends exactly once: trained, filtered,
+      ▲ │        │  │                                                                     skipped or quarantined)
+      │ └──▶ skipped by the curriculum, so another prompt takes its place
       │          │  └──▶ filtered: its rewards are all equal, so another prompt takes its place
       └─ waiting ┤ failed, expired or released
                  └──▶ quarantined, after `max_attempts` failures; a death of its generator counts as one
@@ -13,16 +14,21 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Literal
 
 from asyncrl.errors import RunError
 from asyncrl.ledger.batch_assembly import BatchAssembly
+from asyncrl.ledger.curriculum import Curriculum
 from asyncrl.ledger.leases import LeaseTable
 from asyncrl.ledger.records import LeaseRecord, LedgerSnapshot, PromptRecord, Stragglers
 from asyncrl.ledger.staleness_bound import admission_limit
 
 Failure = Literal["retried", "quarantined"]
 Completion = Literal["queued", "filtered"]
+
+MAX_SKIPPED_BATCHES = 10
+"""What a curriculum skips for one prompt that is drawn is one transaction."""
 
 
 class Ledger:
@@ -33,11 +39,13 @@ class Ledger:
         max_staleness: η; `eta` may be set lower later.
         num_steps: the run's length; num_steps·B prompts are drawn, and replacements of those filtered and quarantined.
         stragglers: what happens to prompts that come back late, see `records.Stragglers`.
+        window: with stragglers=window, how many prompts may be trained before one that was drawn before them.
         lease_timeout_s: a lease not answered by then is taken back.
         max_attempts: failures (or expired leases) after which a prompt is quarantined.
         max_refill_prompts: after each batch, this many of the prompts drawn next are filtered if their rewards are all
             equal. Counted by admission index, not by time, so that at η = 0 it does not depend on who answers first.
             0 = none is filtered.
+        curriculum: says which draws are skipped; None = none.
         snapshot: where an earlier ledger stood; this one continues there.
         now_s: the leases of `snapshot` start over at this time.
     """
@@ -49,9 +57,11 @@ class Ledger:
         max_staleness: int,
         num_steps: int,
         stragglers: Stragglers,
+        window: int = 0,
         lease_timeout_s: float,
         max_attempts: int,
         max_refill_prompts: int = 0,
+        curriculum: Curriculum | None = None,
         snapshot: LedgerSnapshot | None = None,
         now_s: float = 0.0,
     ) -> None:
@@ -59,6 +69,8 @@ class Ledger:
         self._batch_size = batch_size
         self._max_staleness = max_staleness
         self._requeues = stragglers == "requeue"
+        self._window = window if stragglers == "window" else 0
+        self._curriculum = curriculum
         self.eta = max_staleness if snapshot.eta is None else min(snapshot.eta, max_staleness)
         """η of the prompts drawn from now on. Lowered, it closes admission until the version has caught up."""
         self._num_steps = num_steps
@@ -69,10 +81,11 @@ class Ledger:
         """None: admission is closed until the first publish."""
         self._leases = LeaseTable(lease_timeout_s, snapshot.next_lease_id)
         self._drawn_to = snapshot.drawn_to  # every index below has been drawn
-        self._batches = BatchAssembly(batch_size, stragglers, snapshot)
+        self._batches = BatchAssembly(batch_size, stragglers, snapshot, window)
         self.quarantined: dict[int, str] = {}
         self.num_filtered = snapshot.num_filtered
         self.num_requeued = snapshot.num_requeued
+        self.num_skipped = snapshot.num_skipped
         self._changes: dict[int, PromptRecord] = {}
         for record in snapshot.records:
             self._leases.restore(record, now_s)
@@ -95,6 +108,7 @@ class Ledger:
             "drawn_to": self._drawn_to,
             "num_filtered": self.num_filtered,
             "num_requeued": self.num_requeued,
+            "num_skipped": self.num_skipped,
             "next_lease_id": self._leases.next_lease_id,
             "eta": self.eta,
             "refill_end": self._refill_end,
@@ -126,37 +140,58 @@ class Ledger:
             return waiting
         if not self._may_draw():
             return None
+        if self._curriculum is not None:
+            self._skip_draws(self._curriculum)
+            self._curriculum.drawn(self._drawn_to)
         self._drawn_to += 1
         return self._drawn_to - 1
+
+    def _skip_draws(self, curriculum: Curriculum) -> None:
+        """Passes over what the curriculum skips, MAX_SKIPPED_BATCHES batches of it at most for one prompt drawn."""
+        for _ in range(MAX_SKIPPED_BATCHES * self._batch_size):
+            index = self._drawn_to
+            if not curriculum.skips(index):
+                return
+            curriculum.skipped(index)
+            self.num_skipped += 1
+            self._note(PromptRecord(index, "skipped"))
+            self._drawn_to += 1
+            self._batches.mark_ended(index)
 
     def _may_draw(self) -> bool:
         if self.served_version is None:
             return False
-        limit = admission_limit(self.served_version, self.eta, self._batch_size)
+        limit = admission_limit(self.served_version, self.eta, self._batch_size, self._window)
         num_in_play = self._leases.num_open + len(self._batches.queued)
         return self._batches.num_taken + num_in_play < min(limit, self._num_steps * self._batch_size)
 
     # ── how a lease ends ──
 
-    def complete(self, lease_id: int, first_version: int, rewards_differ: bool = True) -> Completion | None:
+    def complete(
+        self, lease_id: int, first_version: int, rewards_differ: bool = True, solved: float | None = None
+    ) -> Completion | None:
         """A group came back. None: its prompt has ended or was answered under another lease.
 
         A late answer to an expired lease counts while its prompt is still open.
 
         Args:
             first_version: the version that sampled the group's oldest token.
+            solved: share of its scored completions that are correct; None = none was scored.
         """
         lease = self._leases.answer(lease_id)
         if lease is None or not self._leases.is_open(lease.index):
             return None
         self._leases.close(lease.index)
-        if not rewards_differ and self._max_refill_prompts and lease.index < self._refill_end:
+        is_filtered = not rewards_differ and self._max_refill_prompts > 0 and lease.index < self._refill_end
+        if self._curriculum is not None and solved is not None:
+            self._curriculum.visited(lease.index, solved, is_filtered)
+        if is_filtered:
             self.num_filtered += 1
-            self._note(PromptRecord(lease.index, "filtered"))
+            self._note(PromptRecord(lease.index, "filtered", step=self.next_step, solved=solved))
             self._end(lease.index)
             return "filtered"
         self._leases.forget_failures(lease.index)
-        self._note(self._batches.put(lease.index, first_version))
+        self._note(replace(self._batches.put(lease.index, first_version), solved=solved))
         return "queued"
 
     def fail(self, lease_id: int, reason: str) -> Failure | None:
@@ -236,6 +271,8 @@ class Ledger:
             return None
         for record in taken:
             self._note(record)
+        if self._curriculum is not None:
+            self._curriculum.step_taken(record.index for record in taken)
         self._refill_end = self._drawn_to + self._max_refill_prompts
         return [record.index for record in taken]
 

@@ -28,7 +28,7 @@ from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.messages.rollouts import GroupHeader
 from asyncrl.transport.wire import Frame, sampled_versions
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL", "off": "OFF"}
 """replay.durability → SQLite's pragma. Each of them survives a killed process; full survives a loss of power too."""
 
@@ -36,14 +36,16 @@ _SCHEMA = """
 CREATE TABLE prompts (
   idx INTEGER PRIMARY KEY,            -- admission index: 0, 1, 2, … as drawn
   data_row INTEGER,                   -- row of the prompt data; null until it has come back
-  state TEXT NOT NULL,                -- leased, waiting, queued, batched, trained, filtered or quarantined
+  state TEXT NOT NULL,                -- leased, waiting, queued, batched, trained, filtered, quarantined or skipped
   num_failures INTEGER NOT NULL,
   generator TEXT, lease_id INTEGER,   -- while leased
   place INTEGER,                      -- in order of completion, while queued
   step INTEGER,                       -- of its batch
   reason TEXT,                        -- why quarantined
   num_tokens INTEGER, reward_mean REAL, num_correct INTEGER, first_version INTEGER, last_version INTEGER,
-  changed_s REAL NOT NULL             -- Unix time of the last change
+  changed_s REAL NOT NULL,            -- Unix time of the last change
+  data_set TEXT,                      -- of a mixture; null until it has come back
+  solved REAL                         -- share of its scored completions that are correct
 );
 CREATE INDEX prompts_by_state ON prompts (state);
 CREATE TABLE groups (
@@ -57,16 +59,22 @@ CREATE TABLE generators (
 CREATE TABLE sessions (id INTEGER PRIMARY KEY, started_s REAL NOT NULL, began_anew INTEGER NOT NULL);
 """
 
+_FROM_VERSION_1 = "ALTER TABLE prompts ADD COLUMN data_set TEXT; ALTER TABLE prompts ADD COLUMN solved REAL;"
+
 _UPSERT = """
-INSERT INTO prompts (idx, state, num_failures, generator, lease_id, place, step, reason, first_version, changed_s)
-VALUES (:index, :state, :num_failures, :generator, :lease_id, :place, :step, :reason, :first_version, :changed_s)
+INSERT INTO prompts
+  (idx, state, num_failures, generator, lease_id, place, step, reason, first_version, changed_s, solved)
+VALUES
+  (:index, :state, :num_failures, :generator, :lease_id, :place, :step, :reason, :first_version, :changed_s, :solved)
 ON CONFLICT (idx) DO UPDATE SET
   state = :state, num_failures = :num_failures, generator = :generator, lease_id = :lease_id, place = :place,
-  step = :step, reason = :reason, first_version = coalesce(:first_version, first_version), changed_s = :changed_s
+  step = :step, reason = :reason, first_version = coalesce(:first_version, first_version), changed_s = :changed_s,
+  solved = coalesce(:solved, solved)
 """
 
 _OUTCOME = """
-UPDATE prompts SET data_row = ?, num_tokens = ?, reward_mean = ?, num_correct = ?, last_version = ?
+UPDATE prompts SET
+  data_row = ?, data_set = nullif(?, ''), num_tokens = ?, reward_mean = ?, num_correct = ?, last_version = ?
 WHERE idx = ?
 """
 
@@ -118,8 +126,9 @@ class LedgerStore:
             self._db.execute(f"PRAGMA synchronous={SYNCHRONOUS[durability]}")
             path.chmod(0o600)
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+            if version < SCHEMA_VERSION:
+                changes = _SCHEMA if version == 0 else _FROM_VERSION_1
+                self._db.executescript(f"BEGIN; {changes} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
             elif version != SCHEMA_VERSION:
                 raise DataError(f"{path} is of version {version}; this asyncrl reads version {SCHEMA_VERSION}")
         except sqlite3.OperationalError as error:
@@ -198,8 +207,14 @@ class LedgerStore:
         ended = self._db.execute(
             "SELECT idx FROM prompts WHERE idx > ? AND state NOT IN ('leased', 'waiting', 'queued')", (low,)
         )
+        placed = self._db.execute("SELECT idx FROM prompts WHERE idx > ? AND state IN ('batched', 'trained')", (low,))
         known = {name: counters[name] for name in LedgerSnapshot.__dataclass_fields__ if name in counters}
-        return LedgerSnapshot(**known, records=records, ended=[index for (index,) in ended])
+        return LedgerSnapshot(**known, records=records, ended=[i for (i,) in ended], placed=[i for (i,) in placed])
+
+    def history(self) -> list[PromptRecord]:
+        """Every prompt that was drawn, by index, for a `Curriculum`: state, step and share solved alone."""
+        rows = self._db.execute("SELECT idx, state, step, solved FROM prompts ORDER BY idx")
+        return [PromptRecord(index, state, step=step, solved=solved) for index, state, step, solved in rows]
 
     def counters(self) -> dict[str, int]:
         return dict(self._db.execute("SELECT name, value FROM counters"))
@@ -247,9 +262,17 @@ class LedgerStore:
         )
 
 
-def _outcome(index: int, group: StoredGroup) -> tuple[float | int | None, ...]:
+def _outcome(index: int, group: StoredGroup) -> tuple[float | int | str | None, ...]:
     header, versions = group.header, sampled_versions(group.header, group.frames)
     rewards = np.asarray(header.rewards)
     valid = rewards[~np.isnan(rewards)]
     reward_mean = float(valid.mean()) if len(valid) else None
-    return header.row, sum(header.lengths), reward_mean, sum(header.correct), int(versions.max()), index
+    return (
+        header.row,
+        header.data_set,
+        sum(header.lengths),
+        reward_mean,
+        sum(header.correct),
+        int(versions.max()),
+        index,
+    )

@@ -55,7 +55,6 @@ KEPT = -2
 class JoinInfo:
     """What a worker needs to join."""
 
-    master_address: str
     store_file: str
     rank_offset: int
     """Publish rank of the generator's first worker."""
@@ -157,7 +156,7 @@ class Receiver:
 
     def _join(self, info: JoinInfo) -> Group:
         worker = info.rank_offset + self._part
-        rendezvous = Rendezvous(info.master_address, info.store_file, info.timeout_s)
+        rendezvous = Rendezvous(info.store_file, info.timeout_s)
         rendezvous.announce(worker, self._slices)
         if not info.sliced:
             name, rank, num_workers = group_name(0), worker, info.num_workers

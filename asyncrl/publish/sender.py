@@ -121,9 +121,8 @@ class Sender:
         self._served: Tensors | None = None
         """What every worker has, once a transfer has succeeded."""
         store_file = new_store_file(network.rendezvous_dir)
-        rendezvous = Rendezvous(network.host, store_file, config.timeout_s)
+        rendezvous = Rendezvous(store_file, config.timeout_s)
         info = JoinInfo(
-            master_address=network.host,
             store_file=store_file,
             rank_offset=1,
             num_workers=len(client.workers),

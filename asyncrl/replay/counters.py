@@ -7,6 +7,7 @@ import numpy as np
 from asyncrl.errors import FinalError
 from asyncrl.ledger.ledger import Ledger
 from asyncrl.transport.messages.rollouts import GroupHeader
+from asyncrl.types import row_name
 
 
 class ReplayCounters:
@@ -32,9 +33,9 @@ class ReplayCounters:
         self.num_unscored += int(np.isnan(header.rewards).sum())
         if self.num_unscored > self._max_failures:
             raise FinalError(
-                f"the reward function failed on {self.num_unscored} completions, "
-                f"reward.max_failures={self._max_failures}; the last for row {header.row}; the generators' logs give "
-                "each reason"
+                f"the reward function failed on {self.num_unscored} completions, reward.max_failures="
+                f"{self._max_failures}; the last for {row_name(header.row, header.data_set)}; the generators' logs "
+                "give each reason"
             )
 
     def metrics(self, ledger: Ledger) -> dict[str, float]:
@@ -44,6 +45,7 @@ class ReplayCounters:
             "queue/leased": float(ledger.num_leased),
             "queue/filtered": float(ledger.num_filtered),
             "queue/requeued": float(ledger.num_requeued),
+            "queue/skipped": float(ledger.num_skipped),
             "queue/quarantined": float(len(ledger.quarantined)),
             "queue/unscored_completions": float(self.num_unscored),
             "queue/messages_refused": float(self.num_refused),

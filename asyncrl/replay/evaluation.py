@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from asyncrl.config.schema import Config
 from asyncrl.transport.messages.rollouts import GroupHeader, LeaseGrant
-from asyncrl.types import Prompt
+from asyncrl.types import Prompt, first_of_each
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Evaluation:
     """
 
     def __init__(self, prompts: Sequence[Prompt], config: Config, first_lease_id: int = -1) -> None:
-        self._prompts = prompts[: config.run.eval_prompts]
+        self._prompts = first_of_each(prompts, config.run.eval_prompts)
         self._config = config
         self.version: int | None = None
         """The version that is being evaluated; None = no evaluation is in progress."""
@@ -80,6 +80,7 @@ class Evaluation:
             text=prompt.text,
             answer=prompt.answer,
             columns=prompt.columns,
+            data_set=prompt.data_set,
             num_samples=self._config.run.eval_samples,
             temperature=self._config.run.eval_temperature,
             seed=position,
@@ -139,6 +140,9 @@ class Evaluation:
             "eval/version": float(version),
             "eval/num_versions": float(len(self._versions)),
         }
+        for name in sorted({header.data_set for header in headers} - {""}):
+            of_set = [header for header in headers if header.data_set == name]
+            metrics[f"eval/data/{name}/accuracy"] = _mean([correct for header in of_set for correct in header.correct])
         if self._config.run.eval_samples > 1:
             metrics[f"eval/pass@{self._config.run.eval_samples}"] = _mean([any(header.correct) for header in headers])
         return EvaluationResult(version, metrics, headers[0].sample_text if headers else "")

@@ -9,7 +9,7 @@ from asyncrl.errors import FinalError
 from asyncrl.ledger.ledger import Failure, Ledger
 from asyncrl.ledger.records import LeaseRecord
 from asyncrl.transport.control_link import ControlLink
-from asyncrl.types import Prompt
+from asyncrl.types import Prompt, row_name
 
 
 class FailedPrompts:
@@ -32,13 +32,12 @@ class FailedPrompts:
         Raises:
             FinalError: more prompts are quarantined than replay.max_quarantined.
         """
-        row = self._draw(index).row
-        self._link.note(f"prompt {index} (row {row}) {outcome}: {reason}")
+        name = self._name(index)
+        self._link.note(f"prompt {index} ({name}) {outcome}: {reason}")
         num_quarantined, limit = len(self._ledger.quarantined), self._config.replay.max_quarantined
         if num_quarantined > limit:
             raise FinalError(
-                f"{num_quarantined} prompts are quarantined, replay.max_quarantined={limit}; "
-                f"the last, row {row}: {reason}"
+                f"{num_quarantined} prompts are quarantined, replay.max_quarantined={limit}; the last, {name}: {reason}"
             )
 
     def generator_gone(self, name: str, reason: str, lost: list[tuple[LeaseRecord, Failure]]) -> None:
@@ -59,8 +58,12 @@ class FailedPrompts:
             return
         self._refill_ran_out = True
         self._link.note(
-            f"prompt {index} (row {self._draw(index).row}) has equal rewards and yet a place in a batch: its step has "
+            f"prompt {index} ({self._name(index)}) has equal rewards and yet a place in a batch: its step has "
             f"looked through {self._config.algorithm.max_refill_batches} batches of prompts "
             "(algorithm.max_refill_batches); how many groups of each batch are like that is in "
             "reward/zero_variance_fraction"
         )
+
+    def _name(self, index: int) -> str:
+        prompt = self._draw(index)
+        return row_name(prompt.row, prompt.data_set)

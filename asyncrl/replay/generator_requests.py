@@ -5,6 +5,7 @@ A generator may repeat an answer after an interrupted connection. The ledger dro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from asyncrl.config.schema import Config
@@ -19,7 +20,7 @@ from asyncrl.replay.failed_prompts import FailedPrompts
 from asyncrl.replay.membership import Membership
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages.learning import Member
-from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
+from asyncrl.transport.messages.rollouts import Ack, GroupDone, GroupHeader, Hello, LeaseFailed, LeaseGrant, Serving
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.wire import Frame, check_group, sampled_versions
 from asyncrl.types import Prompt
@@ -135,7 +136,7 @@ class GeneratorRequests:
         if index != header.index:
             raise WireError(f"lease {lease_id} is for prompt {index}, the group is of prompt {header.index}")
         lacks_signal = self._refills and not rewards_differ(header.rewards)
-        outcome = self._ledger.complete(lease_id, int(versions.min()), not lacks_signal)
+        outcome = self._ledger.complete(lease_id, int(versions.min()), not lacks_signal, _solved(header))
         if outcome is not None:
             self._counters.count_unscored(header)
         if outcome == "queued":
@@ -158,6 +159,12 @@ class GeneratorRequests:
         return None if lease is None else train_grant(lease, self._draw(lease.index), self._config)
 
 
+def _solved(header: GroupHeader) -> float | None:
+    """Share of the scored completions that are correct; None of none."""
+    scored = [correct for correct, reward in zip(header.correct, header.rewards, strict=True) if not math.isnan(reward)]
+    return sum(scored) / len(scored) if scored else None
+
+
 def train_grant(lease: LeaseRecord, prompt: Prompt, config: Config) -> LeaseGrant:
     """`prompt`, drawn as the lease's admission index, to be sampled as the config says."""
     return LeaseGrant(
@@ -169,6 +176,7 @@ def train_grant(lease: LeaseRecord, prompt: Prompt, config: Config) -> LeaseGran
         text=prompt.text,
         answer=prompt.answer,
         columns=prompt.columns,
+        data_set=prompt.data_set,
         num_samples=config.algorithm.group_size,
         temperature=config.generator.temperature,
         seed=_sampling_seed(config.run.seed, lease.index),

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
+from asyncrl.config.schema import RewardTerm
 from asyncrl.config.user_code import import_attribute, import_module
+from asyncrl.errors import ConfigError
+from asyncrl.rewards.code import CODE, Code
 from asyncrl.rewards.final_answer import ends_in_final_answer, final_number
+from asyncrl.rewards.judge_config import JUDGE, judge_config, prompt_parameters
 from asyncrl.rewards.math_answer import equals_reference
 from asyncrl.rewards.reward import Reward, reward_of
+from asyncrl.rewards.sandbox.run import check_sandbox
 
 
 def numeric(completion: str, answer: str) -> float:
@@ -59,26 +65,58 @@ def math(completion: str, answer: str) -> float:
     return float(equals_reference(completion, answer))
 
 
+def code(completion: str, answer: Any) -> float:
+    """1.0 if the completion's Python program does what the answer says, in a sandbox; else 0.0 (`rewards/code.py`)."""
+    return Code()(completion, answer)
+
+
 BUILT_IN: dict[str, Callable[..., float]] = {
     "numeric": numeric,
     "math": math,
     "format": format_score,
     "shaped_numeric": shaped_numeric,
+    CODE: code,
 }
 
 
-def resolve(name: str) -> Reward:
+def resolve(term: RewardTerm) -> Reward:
     """The built-in reward of that name, `module:function` or `path/to/file.py:function`.
 
     Raises:
         ConfigError: unknown name, module or file that does not import, attribute that is missing or not callable, a
-            signature that cannot be served, or `math` without math-verify.
+            signature that cannot be served, arguments that are refused, or `math` without math-verify.
     """
+    name = term.function
+    if name == JUDGE:
+        return Reward(name, _asked_elsewhere, prompt_parameters(judge_config(term.args)))
+    if name == CODE:
+        return reward_of(name, _code(term.args))
+    if name in BUILT_IN and term.args:
+        raise ConfigError(f"reward.terms: {name!r} takes no args; {JUDGE}, {CODE} and classes of your own do")
     if name == "math":
         import_module("reward.terms", name, "math_verify", "install the extra: pip install 'asyncrl[math]'")
     if name in BUILT_IN:
         return reward_of(name, BUILT_IN[name])
-    return reward_of(name, import_attribute("reward.terms", name, "function", ", ".join(BUILT_IN)))
+    found = import_attribute("reward.terms", name, "function", ", ".join([*BUILT_IN, JUDGE]))
+    if term.args:
+        try:
+            found = found(**term.args)
+        except Exception as error:  # a user's class may raise anything
+            raise ConfigError(f"reward.terms: {name!r} with args={term.args} failed: {error!r}") from error
+    return reward_of(name, found)
+
+
+def _code(args: dict[str, Any]) -> Code:
+    try:
+        found = Code(**args)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"reward.terms: {CODE}: args: {error}; they are in docs/rewards.md") from error
+    check_sandbox(found.limits.isolated)
+    return found
+
+
+def _asked_elsewhere() -> float:
+    raise AssertionError("a judge is asked by the pool, not in a reward process")
 
 
 def _reference(answer: str) -> Fraction:

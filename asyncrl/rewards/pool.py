@@ -15,12 +15,16 @@ import asyncio
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
 
 from asyncrl.config.schema import RewardTerm
 from asyncrl.rewards.functions import BUILT_IN, resolve
-from asyncrl.rewards.sample import Question, Sample
+from asyncrl.rewards.judge import Judge, JudgeError
+from asyncrl.rewards.judge_config import JUDGE, judge_config
+from asyncrl.rewards.judge_store import JudgeStore
+from asyncrl.rewards.sample import Question, Sample, sample_values
 from asyncrl.rewards.worker import RewardFailure, Score, score_some, start
 
 _GRACE_S = 1.0
@@ -35,17 +39,26 @@ LARGEST_REWARD = 3.4028234663852886e38
 class RewardPool:
     """`num_workers` processes that score groups; safe to share between the tasks of one event loop."""
 
-    def __init__(self, terms: Sequence[RewardTerm], num_workers: int, time_limit_s: float) -> None:
+    def __init__(
+        self, terms: Sequence[RewardTerm], num_workers: int, time_limit_s: float, judge_file: Path | None = None
+    ) -> None:
         """Checks the terms; the processes start with the first group.
+
+        Args:
+            judge_file: where replies of a judge are kept; None = in memory.
 
         Raises:
             ConfigError: a term's function cannot be resolved.
         """
         for term in terms:
-            resolve(term.function)
-        self._names = [term.function for term in terms]
+            resolve(term)
         self._weights = [term.weight for term in terms]
-        self._labels = _labels(self._names)
+        self._labels = _labels([term.function for term in terms])
+        self._functions = [term for term in terms if term.function != JUDGE]
+        judges = {place: judge_config(term.args) for place, term in enumerate(terms) if term.function == JUDGE}
+        store = JudgeStore(judge_file) if judges else None
+        self._judges = {place: Judge(config, store) for place, config in judges.items() if store is not None}
+        """By their place among the terms."""
         self._num_workers = num_workers
         self._time_limit_s = time_limit_s
         self._pool = self._new_pool()
@@ -69,7 +82,45 @@ class RewardPool:
         """
         question = Question(prompt, answer, columns)
         samples = [Sample(text, ids) for text, ids in zip(completions, tokens or [()] * len(completions), strict=True)]
-        every_term = range(len(self._names))
+        by_functions, by_judges = await asyncio.gather(
+            self._score_by_functions(question, samples),
+            asyncio.gather(*[self._score_by_judges(question, sample) for sample in samples]),
+        )
+        return [self._sum(*both) for both in zip(by_functions, by_judges, strict=True)]
+
+    def close(self) -> None:
+        """Ends the processes at once; a score still awaited is cancelled."""
+        self._pool.stop()
+        self._pool.join()
+
+    def _sum(
+        self, by_functions: list[float] | RewardFailure, by_judges: dict[int, float] | RewardFailure
+    ) -> Score | RewardFailure:
+        if isinstance(by_functions, RewardFailure):
+            return by_functions
+        if isinstance(by_judges, RewardFailure):
+            return by_judges
+        of_functions = iter(by_functions)
+        scores = [by_judges[place] if place in by_judges else next(of_functions) for place in range(len(self._weights))]
+        reward = sum(weight * score for weight, score in zip(self._weights, scores, strict=True))
+        if not abs(reward) <= LARGEST_REWARD:
+            return RewardFailure(f"the reward, {reward:g}, is beyond float32 (±{LARGEST_REWARD:.1e}); scale it down")
+        terms = dict(zip(self._labels, scores, strict=True)) if len(scores) > 1 else {}
+        return Score(reward=reward, correct=scores[0] >= 1, terms=terms)
+
+    async def _score_by_judges(self, question: Question, sample: Sample) -> dict[int, float] | RewardFailure:
+        values = sample_values(question, sample)
+        try:
+            return {place: await judge.score(values) for place, judge in self._judges.items()}
+        except JudgeError as error:
+            return RewardFailure(f"judge: {error}")
+
+    async def _score_by_functions(
+        self, question: Question, samples: Sequence[Sample]
+    ) -> list[list[float] | RewardFailure]:
+        if not self._functions:
+            return [[] for _ in samples]
+        every_term = range(len(self._functions))
         results: list[list[float] | RewardFailure] = []
         async with self._turns:
             while len(results) < len(samples):
@@ -78,26 +129,14 @@ class RewardPool:
                 if isinstance(scored, RewardFailure):
                     scored = [await self._score_by_each_term(question, sample) for sample in rest]
                 results += scored
-        return [result if isinstance(result, RewardFailure) else self._sum(result) for result in results]
-
-    def close(self) -> None:
-        """Ends the processes at once; a score still awaited is cancelled."""
-        self._pool.stop()
-        self._pool.join()
-
-    def _sum(self, scores: Sequence[float]) -> Score | RewardFailure:
-        reward = sum(weight * score for weight, score in zip(self._weights, scores, strict=True))
-        if not abs(reward) <= LARGEST_REWARD:
-            return RewardFailure(f"the reward, {reward:g}, is beyond float32 (±{LARGEST_REWARD:.1e}); scale it down")
-        terms = dict(zip(self._labels, scores, strict=True)) if len(scores) > 1 else {}
-        return Score(reward=reward, correct=scores[0] >= 1, terms=terms)
+        return results
 
     async def _score_by_each_term(self, question: Question, sample: Sample) -> list[float] | RewardFailure:
         scores: list[float] = []
-        for term, name in enumerate(self._names):
-            lost_or_scored = await self._run(question, [sample], [term])
+        for place, term in enumerate(self._functions):
+            lost_or_scored = await self._run(question, [sample], [place])
             if isinstance(lost_or_scored, RewardFailure):
-                result: list[float] | RewardFailure = [0.0] if name in BUILT_IN else lost_or_scored
+                result: list[float] | RewardFailure = [0.0] if term.function in BUILT_IN else lost_or_scored
             else:
                 (result,) = lost_or_scored
             if isinstance(result, RewardFailure):
@@ -135,7 +174,7 @@ class RewardPool:
     def _new_pool(self) -> ProcessPool:
         # spawn: the parent has threads and, in a generator, vLLM; a fork would inherit their locks.
         context = multiprocessing.get_context("spawn")
-        return ProcessPool(self._num_workers, initializer=start, initargs=(self._names,), context=context)
+        return ProcessPool(self._num_workers, initializer=start, initargs=(self._functions,), context=context)
 
 
 def _labels(names: Sequence[str]) -> list[str]:

@@ -34,3 +34,8 @@ class Sample:
     completion: str
     tokens: Sequence[int] = ()
     """Its token ids, with the end of sequence when it was sampled."""
+
+
+def sample_values(question: Question, sample: Sample) -> dict[str, Any]:
+    """All that a function may take, by name."""
+    return {**question.values(), "completion": sample.completion, "tokens": list(sample.tokens)}

@@ -15,10 +15,11 @@ from numbers import Real
 from types import FrameType
 from typing import Any
 
+from asyncrl.config.schema import RewardTerm
 from asyncrl.rewards.functions import BUILT_IN, resolve
 from asyncrl.rewards.math_answer import warm_up
 from asyncrl.rewards.reward import Reward
-from asyncrl.rewards.sample import Question, Sample
+from asyncrl.rewards.sample import Question, Sample, sample_values
 
 _MAX_REASON_CHARS = 500
 """Reasons travel to the ledger and the log; an exception's text may hold a whole completion."""
@@ -51,10 +52,10 @@ class _TimeLimitError(BaseException):
 _terms: list[Reward] = []
 
 
-def start(names: Sequence[str]) -> None:
+def start(terms: Sequence[RewardTerm]) -> None:
     """Resolves the terms once, when the process starts."""
-    _terms[:] = [resolve(name) for name in names]
-    if "math" in names:
+    _terms[:] = [resolve(term) for term in terms]
+    if any(term.function == "math" for term in terms):
         warm_up()
 
 
@@ -75,8 +76,7 @@ def score_some(
         if results and time.monotonic() - started >= time_limit_s:
             break
         # Anew for each: a function may change what it is given.
-        values = {**question.values(), "completion": sample.completion, "tokens": list(sample.tokens)}
-        results.append(_score_one([_terms[term] for term in terms], values, time_limit_s))
+        results.append(_score_one([_terms[term] for term in terms], sample_values(question, sample), time_limit_s))
     return results
 
 

@@ -92,6 +92,11 @@ def eval_file(run_dir: Path) -> Path:
     return run_dir / "prompts_eval.parquet"
 
 
+def judge_file(run_dir: Path) -> Path:
+    """What a judge has said and cost."""
+    return run_dir / "judge.sqlite"
+
+
 def ledger_file(run_dir: Path) -> Path:
     return run_dir / "ledger.sqlite"
 

@@ -73,15 +73,13 @@ def to_json(row: Row) -> str:
 
 def read_rows(run_dir: Path) -> list[Row]:
     """The rows of a run, which may be live; none before its first step."""
-    path = run_dir / FILE_NAME
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     # A row that is being written has no end of line yet.
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in _lines(run_dir / FILE_NAME) if line.endswith(b"\n")]
 
 
 def last_step(path: Path) -> int:
     """The last step of a metrics file whose lines are all whole; −1 when it is empty or missing."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = _lines(path)
     return int(json.loads(lines[-1])["step"]) if lines else -1
 
 
@@ -91,20 +89,26 @@ def truncate_after(path: Path, step: int) -> None:
     Raises:
         DataError: another line is no row; names file and line.
     """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = _lines(path)
     kept = []
     for number, line in enumerate(lines, start=1):
         try:
             row_step = json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):
                 break
             raise DataError(f"{path}:{number} is not a row of metrics; mend or move the file, then resume") from error
         if row_step <= step:
             kept.append(line)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.write_bytes(b"".join(kept))
     os.replace(temporary, path)
+
+
+def _lines(path: Path) -> list[bytes]:
+    """With their ends; none when there is no file. As bytes, where JSON escapes every end of line: as text, a row may
+    hold others, such as U+2028, and the file may end in half a character."""
+    return path.read_bytes().splitlines(keepends=True) if path.is_file() else []
 
 
 def _finite(value: Any) -> Any:

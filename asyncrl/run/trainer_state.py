@@ -46,7 +46,7 @@ def saved_rows(run_dir: Path, after: int, up_to: int) -> list[Row]:
     """The rows of the steps after < step ≤ up_to that the run's checkpoints contain, in order of the steps."""
     rows: dict[int, Row] = {}
     for file in (run_dir / "checkpoints").glob(f"step_*/{ROWS_FILE}"):
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.read_bytes().splitlines():  # text in it may hold ends of line of its own, such as U+2028
             row = json.loads(line)
             if after < row["step"] <= up_to:
                 rows[row["step"]] = row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -19,8 +18,9 @@ from asyncrl.config.schema import Config
 from asyncrl.data.prompts import load_prompts
 from asyncrl.errors import DataError
 from asyncrl.run.directory import eval_file, ledger_file, train_file
-from asyncrl.run.metrics import FILE_NAME, Row
+from asyncrl.run.metrics import FILE_NAME, Row, read_rows
 from asyncrl.simulate.timings import Workload
+from asyncrl.types import first_of_each
 
 WARMUP_SHARE = 0.2
 """Of the rows: start-up, and a queue that fills."""
@@ -69,8 +69,7 @@ def read_run(run_dir: Path) -> MeasuredRun:
         if not file.is_file():
             raise DataError(f"--from {run_dir}: no run to learn from, it has no {file.name}")
     config = load(run_dir / "config.yaml")
-    lines = [line for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    rows = [row for row in map(json.loads, lines) if row["step"] > 0]
+    rows = [row for row in read_rows(run_dir) if row["step"] > 0]
     num_warmup = max(1, int(WARMUP_SHARE * len(rows)))
     if len(rows) - num_warmup < MIN_ROWS:
         raise DataError(f"--from {run_dir}: {metrics} has {len(rows)} steps; {MIN_ROWS + 2} are needed at least")
@@ -119,7 +118,7 @@ def _workload(run_dir: Path, config: Config, rows: Sequence[Row], no_signal_frac
         max_tokens=config.generator.max_tokens,
         no_signal_fraction=no_signal_fraction,
         log_ess_per_version=log_ess / (_mean(rows, "staleness/mean") + 1),
-        num_eval_prompts=len(held_out[: config.run.eval_prompts]),
+        num_eval_prompts=len(first_of_each(held_out, config.run.eval_prompts)),
     )
 
 

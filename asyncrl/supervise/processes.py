@@ -11,7 +11,6 @@ from typing import Any
 from asyncrl.cluster.ray_cluster import Cluster, Failure, RoleProcess, ask, failure_of, has_ended, kill
 from asyncrl.cluster.roles import RunPlan
 from asyncrl.cluster.topology import Placement
-from asyncrl.run.directory import rendezvous_dir
 from asyncrl.run.trainer_state import TrainerState, latest, read_state
 from asyncrl.transport.control_server import ControlServer
 
@@ -70,7 +69,9 @@ class Processes:
 
     def _new_rendezvous(self) -> str:
         """For one life of the learners; torch makes the file, and would take an old one's contents for its own."""
-        return str(rendezvous_dir(self._plan.run_dir) / f"learners-{secrets.token_hex(8)}")
+        folder = self._cluster.network.rendezvous_dir
+        assert folder is not None, "the network of a run has one"
+        return str(folder / f"learners-{secrets.token_hex(8)}")
 
     def _run(self, placement: Placement, actor: Any) -> None:
         ended = actor.run.remote(*self._endpoints, self._num_restarts[placement.name])

@@ -75,6 +75,7 @@ class Supervisor:
             self._recovery.restart_due()
             self._answer_requests()
             self._check_progress()
+        self._view.event("stopping with a checkpoint; Ctrl-C once more ends the run at once")
         return "interrupted"
 
     def stop(self, reason: str) -> None:

@@ -161,12 +161,13 @@ class RefusedPeers:
         self._server = server
         failures = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
         self._monitor = server.get_monitor_socket(failures | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+        self._events: zmq.Socket = zmq.Socket.shadow(self._monitor)  # as in `Handshakes`
 
     def count(self) -> int:
         """Since the last call."""
         num_refused = 0
-        while self._monitor.poll(0):
-            self._monitor.recv_multipart()
+        while self._events.poll(0):
+            self._events.recv_multipart()
             num_refused += 1
         return num_refused
 

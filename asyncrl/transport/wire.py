@@ -20,7 +20,7 @@ from asyncrl.transport.messages.rollouts import GroupHeader
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.types import Group, sampled_tokens
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAGIC = b"ARL" + bytes([SCHEMA_VERSION])
 MAX_HEADER_BYTES = 64 << 20
 """A batch of 1024 groups with sample texts has a header of about 1 MB; a weight update names every parameter."""
@@ -77,6 +77,7 @@ def group_to_wire(group: Group) -> tuple[GroupHeader, list[Frame]]:
         turn_rewards=group.turn_rewards,
         environment_s=group.environment_s,
         term_means=group.term_means,
+        data_set=group.data_set,
     )
     arrays = (
         (group.prompt_token_ids, "<i4"),
@@ -148,4 +149,5 @@ def group_from_wire(header: GroupHeader, frames: Sequence[Frame]) -> Group:
         turn_rewards=header.turn_rewards,
         environment_s=header.environment_s,
         term_means=header.term_means,
+        data_set=header.data_set,
     )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import defaultdict
 from pathlib import Path
 
+from asyncrl.run.metrics import read_rows
 from asyncrl.types import prompts_checksum
 
 
 def books(run_dir: Path) -> dict[str, float]:
     """What was done, and what must be zero."""
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(run_dir)
     steps = [int(row["step"]) for row in rows if row["step"] > 0]
     ledger = sqlite3.connect(run_dir / "ledger.sqlite")
     states = dict(ledger.execute("SELECT state, count(*) FROM prompts GROUP BY state"))

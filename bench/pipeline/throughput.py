@@ -8,7 +8,6 @@ Definitions in overlap.py; how to read the table, and what two cores can and can
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -27,6 +26,7 @@ from asyncrl.cluster.topology import resolve_device
 from asyncrl.config.load import load
 from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError, RunError, UserError
+from asyncrl.run.metrics import read_rows
 from bench.pipeline.overlap import RunFigures, run_figures
 from bench.support.processes import cpu_s, machine_cpu_s, pin, tree
 from bench.support.rows import Better, Measurement, write_rows
@@ -159,7 +159,7 @@ def run_once(settings: Settings, mode: Mode, folder: Path) -> ModeResult:
     if process.returncode:
         last_lines = "\n".join(output.read_text().splitlines()[-NUM_LAST_LINES:])
         raise RunError(f"the {mode} run ended with exit code {process.returncode}:\n{last_lines}")
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(run_dir)
     figures = run_figures(rows, settings.num_warmup_steps, settings.num_generators)
     return ModeResult(figures, _foreign_cores(samples, settings.num_warmup_steps), core_of_role)
 

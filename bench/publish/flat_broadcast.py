@@ -9,7 +9,6 @@ import torch
 
 from asyncrl.publish.groups.rendezvous import Rendezvous
 from asyncrl.publish.groups.store import new_store_file
-from asyncrl.transport.sockets import LOOPBACK
 
 CPU = torch.device("cpu")
 
@@ -23,7 +22,7 @@ class FlatBroadcast:
 
     def __init__(self, num_bytes: int, num_receivers: int, timeout_s: float) -> None:
         store_file = new_store_file(None)
-        rendezvous = Rendezvous(LOOPBACK, store_file, timeout_s)
+        rendezvous = Rendezvous(store_file, timeout_s)
         self._num_receivers = num_receivers
         self._buffer = torch.ones(num_bytes, dtype=torch.uint8)
         context = multiprocessing.get_context("spawn")
@@ -54,7 +53,7 @@ class FlatBroadcast:
 
 
 def _receive(store_file: str, rank: int, num_receivers: int, num_bytes: int, timeout_s: float) -> None:
-    group = Rendezvous(LOOPBACK, store_file, timeout_s).group("gloo", CPU, "flat", rank, 1 + num_receivers)
+    group = Rendezvous(store_file, timeout_s).group("gloo", CPU, "flat", rank, 1 + num_receivers)
     buffer = torch.empty(num_bytes, dtype=torch.uint8)
     while True:  # until it is killed
         group.broadcast(buffer).wait()

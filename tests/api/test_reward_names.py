@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from asyncrl.api.reward_names import reward_name
+from asyncrl.config.schema import RewardTerm
 from asyncrl.errors import ConfigError
 from asyncrl.rewards.functions import numeric
 from asyncrl.rewards.sample import Question, Sample
@@ -31,7 +32,7 @@ def test_a_function_of_a_module_outside_of_a_package_is_named_by_its_file_and_sc
 
     name = reward_name(near_reward.near)
     assert name == f"{tmp_path / 'near_reward.py'}:near"
-    start([name])
+    start([RewardTerm(name)])
     assert score_some(Question("1+1=", "2"), [Sample("2")], [0], 1.0) == [[1.0]]
 
 

@@ -24,7 +24,8 @@ async def _decode_across_a_switch() -> list[NDArray[np.int32]]:
     decoder = TimedDecoder(lambda num_running: 0.002 + 0.0005 * num_running)
     decoder.resume(3)
     decoded = asyncio.gather(*map(decoder.decode, LENGTHS))
-    await asyncio.sleep(0.01)
+    while not any(group.versions for group in decoder._groups):
+        await asyncio.sleep(0)
     await decoder.pause()
     await asyncio.sleep(0.2)
     assert not decoded.done()

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from asyncrl.commands.inputs import eval_file, make_inputs, save_inputs, train_file
-from asyncrl.config.schema import Config, RewardTerm
+from asyncrl.config.schema import Config, MixtureSet, RewardTerm
+from asyncrl.data.prompt_order import prompt_order
 from asyncrl.data.prompts import load_prompts
 from asyncrl.errors import ConfigError, DataError
 from tests.support.models import random_qwen3
@@ -107,3 +108,43 @@ def test_bad_data_is_named_by_its_key_its_file_and_its_line(config, tmp_path, ke
     setattr(config.data, attribute, str(file))
     with pytest.raises(DataError, match=f"{key}: .*broken.jsonl:2: not valid JSON"):
         make_inputs(config)
+
+
+@pytest.fixture
+def mixed(config, tmp_path) -> Config:
+    """Sums with columns of their own beside the ten rows, whose folder has both splits."""
+    (tmp_path / "own.jsonl").write_text('{"q": "2+2=", "a": 4}\n{"q": "3+2=", "a": 5}\n')
+    config.data.mixture = [
+        MixtureSet("plain", str(tmp_path / "data"), weight=3),
+        MixtureSet("own", str(tmp_path / "own.jsonl"), "arithmetic", 0.5, prompt_column="q", answer_column="a"),
+    ]
+    config.data.train = config.data.eval = "mixture"
+    return config
+
+
+def test_a_mixture_reads_each_data_set_by_its_columns_and_counts_its_rows(mixed, tmp_path):
+    inputs = make_inputs(mixed)
+    names = [(prompt.data_set, prompt.row, prompt.answer) for prompt in inputs.train]
+    assert names == [*(("plain", row, "1") for row in range(9)), ("own", 0, "4"), ("own", 1, "5")]
+    assert [note.partition(";")[0] for note in inputs.notes] == [
+        "training prompts of plain: 9 of 10 rows",
+        "training prompts of own: 2 of 2 rows",
+        "held-out prompts of plain: 3 of 3 rows",
+        "held-out prompts of own: 256 of 256 rows",
+    ]
+    save_inputs(inputs, tmp_path)
+    assert load_prompts(train_file(tmp_path)) == inputs.train
+    order = prompt_order(inputs.train, mixed.data.mixture, shuffle=False, seed=0)
+    drawn = [inputs.train[order.position(index)] for index in range(14)]
+    assert [prompt.row for prompt in drawn if prompt.data_set == "own"] == [0, 1]
+    assert [prompt.row for prompt in drawn if prompt.data_set == "plain"] == [*range(9), *range(3)]
+
+
+def test_a_bad_row_of_a_mixture_is_named_by_data_set_file_and_line(mixed, tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"q": "2+2=", "a": 4}\n{"q": "3+2="}\n')
+    with pytest.raises(DataError, match=r"data\.mixture, own: data\.train: .*own\.jsonl:2: no column 'a'"):
+        make_inputs(mixed)
+    mixed.data.mixture[1].eval = None
+    (tmp_path / "own.jsonl").write_text('{"q": "2+2=", "a": 4}\n')
+    with pytest.raises(DataError, match=r"data\.mixture, own: data\.eval: .*own\.jsonl is one file, .* set eval"):
+        make_inputs(mixed)

@@ -116,6 +116,19 @@ def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> Non
         (["generator.top_k=50"], "set generator.top_k=-1"),
         (["learner.batch_size=1", "algorithm.group_size=2", "learner.count=4"], "learner.count=4 ranks share the 2"),
         (["run.eval_every=5"], "run.eval_every=5 needs data.eval"),
+        (["data.train=mixture"], "data.train=mixture needs data.mixture, such as [{name: gsm8k,"),
+        (["data.mixture=[{name: a, path: b}]"], "data.mixture has no effect without data.train=mixture"),
+        (
+            ["data.train=mixture", "data.mixture=[{name: a, path: b}, {name: a, path: c}]"],
+            "data.mixture: 2 data sets are called 'a'",
+        ),
+        (
+            ["data.train=mixture", "data.mixture=[{name: a, path: b}, {name: b, path: c, weight: -1}]"],
+            "data.mixture[1].weight=-1.0 of b must be above 0",
+        ),
+        (["data.train=mixture", "data.mixture=[{name: a, path: b, weight: .nan}]"], "weight=nan of a must be above 0"),
+        (["data.train=mixture", "data.mixture=[{name: a/b, path: b}]"], "data.mixture[0].name='a/b': metrics carry it"),
+        (["data.train=mixture", "data.mixture=[{name: a, path: mixture}]"], "data.mixture[0].path=mixture: name a"),
         (["reward.terms=[]"], "reward.terms is empty"),
         (["publish.transport=nccl"], "publish.transport=nccl needs GPUs"),
         (["publish.engine=nccl"], "say publish.engine=broadcast publish.transport=nccl instead"),
@@ -130,6 +143,15 @@ def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> Non
         (
             ["lora.rank=4", "algorithm.kl_coef=0.1", "algorithm.reference=ema"],
             "the reference of an adapter is the model without it; set algorithm.reference=frozen",
+        ),
+        (["replay.window=4"], "replay.window=4 is read only with replay.stragglers=window"),
+        (
+            ["replay.stragglers=window", "replay.window=65"],
+            "it is 1 to (replay.max_staleness + 1 − publish.every)·learner.batch_size = 64 prompts",
+        ),
+        (
+            ["replay.stragglers=window", "replay.window=1", "replay.ess_target=0.9"],
+            "learner.batch_size = 0 prompts, so that a batch for each version can always be drawn; raise replay.min_st",
         ),
         (["publish.every=4"], "with replay.max_staleness=2: the batches of 3 steps are admitted from one publish to"),
         (

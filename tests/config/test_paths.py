@@ -13,6 +13,7 @@ def test_files_are_named_by_their_whole_paths_and_other_names_stay(tmp_path, mon
     config.model.path, config.data.train, config.data.eval = "model", "rows.jsonl", "absent.jsonl"
     config.data.chat_template = "chat.jinja"
     config.reward.terms = [RewardTerm("own.py:f", 2.0), RewardTerm("numeric"), RewardTerm("own:f")]
+    config.environment.name = "own.py:Own"
     config.run.dir = "runs"
     here = with_absolute_paths(config)
     monkeypatch.chdir("/")
@@ -21,15 +22,31 @@ def test_files_are_named_by_their_whole_paths_and_other_names_stay(tmp_path, mon
     assert Path(here.data.chat_template).is_file()
     assert here.data.eval == "absent.jsonl"
     assert here.reward.terms == [RewardTerm(f"{tmp_path}/own.py:f", 2.0), RewardTerm("numeric"), RewardTerm("own:f")]
+    assert here.environment.name == f"{tmp_path}/own.py:Own"
     assert here.run.dir == str(tmp_path / "runs")
     assert with_absolute_paths(here) == here
 
 
 def test_a_folder_called_like_a_word_of_the_configuration_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("tiny", "arithmetic", "auto"):
+    for name in ("tiny", "arithmetic", "environment", "auto"):
         (tmp_path / name).mkdir()
     config = Config()
-    config.model.path, config.data.train = "tiny", "arithmetic"
+    config.model.path, config.data.train, config.data.eval = "tiny", "arithmetic", "environment"
     here = with_absolute_paths(config)
-    assert (here.model.path, here.data.train, here.data.chat_template) == ("tiny", "arithmetic", "auto")
+    assert (here.model.path, here.data.train, here.data.eval) == ("tiny", "arithmetic", "environment")
+    assert here.data.chat_template == "auto"
+
+
+def test_the_file_of_a_taskset_is_named_by_its_whole_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").touch()
+    config = Config()
+    for name, absolute in [
+        ("verifiers:own.py", f"verifiers:{tmp_path}/own.py"),
+        ("verifiers:gsm8k", "verifiers:gsm8k"),
+        ("openenv:http://localhost:8000", "openenv:http://localhost:8000"),
+        (f"verifiers:{tmp_path}/own.py", f"verifiers:{tmp_path}/own.py"),
+    ]:
+        config.environment.name = name
+        assert with_absolute_paths(config).environment.name == absolute

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -152,3 +153,27 @@ def test_an_episode_that_is_given_up_leaves_nothing_in_its_process(open_pool: An
                 assert await say(episode, "one") == Step("1:one", 0.25)
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_environment_is_closed_once_however_its_episode_ends(open_pool: Any, tmp_path: Path, fails: bool) -> None:
+    file = tmp_path / "closed"
+    pool = open_pool("tests.support.environment_faults:Closes", file=str(file), fails=fails)
+
+    async def play() -> None:
+        with pool.episode("done", ROW) as episode:
+            await episode.reset()
+            assert (await say(episode, "done")).reward == 1.0
+        with pool.episode("given up", ROW) as episode:
+            await episode.reset()
+            await say(episode, "one")
+            await say(episode, "two")
+        with pool.episode("failed", ROW) as episode:
+            await episode.reset()
+            with pytest.raises(EpisodeFailedError, match="no such tool"):
+                await say(episode, "raises")
+        with pool.episode("last", ROW) as episode:
+            await episode.reset()
+
+    asyncio.run(play())
+    assert file.read_text().startswith("after 1 steps\nafter 2 steps\nafter 1 steps\n")  # the last one's is to come

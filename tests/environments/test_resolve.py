@@ -37,7 +37,11 @@ def test_a_file_and_a_module_are_found_and_take_their_arguments(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
-        ("nothing", {}, r"environment.name: unknown class 'nothing'; use reasoning_gym:TASK, module:class"),
+        (
+            "nothing",
+            {},
+            r"unknown class \'nothing\'; use reasoning_gym:TASK, verifiers:TASKSET, openenv:URL, module:class",
+        ),
         ("no.such.module:X", {}, "cannot import 'no.such.module'"),
         ("no/such/file.py:X", {}, "there is no file .*no/such/file.py"),
         (f"{FAULTS}:Nobody", {}, "has no 'Nobody'"),
@@ -72,6 +76,21 @@ def test_an_environment_brings_rows_of_its_own() -> None:
 def test_rows_are_asked_of_an_environment_that_has_them(name: str | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         environment_rows(EnvironmentConfig(name), "train", 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("none", "it gave none"),
+        ("numbers", r"row 1 is \('1\+1', 2\)"),
+        ("singles", "row 0 is '1'"),
+        ("raises", r"rows\('train', 0\) failed: KeyError\('no data'\)"),
+        ("nothing", r"failed: TypeError"),
+    ],
+)
+def test_rows_that_cannot_be_prompts_are_refused_by_their_number(rows: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"data.train=environment: .*{message}"):
+        environment_rows(EnvironmentConfig(f"{FAULTS}:BringsRows", {"kind": rows}), "train", 0)
 
 
 NAMED = f"environment.name={FAULTS}:Faulty"

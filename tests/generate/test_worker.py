@@ -44,7 +44,7 @@ def test_a_replay_process_that_is_new_hears_what_the_generator_has_and_gets_its_
             first, _ = await bench.receive()
             second, _ = await bench.receive()
             await bench.grant(Ack(first.lease_id))
-            await bench.replay_is_another()
+            await bench.replay_is_another(num_unacknowledged=1)
             hello, _ = await bench.receive()
             assert (hello.held, hello.serves) == ([second.lease_id, 3], False)
             again, _ = await bench.receive()

@@ -195,4 +195,4 @@ def test_a_target_that_the_model_does_not_have_is_named_with_those_that_it_has(m
     with pytest.raises(
         ConfigError, match=r"names qkv, and the linear layers of this model .* are down_proj, gate_proj"
     ):
-        add_adapter(hf, LoraConfig(rank=2, targets=["qkv", "q_proj"]), seed=0)
+        add_adapter(hf, LoraConfig(rank=2, targets=["qkv", "q_proj"]))

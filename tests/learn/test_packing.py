@@ -158,3 +158,17 @@ def test_the_score_of_each_reward_term_is_logged_by_its_label() -> None:
     metrics = batch_metrics(replace(batch, groups=groups), max_staleness=2)
     assert metrics["reward/term/math"] == 0.5
     assert metrics["reward/term/style"] == pytest.approx(0.3)
+
+
+def test_each_data_set_of_a_mixture_has_figures_of_its_own() -> None:
+    batch = random_batch(8)
+    names = ["sums"] + ["products"] * (len(batch.groups) - 1)
+    groups = [replace(group, data_set=name) for group, name in zip(batch.groups, names, strict=True)]
+    groups[0].rewards[:] = [1.0, np.nan, 0.0, 0.5]
+    groups[0].correct[:] = [True, False, False, False]
+    metrics = batch_metrics(replace(batch, groups=groups), max_staleness=2)
+    assert metrics["data/sums/fraction"] == 1 / len(groups)
+    assert metrics["data/sums/reward_mean"] == 0.5
+    assert metrics["data/sums/accuracy"] == pytest.approx(1 / 3)
+    assert metrics["data/products/fraction"] == pytest.approx(1 - 1 / len(groups))
+    assert not any(name.startswith("data/") for name in batch_metrics(batch, max_staleness=2))

@@ -30,21 +30,41 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._open = threading.Event()
         self._open.set()
+        self._stands_before = threading.Event()
+        self._num_groups = 0
         self.written: list[Transaction] = []
-        write = LedgerStore.write
+        write, put = LedgerStore.write, LedgerStore.put
 
         def wait_and_write(store: LedgerStore, transaction: Transaction) -> None:
+            if not self._open.is_set():
+                self._stands_before.set()
             assert self._open.wait(PATIENCE_S)
             write(store, transaction)
             self.written.append(transaction)
 
+        def count_and_put(store: LedgerStore, index: int, group: StoredGroup) -> None:
+            put(store, index, group)
+            self._num_groups += 1
+
         monkeypatch.setattr(LedgerStore, "write", wait_and_write)
+        monkeypatch.setattr(LedgerStore, "put", count_and_put)
 
     def close(self) -> None:
         self._open.clear()
 
     def open(self) -> None:
         self._open.set()
+
+    def wait_for_a_write(self) -> None:
+        """Until one stands before the closed gate."""
+        assert self._stands_before.wait(PATIENCE_S)
+
+    def wait_for_groups(self, number: int) -> None:
+        """Until replay has taken so many, written or not."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while self._num_groups < number:
+            assert time.monotonic() < deadline_s, f"replay took {self._num_groups} of {number} groups"
+            time.sleep(0.01)
 
 
 @pytest.fixture
@@ -81,6 +101,8 @@ def test_neither_acks_nor_grants_nor_batches_go_before_they_are_on_disk(served, 
         answer(dealer, first)
         answer(dealer, second)
         asker.send(BatchRequest(0))
+        gate.wait_for_a_write()
+        gate.wait_for_groups(2)
         assert dealer.hears_nothing()
         assert not asker.socket.poll(0)
         assert states(path) == {0: "leased", 1: "leased"}
@@ -99,9 +121,10 @@ def test_what_comes_while_the_ledger_is_written_is_one_transaction_more(served, 
         gate.close()
         gate.written.clear()
         answer(dealer, first)
-        assert dealer.hears_nothing()  # it is being written by now
+        gate.wait_for_a_write()
         for grant in others:
             answer(dealer, grant)
+        gate.wait_for_groups(4)
         assert dealer.hears_nothing()
         gate.open()
         assert {dealer.next() for _ in range(4)} == {Ack(grant.lease_id) for grant in (first, *others)}
@@ -114,9 +137,9 @@ def test_a_server_that_is_told_to_stop_writes_and_sends_what_it_has(served, gate
         first, second, *_ = grants(dealer, 4)
         gate.close()
         answer(dealer, first)
-        assert dealer.hears_nothing()
+        gate.wait_for_a_write()
         answer(dealer, second)
-        assert dealer.hears_nothing()
+        gate.wait_for_groups(2)
         served.link.stopping.set()
         gate.open()
         served.thread.join(PATIENCE_S)

@@ -45,7 +45,7 @@ def test_an_environments_tokens_do_not_count_for_a_prompts_first_and_last_versio
 
 def test_a_group_that_was_stored_before_there_were_episodes_is_read(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
-    header, frames = group_to_wire(replace(make_group(0), term_means={}))
+    header, frames = group_to_wire(replace(make_group(0), term_means={}, data_set=""))
     stored = StoredGroup(header, [bytes(frame) for frame in frames])
     store = LedgerStore(path, "off")
     store.put(0, stored)
@@ -58,3 +58,19 @@ def test_a_group_that_was_stored_before_there_were_episodes_is_read(tmp_path: Pa
     again = LedgerStore(path, "off")
     assert again.get(0) == stored
     again.close()
+
+
+def test_a_ledger_of_before_mixtures_goes_on_and_learns_the_new_columns(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    LedgerStore(path, "off").close()
+    with sqlite3.connect(path) as ledger:
+        for column in ("data_set", "solved"):
+            ledger.execute(f"ALTER TABLE prompts DROP COLUMN {column}")
+        ledger.execute("INSERT INTO prompts (idx, state, num_failures, changed_s) VALUES (0, 'trained', 0, 0)")
+        ledger.execute("PRAGMA user_version=1")
+    store = LedgerStore(path, "off")
+    header, frames = group_to_wire(make_group(1))
+    store.put(1, StoredGroup(header, [bytes(frame) for frame in frames]))
+    store.commit([PromptRecord(1, "queued", place=0, first_version=0, solved=0.5)], {})
+    rows = sqlite3.connect(path).execute("SELECT idx, data_set, solved FROM prompts").fetchall()
+    assert rows == [(0, None, None), (1, "products", 0.5)]

@@ -3,6 +3,7 @@
 Between any two transitions the process may be another one, which knows what SQLite has, and the learner may come back
 from a checkpoint and ask for batches again."""
 
+import math
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from asyncrl.errors import RunError
+from asyncrl.ledger.curriculum import Curriculum
 from asyncrl.ledger.ledger import Ledger
 from asyncrl.ledger.records import PromptRecord
 from asyncrl.ledger.store import LedgerStore
@@ -20,6 +22,7 @@ from tests.support.naive_ledger import IN_PLAY, NaiveLedger
 
 GENERATORS = ("generator-0", "generator-1")
 TIMEOUT_S = 10.0
+SOLVED = st.sampled_from([0.0, 0.0, 0.5, 1.0])
 
 
 class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
@@ -27,7 +30,10 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
         batch_size=st.integers(1, 3),
         max_staleness=st.integers(0, 2),
         num_steps=st.integers(1, 4),
-        stragglers=st.sampled_from(["wait", "mask", "requeue"]),
+        stragglers=st.sampled_from(["wait", "window", "mask", "requeue"]),
+        window=st.integers(1, 6),
+        num_visits=st.integers(0, 2),
+        num_prompts=st.integers(1, 3),
         max_attempts=st.integers(1, 3),
         max_refill_prompts=st.integers(0, 6),
     )
@@ -37,30 +43,40 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
         max_staleness,
         num_steps,
         stragglers,
+        window,
+        num_visits,
+        num_prompts,
         max_attempts,
         max_refill_prompts,
     ):
         self.batch_size, self.max_staleness = batch_size, max_staleness
-        self.in_order, self.requeues = stragglers == "wait", stragglers == "requeue"
+        if stragglers == "window":
+            max_staleness = self.max_staleness = max(1, max_staleness)
+        self.window = min(window, max_staleness * batch_size) if stragglers == "window" else 0
+        self.in_order, self.requeues = stragglers in ("wait", "window"), stragglers == "requeue"
+        self.num_visits, self.num_prompts = num_visits, num_prompts
         self.num_steps, self.max_attempts = num_steps, max_attempts
         self.rules = {
             "batch_size": batch_size,
             "max_staleness": max_staleness,
             "num_steps": num_steps,
             "stragglers": stragglers,
+            "window": self.window,
             "lease_timeout_s": TIMEOUT_S,
             "max_attempts": max_attempts,
             "max_refill_prompts": max_refill_prompts,
         }
         self.folder = tempfile.TemporaryDirectory()
         self.store = LedgerStore(Path(self.folder.name) / "ledger.sqlite", "off")
-        self.ledger = Ledger(**self.rules)
+        self.ledger = Ledger(**self.rules, curriculum=self.curriculum())
         self.checkpoint = 0
         self.max_refill_prompts = max_refill_prompts
         self.drawn_at_take = 0
         self.now_s = 0.0
         self.served: int | None = None
         self.state: dict[int, str] = {}
+        self.solved: dict[int, float] = {}
+        self.came_back_at: dict[int, int] = {}
         self.finished: list[int] = []  # in order of completion
         self.batches: list[list[int]] = []
         self.leases: dict[int, tuple[int, str, float, int]] = {}  # id → index, generator, deadline, version then
@@ -80,6 +96,8 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
         assert (lease and lease.index) == expected
         if lease is None:
             return
+        for index in range(len(self.state), lease.index):
+            self.state[index] = "skipped"
         assert lease.lease_id not in self.leases
         self.leases[lease.lease_id] = (lease.index, generator, lease.deadline_s, self.frontier)
         self.unanswered.add(lease.lease_id)
@@ -89,28 +107,32 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
 
     @rule(data=st.data())
     def move_eta(self, data):
-        self.eta = self.ledger.eta = data.draw(st.integers(0, self.max_staleness))
+        smallest = math.ceil(self.window / self.batch_size)  # below it the run would stand still
+        self.eta = self.ledger.eta = data.draw(st.integers(smallest, self.max_staleness))
 
     @rule(data=st.data())
     @precondition(lambda self: self.leases)
     def complete(self, data):
         """Also leases that were answered, expired or released before."""
-        self.complete_lease(data.draw(st.sampled_from(sorted(self.leases))), data.draw(st.booleans()))
+        lease_id = data.draw(st.sampled_from(sorted(self.leases)))
+        self.complete_lease(lease_id, data.draw(st.booleans()), data.draw(SOLVED))
 
     @rule(data=st.data())
     @precondition(lambda self: self.valid)
     def complete_held(self, data):
-        self.complete_lease(data.draw(st.sampled_from(sorted(self.valid.values()))), data.draw(st.booleans()))
+        lease_id = data.draw(st.sampled_from(sorted(self.valid.values())))
+        self.complete_lease(lease_id, data.draw(st.booleans()), data.draw(SOLVED))
 
-    def complete_lease(self, lease_id, rewards_differ=True):
+    def complete_lease(self, lease_id, rewards_differ=True, solved=0.5):
         index, _, _, version = self.leases[lease_id]
         counts = lease_id in self.unanswered and self.state[index] in ("leased", "waiting")
         self.unanswered.discard(lease_id)
-        outcome = self.ledger.complete(lease_id, version, rewards_differ)
+        outcome = self.ledger.complete(lease_id, version, rewards_differ, solved)
         if not counts:
             assert outcome is None
             return
         self.valid.pop(index, None)
+        self.solved[index], self.came_back_at[index] = solved, self.step
         if not rewards_differ and index in self.first_drawn_of_step():
             assert outcome == "filtered"
             self.state[index] = "filtered"
@@ -160,6 +182,7 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
         for index in taken:
             self.state[index] = "trained"
             self.finished.remove(index)
+            self.came_back_at[index] = self.step
         self.drawn_at_take = max(self.state) + 1
         if self.in_order:
             assert all(self.step - self.sampled_at[index] <= self.drawn_under[index] for index in taken)
@@ -192,7 +215,9 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
         self.store.close()
         self.store = LedgerStore(Path(self.folder.name) / "ledger.sqlite", "off")
         self.store.begin_session(began_anew=with_the_whole_run)
-        self.ledger = Ledger(**self.rules, snapshot=self.store.snapshot(), now_s=self.now_s)
+        snapshot = self.store.snapshot()
+        curriculum = self.curriculum(self.store.history(), snapshot.next_step)
+        self.ledger = Ledger(**self.rules, curriculum=curriculum, snapshot=snapshot, now_s=self.now_s)
         if with_the_whole_run:
             self.ledger.begin_session()
             self.served = None
@@ -203,6 +228,9 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
         for lease_id in self.unanswered:
             index, generator, _, version = self.leases[lease_id]
             self.leases[lease_id] = (index, generator, self.now_s + TIMEOUT_S, version)
+
+    def curriculum(self, *known):
+        return Curriculum(self.num_visits, lambda index: index % self.num_prompts, *known) if self.num_visits else None
 
     @rule()
     @precondition(lambda self: self.served is None or self.served < self.step)
@@ -223,15 +251,18 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
         assert sorted(self.ledger.quarantined) == self.indices("quarantined")
         assert sorted(trained) == self.indices("trained")
         assert self.ledger.num_filtered == len(self.indices("filtered"))
+        assert self.ledger.num_skipped == len(self.indices("skipped"))
 
     @invariant()
     def admission_is_bounded(self):
         assert self.num_drawn_and_kept() <= (self.frontier + self.max_staleness + 1) * self.batch_size
 
     @invariant()
-    def batches_are_in_admission_order(self):
+    def nothing_is_overtaken_by_more_than_the_window(self):
         trained = [index for batch in self.batches for index in batch]
-        assert not self.in_order or trained == sorted(trained)
+        for place, index in enumerate(trained):
+            num_overtakers = sum(before > index for before in trained[:place])
+            assert not self.in_order or num_overtakers <= self.window
         assert all(batch == sorted(batch) for batch in self.batches)
 
     @invariant()

@@ -31,6 +31,8 @@ def test_an_evaluation_counts_every_held_out_prompt_once(served):
             "eval/version": 0,
             "eval/num_versions": 2,
             "eval/pass@2": 2 / 3,
+            "eval/data/sums/accuracy": 3 / 4,
+            "eval/data/products/accuracy": 0.0,
         }
         assert reply.sample_text == "answer 0"
         assert served.reports(EvalRow)[0].metrics["eval/accuracy"] == 0.5

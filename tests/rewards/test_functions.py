@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asyncrl.config.schema import RewardTerm
 from asyncrl.errors import ConfigError
 from asyncrl.rewards.final_answer import final_number
 from asyncrl.rewards.functions import format_score, math, numeric, resolve, shaped_numeric
@@ -159,14 +160,14 @@ def test_math_refuses_a_reference_that_is_missing(answer):
 def test_math_without_math_verify_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(ConfigError, match=r"reward\.terms: 'math'.*asyncrl\[math\]"):
-        resolve("math")
+        resolve(RewardTerm("math"))
 
 
 def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "reward_of_mine.py").write_text("def length(prompt, completion, answer):\n    return len(completion)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert resolve("reward_of_mine:length")({"prompt": "", "completion": "four", "answer": ""}) == 4
+    assert resolve(RewardTerm("reward_of_mine:length"))({"prompt": "", "completion": "four", "answer": ""}) == 4
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch
         (
             "numerical",
             "unknown function 'numerical'; "
-            "use numeric, math, format, shaped_numeric, module:function or file.py:function",
+            "use numeric, math, format, shaped_numeric, code, judge, module:function or file.py:function",
         ),
         (":f", "unknown function"),
         ("json:", "unknown function"),
@@ -189,4 +190,4 @@ def test_a_function_that_cannot_be_resolved_names_the_key(tmp_path, monkeypatch,
     (tmp_path / "broken_reward.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=rf"reward\.terms: .*{reason}"):
-        resolve(name)
+        resolve(RewardTerm(name))

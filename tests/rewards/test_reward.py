@@ -99,21 +99,21 @@ def test_an_async_function_that_waits_too_long_is_stopped(tmp_path):
 
 def test_a_function_of_a_batch_is_refused_with_what_to_write_instead(file):
     with pytest.raises(ConfigError, match=r"takes prompts, completions.*scores one completion.*def score\(completion"):
-        resolve(f"{file}:trl")
+        resolve(RewardTerm(f"{file}:trl"))
 
 
 def test_the_columns_that_a_function_needs_are_known_before_it_is_called(file):
-    assert resolve(f"{file}:levels").columns == {"level": True, "bonus": False, "absent": False}
-    assert resolve(f"{file}:everything").takes_every_column
-    assert resolve("numeric").columns == {}
+    assert resolve(RewardTerm(f"{file}:levels")).columns == {"level": True, "bonus": False, "absent": False}
+    assert resolve(RewardTerm(f"{file}:everything")).takes_every_column
+    assert resolve(RewardTerm("numeric")).columns == {}
 
 
 def test_a_file_that_is_missing_or_broken_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no file .*absent\.py"):
-        resolve(f"{tmp_path}/absent.py:f")
+        resolve(RewardTerm(f"{tmp_path}/absent.py:f"))
     (tmp_path / "broken.py").write_text("x = 1\ndef f(:\n")
     with pytest.raises(ConfigError, match=r"broken\.py does not import: SyntaxError: .*line 2"):
-        resolve(f"{tmp_path}/broken.py:f")
+        resolve(RewardTerm(f"{tmp_path}/broken.py:f"))
     (tmp_path / "whole.py").write_text("x = 1\n")
     with pytest.raises(ConfigError, match="has no 'g'"):
-        resolve(f"{tmp_path}/whole.py:g")
+        resolve(RewardTerm(f"{tmp_path}/whole.py:g"))

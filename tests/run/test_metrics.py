@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugin_util import markdown_to_safe_html
 
 from asyncrl.errors import DataError
-from asyncrl.run.metrics import FILE_NAME, MetricsWriter, to_json, truncate_after
+from asyncrl.run.metrics import FILE_NAME, MetricsWriter, read_rows, to_json, truncate_after
 from asyncrl.run.trackers.tensorboard import TensorBoard
 from asyncrl.run.trainer_state import ROWS_FILE, saved_rows
 
@@ -37,7 +39,19 @@ def test_the_same_numbers_are_in_the_file_and_in_tensorboard(tmp_path: Path) -> 
     events = tensorboard_of(tmp_path)
     assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [(0, 0.0), (1, 0.25), (2, 0.5)]
     (text,) = events.Tensors("sample/text/text_summary")[0].tensor_proto.string_val
-    assert text.decode() == "2+2=  \n4 é"
+    assert text.decode() == "    2+2=\n    4 é"
+
+
+def test_text_of_a_model_is_shown_by_tensorboard_as_it_is_and_loads_and_marks_nothing(tmp_path: Path) -> None:
+    hostile = "\x1b[2J\n\n# big ![x](https://example.org/seen) <img src=x onerror=alert(1)>\n```\n[click](https://example.org)"
+    writer = with_tensorboard(tmp_path)
+    writer.write(0, {"sample/train": hostile})
+    writer.close()
+    (text,) = tensorboard_of(tmp_path).Tensors("sample/train/text_summary")[0].tensor_proto.string_val
+    shown = markdown_to_safe_html(text)
+    assert set(re.findall(r"<(\w+)", shown)) == {"pre", "code"}
+    assert r"\x1b[2J" in shown
+    assert "![x](https://example.org/seen)" in shown
 
 
 def test_a_number_that_is_not_finite_is_null_in_the_row_and_absent_from_tensorboard(tmp_path: Path) -> None:
@@ -71,6 +85,20 @@ def test_rows_after_the_resumed_step_are_cut_and_hidden(tmp_path: Path) -> None:
     assert [(row["step"], row["reward/mean"]) for row in rows_of(tmp_path)] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)]
     seen = tensorboard_of(tmp_path).Scalars("reward/mean")
     assert [(event.step, event.value) for event in seen] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+def test_text_with_any_end_of_line_is_one_row_and_half_a_character_is_none(tmp_path: Path) -> None:
+    text = "a\u2028b\u0085c\x0cd\r\ne"
+    writer = MetricsWriter(tmp_path)
+    writer.write(0, {"sample/train": text})
+    writer.close()
+    with (tmp_path / FILE_NAME).open("ab") as file:
+        file.write('{"step": 1, "sample/train": "é'.encode()[:-1])
+    assert read_rows(tmp_path) == [{"step": 0, "sample/train": text}]
+    resumed = MetricsWriter(tmp_path, resume_after=0)
+    assert resumed.last_step == 0
+    resumed.close()
+    assert read_rows(tmp_path) == [{"step": 0, "sample/train": text}]
 
 
 def test_a_half_written_last_row_is_cut_on_resume(tmp_path: Path) -> None:

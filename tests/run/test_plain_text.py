@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import argparse
 import io
 import re
 import string
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from asyncrl import cli
+from asyncrl.errors import RunError
 from asyncrl.run.plain_text import plain
 from asyncrl.watch.console import LiveView
 
@@ -37,3 +41,14 @@ def test_an_event_cannot_drive_the_terminal() -> None:
     assert not set("\x1b\x07\x9b\u202e") & set(out.getvalue())
     assert r"\x1b[2J" in out.getvalue()
     assert "[red]markup[/red]" in out.getvalue()
+
+
+def test_an_error_of_a_run_that_quotes_a_model_cannot_drive_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: argparse.Namespace) -> int:
+        raise RunError(f"11 prompts quarantined; the last: {CLEAR_SCREEN}{WINDOW_TITLE}")
+
+    monkeypatch.setitem(cli.COMMANDS, "launch", fail)
+    assert cli.main(["launch"]) == 1
+    assert capsys.readouterr().err == "the run failed: 11 prompts quarantined; the last: \\x1b[2J\\x1b]0;owned\\x07\n"

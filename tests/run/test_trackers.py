@@ -16,16 +16,11 @@ from asyncrl.errors import ConfigError
 from asyncrl.run.metrics import MetricsWriter
 from asyncrl.run.trackers import open as opening
 from asyncrl.run.trackers.open import check_trackers, open_trackers
+from asyncrl.run.trackers.prometheus import PrometheusEndpoint
 
 
 def config(*overrides: str) -> Config:
     return load(None, ["model.path=none", "data.train=none", *overrides])
-
-
-@pytest.fixture
-def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
 
 
 def scrape(port: int) -> dict[str, str]:
@@ -39,9 +34,11 @@ def test_without_trackers_nothing_is_opened(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_prometheus_sees_the_latest_value_of_each_figure(tmp_path: Path, port: int) -> None:
-    settings = config("run.trackers=[]", f"run.prometheus_port={port}")
-    writer = MetricsWriter(tmp_path, open_trackers(settings, tmp_path, None))
+def test_prometheus_sees_the_latest_value_of_each_figure(tmp_path: Path) -> None:
+    (endpoint,) = open_trackers(config("run.trackers=[]", "run.prometheus_port=0"), tmp_path, None)
+    assert isinstance(endpoint, PrometheusEndpoint)
+    port = endpoint._server.server_port
+    writer = MetricsWriter(tmp_path, [endpoint])
     assert scrape(port) == {}
     writer.write(1, {"reward/mean": 0.5, "eval/pass@8": 0.25, "staleness/histogram": [1, 2], "sample/train": "1+1=2"})
     writer.write(2, {"reward/mean": 0.75, "loss/total": math.nan})
@@ -77,10 +74,12 @@ def test_a_tracker_whose_package_is_missing_is_refused_with_its_extra(
     check_trackers(config().run)
 
 
-def test_wandb_offline_gets_the_same_names_and_a_resumed_run_keeps_its_id(
+def test_wandb_offline_gets_the_same_names_and_no_key_and_a_resumed_run_keeps_its_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    key = "0123456789" * 4
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", key)
     for resume_after, steps in ((None, (0, 1)), (1, (2,))):
         writer = MetricsWriter(tmp_path, open_trackers(config("run.trackers=[wandb]"), tmp_path, resume_after))
         for step in steps:
@@ -89,6 +88,7 @@ def test_wandb_offline_gets_the_same_names_and_a_resumed_run_keeps_its_id(
         time.sleep(1.1)  # wandb names the folder of an offline run by the second
     records = [record for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")) for record in logged(file)]
     assert [record["step"] for record in records] == [0, 1, 2]
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and key.encode() in file.read_bytes()]
     assert [record["reward/mean"] for record in records] == [0.0, 0.25, 0.5]
     assert records[0]["staleness/histogram.values"] == [3, 1]
     assert len({file.stem for file in tmp_path.glob("wandb/offline-run-*/*.wandb")}) == 1

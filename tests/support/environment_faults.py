@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from asyncrl.environments.base import Action, Row, Step
 
@@ -98,6 +99,41 @@ class NeedsArguments:
 
     def rows(self, split: str, seed: int) -> list[tuple[str, str]]:
         return [(f"{split} {seed}", "1")]
+
+
+class BringsRows(Faulty):
+    """Rows of each wrong kind."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self._kind = kind
+
+    def rows(self, split: str, seed: int) -> object:
+        match self._kind:
+            case "none":
+                return []
+            case "numbers":
+                return [("1+1", "2"), ("1+1", 2)]
+            case "singles":
+                return ["1"]
+            case "raises":
+                raise KeyError("no data")
+        return None
+
+
+class Closes(Faulty):
+    """Writes a line to the file when it is closed, and fails then if it is told to."""
+
+    def __init__(self, file: str, fails: bool = False) -> None:
+        super().__init__()
+        self._file = Path(file)
+        self._fails = fails
+
+    async def close(self) -> None:
+        with self._file.open("a") as file:
+            file.write(f"after {self._num_steps} steps\n")
+        if self._fails:
+            raise OSError("gone")
 
 
 class NotAsync:

@@ -48,10 +48,10 @@ FAMILIES: dict[str, tuple[type[PretrainedConfig], dict[str, object]]] = {
 }
 
 
-def save_family(folder: Path, family: str) -> str:
+def save_family(folder: Path, family: str, **changes: object) -> str:
     torch.manual_seed(0)
     config_class, settings = FAMILIES[family]
-    model = AutoModelForCausalLM.from_config(config_class(**(SIZES | settings)), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config_class(**(SIZES | settings | changes)), dtype=torch.float32)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)

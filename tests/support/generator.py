@@ -23,7 +23,7 @@ from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import Network, bind, connect, connect_watched
 from asyncrl.transport.wire import Frame, decode, encode
 from asyncrl.types import Completion
-from tests.support.wire import PATIENCE_MS
+from tests.support.wire import PATIENCE_MS, bind_again
 
 HANGS = -1
 DIES = -2
@@ -124,8 +124,10 @@ class Bench:
         self.sockets = [self.replay, self.dealer, publish_socket, self.learner]
         self.publish_server = PublishServer(publish_socket, engine, timeout_s=60)
         answer = partial(roll_out, engine=engine, scorer=pool, config=Config().generator)
-        worker = GeneratorWorker(Config(), engine, answer, self.dealer, self.handshakes, self.publish_server, self.link)
-        self.running = asyncio.create_task(worker.run(self.publish_endpoint))
+        self.worker = GeneratorWorker(
+            Config(), engine, answer, self.dealer, self.handshakes, self.publish_server, self.link
+        )
+        self.running = asyncio.create_task(self.worker.run(self.publish_endpoint))
 
     async def receive(self) -> tuple[AnyMessage, list[Frame]]:
         assert await self.replay.poll(PATIENCE_MS), "the worker sent nothing"
@@ -140,12 +142,13 @@ class Bench:
         assert await self.learner.poll(PATIENCE_MS), "the publish server sent nothing"
         return decode(await self.learner.recv_multipart())[0]
 
-    async def replay_is_another(self) -> None:
-        """The acknowledgement has arrived; then the connection breaks, and comes about anew at the same address."""
-        await asyncio.sleep(0.2)
+    async def replay_is_another(self, num_unacknowledged: int) -> None:
+        """Once only so many answers lack their Ack, the connection breaks, and comes about anew at the same address."""
+        async with asyncio.timeout(PATIENCE_MS / 1000):
+            while len(self.worker._unacknowledged) > num_unacknowledged:
+                await asyncio.sleep(0.01)
         self.replay.close(0)
-        await asyncio.sleep(0.1)
-        self.replay, _ = bind(self.context, self.network, int(self.replay_endpoint.rpartition(":")[2]))
+        self.replay, _ = bind_again(self.context, self.network, int(self.replay_endpoint.rpartition(":")[2]))
         self.sockets.append(self.replay)
 
     async def ended(self) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from asyncrl.run.metrics import read_rows
+from asyncrl.run.trainer_state import latest, read_state
+
+ROOT = Path(__file__).parents[2]
 DEADLINE_S = 280.0
 
 STAND_IN = "generator.engine=bench.standin.engine:StandInEngine"
@@ -36,7 +40,8 @@ class Launched:
         return self.output_file.read_text()
 
     def rows(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
+        """Those that are whole: the last line may be half written."""
+        return read_rows(self.run_dir)
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + DEADLINE_S
@@ -46,21 +51,54 @@ class Launched:
             time.sleep(0.2)
 
     def wait_for_step(self, step: int) -> None:
-        self.wait_until(lambda: re.search(rf"^step +{step}/", self.output, re.MULTILINE) is not None, f"step {step}")
+        self.wait_until(lambda: self.last_step >= step, f"step {step}")
+
+    @property
+    def last_step(self) -> int:
+        """The last one that the output shows."""
+        return max(map(int, re.findall(r"^step +(\d+)/", self.output, re.MULTILINE)), default=0)
 
     def wait_for_more_steps(self, num_steps: int) -> None:
         """From the last one that the output shows: whatever was done before the call does not count."""
-        self.wait_for_step(
-            max(int(step) for step in re.findall(r"^step +(\d+)/", self.output, re.MULTILINE)) + num_steps
-        )
+        self.wait_for_step(self.last_step + num_steps)
 
     def wait_for_output(self, text: str) -> None:
         self.wait_until(lambda: text in self.output, repr(text))
+
+    def wait_for_row(self, key: str, value: float, after: int = 0) -> int:
+        """Until there is such a row behind the first `after`; how many rows there are up to it."""
+
+        def found() -> list[int]:
+            return [number for number, row in enumerate(self.rows(), 1) if number > after and row.get(key) == value]
+
+        self.wait_until(lambda: bool(found()), f"row with {key} = {value}")
+        return found()[0]
 
     def pid_of(self, role: str) -> int:
         """Of its latest process."""
         found = re.findall(rf"{role} is process (\d+)", (self.run_dir / "logs" / f"{role}.log").read_text())
         return int(found[-1])
+
+
+def launch(
+    folder: Path,
+    *arguments: str,
+    name: str = "run",
+    variables: Mapping[str, str] | None = None,
+    on: Sequence[str] = (),
+) -> Launched:
+    """Starts a run below `folder`; whoever calls this ends it.
+
+    Args:
+        variables: its whole environment; None = this one.
+        on: what the command begins with, to run it elsewhere.
+    """
+    run_dir, output_file = folder / name, folder / f"{name}.txt"
+    where = [] if "--resume" in arguments else ["--run-dir", str(run_dir)]
+    command = [*on, sys.executable, "-m", "asyncrl", "launch", *where, *arguments]
+    with output_file.open("a") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT, text=True)
+    return Launched(process, run_dir, output_file)
 
 
 def quick(steps: int, *overrides: str) -> list[str]:
@@ -87,8 +125,27 @@ def trained(run: Launched) -> list[int]:
 
 def role_processes(run: Launched) -> list[psutil.Process]:
     """Every role with its children: vLLM's engines and workers, reward processes."""
-    roles = [psutil.Process(run.pid_of(log.stem)) for log in (run.run_dir / "logs").glob("*-*.log")]
+    logs = (run.run_dir / "logs").glob("*.log")
+    roles = [psutil.Process(run.pid_of(log.stem)) for log in logs if log.stem != "launcher"]
     return [*roles, *(child for role in roles for child in role.children(recursive=True))]
+
+
+def freeze_behind_a_checkpoint(run: Launched) -> int:
+    """Stops learner 0 where its latest checkpoint lacks a step, so that whoever goes on from it retraces one.
+
+    Returns:
+        The step of that checkpoint.
+    """
+    learner = psutil.Process(run.pid_of("learner-0"))
+    while True:
+        learner.suspend()
+        while learner.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.001)
+        saved = latest(run.run_dir)
+        if saved is not None and run.last_step > read_state(saved).step:
+            return read_state(saved).step
+        learner.resume()
+        run.wait_for_more_steps(1)
 
 
 def engine_core(run: Launched, generator: str) -> psutil.Process:

@@ -33,7 +33,7 @@ def perturbed(model: PreTrainedModel, scale: float = 0.05) -> dict[str, torch.Te
 def another_adapter(model: PreTrainedModel, rank: int = 1) -> dict[str, torch.Tensor]:
     """The parameters of a model and its adapter, which is added first where it has none, and changed at random."""
     if not adapted_layers(model):
-        add_adapter(model, LoraConfig(rank=rank, alpha=2.0 * rank), seed=0)
+        add_adapter(model, LoraConfig(rank=rank, alpha=2.0 * rank))
     with torch.no_grad():
         for layer in adapted_layers(model).values():
             for parameter in (*layer.lora_A.parameters(), *layer.lora_B.parameters()):

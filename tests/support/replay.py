@@ -23,7 +23,7 @@ from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseGran
 from asyncrl.transport.sockets import Network, bind
 from asyncrl.transport.wire import group_to_wire
 from asyncrl.types import Prompt
-from tests.support.wire import Peer, make_group, peer
+from tests.support.wire import Peer, bind_again, make_group, peer
 
 SOON_S = 0.2
 PATIENCE_S = 20.0
@@ -59,7 +59,7 @@ class Served:
         self.control = ControlServer(Network(), ["replay"])
         self.link = ControlLink("replay", Network(), self.control.endpoint, 600.0, 600.0)
         context: zmq.Context = zmq.Context.instance()
-        self.socket, self.endpoint = bind(context, network, port)
+        self.socket, self.endpoint = bind_again(context, network, port) if port else bind(context, network)
         ledger = Ledger(
             batch_size=config.learner.batch_size,
             max_staleness=config.replay.max_staleness,

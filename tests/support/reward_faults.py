@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -29,6 +30,8 @@ def fault(prompt: str, completion: str, answer: str) -> float:
                 time.sleep(100)
             except Exception:  # noqa: BLE001  the fault itself
                 continue
+    if completion == "a" * 40:  # the text of a model against an expression that tries 2^40 ways
+        re.fullmatch(r"(a+)+b", completion)
     if completion == "sleeps":
         time.sleep(100)
     if completion == "blocks signals":

@@ -1,13 +1,15 @@
 """Real sockets and groups for the tests of replay, control and the generator worker."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import zmq
 
+from asyncrl.errors import ConfigError
 from asyncrl.transport.messages.schema import AnyMessage
-from asyncrl.transport.sockets import Network, connect
+from asyncrl.transport.sockets import AnySocket, Network, bind, connect
 from asyncrl.transport.wire import Frame, decode, encode
 from asyncrl.types import Group
 
@@ -33,7 +35,20 @@ def make_group(index: int, version: int = 0, rewards: tuple[float, ...] = (1.0, 
         truncated=np.zeros(len(rewards), np.bool_),
         sample_text=f"answer {index}",
         term_means={"math": 0.5, "style": index / 7},
+        data_set=("sums", "products")[index % 2],
     )
+
+
+def bind_again(context: zmq.Context[AnySocket], network: Network, port: int) -> tuple[AnySocket, str]:
+    """As `bind`, where a server has just closed: ZeroMQ lets go of its port a little later."""
+    deadline_s = time.monotonic() + PATIENCE_MS / 1000
+    while True:
+        try:
+            return bind(context, network, port)
+        except ConfigError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.01)
 
 
 class Peer:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.launch import Launched
-
-ROOT = Path(__file__).parents[2]
+from tests.support.launch import Launched, launch
 
 
 @pytest.fixture(scope="session")
@@ -26,12 +22,7 @@ def start(runs: Path) -> Iterator[Callable[..., Launched]]:
     launched: list[Launched] = []
 
     def start_one(name: str, *arguments: str) -> Launched:
-        run_dir, output_file = runs / name, runs / f"{name}.txt"
-        where = [] if "--resume" in arguments else ["--run-dir", str(run_dir)]
-        command = [sys.executable, "-m", "asyncrl", "launch", *where, *arguments]
-        with output_file.open("a") as output:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True)
-        launched.append(Launched(process, run_dir, output_file))
+        launched.append(launch(runs, *arguments, name=name))
         return launched[-1]
 
     yield start_one

@@ -32,7 +32,7 @@ STEP = 3
 
 
 class Gate:
-    """Says `+=`, and holds each second turn back until the file is there."""
+    """Says `+=`, and holds each second turn back until the file is there; another file has a byte for each it holds."""
 
     def __init__(self, file: str) -> None:
         self._file = Path(file)
@@ -42,15 +42,17 @@ class Gate:
 
     async def step(self, action: Action) -> Step:
         self._num_steps += 1
-        self._file.with_suffix(".reached").touch()
-        while self._num_steps == 2 and not self._file.exists():
-            await asyncio.sleep(0.01)
+        if self._num_steps == 2:
+            with self._file.with_suffix(".held").open("a") as held:
+                held.write(".")
+            while not self._file.exists():
+                await asyncio.sleep(0.01)
         return Step("+=", reward=float(len(action.token_ids)))
 
 
-async def until(condition: Path) -> None:
+async def all_held(held: Path) -> None:
     async with asyncio.timeout(60):
-        while not condition.exists():
+        while not held.exists() or len(held.read_text()) < GROUP_SIZE:
             await asyncio.sleep(0.01)
 
 
@@ -86,7 +88,7 @@ async def play(folder: Path, gate: Path) -> tuple[Group, list[int], dict[int, fl
             first = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             first.load_state_dict(model.state_dict())
             playing = asyncio.create_task(Episodes(engine, pool, tokens, config).roll_out(grant))
-            await until(gate.with_suffix(".reached"))
+            await all_held(gate.with_suffix(".held"))
             await asyncio.to_thread(session.send, 1, perturbed(model))  # every episode is in its midst
             gate.touch()
             group, failures = await playing

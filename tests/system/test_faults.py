@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 
 import pytest
 
 from asyncrl import cli
-from tests.support.launch import STAND_IN, Launched, assert_all_gone, assert_exact, engine_core, quick, role_processes
+from tests.support.launch import (
+    STAND_IN,
+    Launched,
+    assert_all_gone,
+    assert_exact,
+    engine_core,
+    freeze_behind_a_checkpoint,
+    quick,
+    role_processes,
+)
 
 pytestmark = pytest.mark.system
 
@@ -43,11 +51,11 @@ def test_a_generator_whose_engine_core_died_is_started_again_and_the_run_has_all
     start: Callable[..., Launched],
 ) -> None:
     run = start("restart", "--generators", "2", *quick(10_000, "run.eval_every=0"))
-    run.wait_for_step(3)
+    both = run.wait_for_row("generator/num_serving", 2)
     engine_core(run, "generator-1").kill()  # often in mid-publish
-    run.wait_until(lambda: "generator-1 failed: " in run.output, "notice of the death")
-    run.wait_until(lambda: run.rows()[-1]["generator/num_serving"] == 1, "a step with one generator")
-    run.wait_until(lambda: run.rows()[-1]["generator/num_serving"] == 2, "the return of the other")
+    run.wait_for_output("generator-1 failed: ")
+    one = run.wait_for_row("generator/num_serving", 1, after=both)
+    run.wait_for_row("generator/num_serving", 2, after=one)
     run.process.send_signal(signal.SIGINT)
     assert run.wait() == 130, run.output
     assert "; restart 1 of 3" in run.output
@@ -102,7 +110,7 @@ def test_ctrl_c_twice_ends_the_run_at_once(start: Callable[..., Launched]) -> No
     processes = role_processes(run)
     os.kill(run.pid_of("learner-0"), signal.SIGSTOP)  # so that a clean stop would take its whole deadline
     run.process.send_signal(signal.SIGINT)
-    time.sleep(1.0)
+    run.wait_for_output("stopping with a checkpoint")
     run.process.send_signal(signal.SIGINT)
     assert run.wait() == 130, run.output
     assert "stopped at once" in run.output
@@ -114,9 +122,10 @@ def test_whoever_dies_learner_replay_or_launcher_every_prompt_is_trained_once(st
     run = start("all-die", "--learners", "2", *quick(10_000, "run.eval_every=0", "run.save_every=6", STAND_IN, *limits))
     died = "failed: its process died (killed, crashed or out of memory)"
     run.wait_for_step(8)
+    saved = freeze_behind_a_checkpoint(run)
     os.kill(run.pid_of("learner-1"), signal.SIGKILL)
     run.wait_for_output(f"learner-1 {died}; learners: restart 1 of 3")
-    run.wait_for_output("learner-0: going over the steps 7 to ")
+    run.wait_for_output(f"learner-0: going over the steps {saved + 1} to ")
     run.wait_for_more_steps(8)
     os.kill(run.pid_of("replay"), signal.SIGKILL)
     run.wait_for_output(f"replay {died}; replay: restart 1 of 3")

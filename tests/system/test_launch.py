@@ -14,8 +14,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from asyncrl import cli
-from tests.support.launch import STAND_IN, Launched, assert_exact, quick, role_processes, trained
+from tests.support.launch import (
+    STAND_IN,
+    Launched,
+    assert_exact,
+    freeze_behind_a_checkpoint,
+    quick,
+    role_processes,
+    trained,
+)
 from tests.support.metric_names import undocumented
+from tests.support.other_trainers import TEMPLATE, recipes, write_trl, write_verl
 
 pytestmark = pytest.mark.system
 
@@ -54,10 +63,32 @@ def test_a_run_trains_asynchronously_then_goes_on_from_its_checkpoint_and_export
     assert AutoModelForCausalLM.from_pretrained(runs / "exported").config.model_type == "qwen3"
 
 
-def test_at_staleness_0_every_token_is_on_policy_and_every_group_of_a_refilled_batch_has_a_signal(
-    start: Callable[..., Launched],
-) -> None:
-    run = start("sync", *quick(5, "run.eval_every=0", "replay.max_staleness=0", "algorithm.zero_variance=refill"))
+SMALL = (
+    "model.path=tiny",
+    "model.warmup_steps=100",
+    "model.dtype=auto",
+    "cluster.device=cpu",
+    "data.max_prompt_tokens=8",
+    "generator.max_tokens=6",
+)
+
+
+def ported(runs: Path, page: str, write: Callable[[Path], None]) -> list[str]:
+    """The first recipe of a page of docs/ and data of its layout, made small enough for this machine."""
+    folder = runs / Path(page).stem
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(recipes(page)[0])
+    (folder / "chat.jinja").write_text(TEMPLATE)
+    write(folder)
+    template = f"data.chat_template={folder}/chat.jinja"
+    files = [f"data.train={folder}/train.parquet", f"data.eval={folder}/test.parquet", template]
+    return ["--config", str(folder / "recipe.yaml"), *files, *SMALL, "run.eval_every=0", "run.trackers=[]"]
+
+
+def test_trls_configuration_trains_on_a_conversational_data_set(start: Callable[..., Launched], runs: Path) -> None:
+    """As TRL it is synchronous: every token is on-policy. Refilled, every group of a batch has a signal."""
+    settings = quick(5, "learner.count=1", "generator.max_groups_in_flight=32", "algorithm.zero_variance=refill")
+    run = start("trl", *ported(runs, "from_trl.md", write_trl), *settings)
     assert run.wait() == 0, run.output
     assert [row["staleness/max"] for row in run.rows()] == [0] * 5
     assert all(abs(float(row["policy/kl_behaviour"])) < 1e-9 for row in run.rows())  # type: ignore[arg-type]
@@ -92,23 +123,23 @@ def test_four_generators_and_four_learners_run_on_two_cores_while_a_controller_l
     assert all(row["staleness/max"] <= row["staleness/eta"] for row in run.rows())  # type: ignore[operator]
 
 
-def test_a_tensor_parallel_generator_feeds_two_learners(start: Callable[..., Launched]) -> None:
-    """And what two ranks train is an adapter, of which both workers get a copy."""
-    arguments = ("--generators", "1", "--learners", "2", "generator.tensor_parallel=2")
-    run = start("tp", *arguments, *quick(10, "run.eval_every=0", "lora.rank=2", "lora.targets=[q_proj,v_proj]"))
+def test_verls_recipe_trains_on_verls_file(start: Callable[..., Launched], runs: Path) -> None:
+    """It has a tensor-parallel generator and several learners, here one and two."""
+    recipe = ported(runs, "from_verl.md", write_verl)
+    run = start("verl", *recipe, *quick(10, "learner.mini_batch_size=4"), "--generators", "1", "--learners", "2")
     assert run.wait() == 0, run.output
     assert len(run.rows()) == 10
-    num_values = 2 * (2 * (128 + 128) + 2 * (128 + 64))  # layers × (q_proj + v_proj)
-    assert run.rows()[-1]["publish/bytes"] == 2 * 4 * num_values
+    assert all(0 < row["reward/accuracy"] < 1 for row in run.rows())  # type: ignore[operator]
+    assert trained(run) == [8] * 10
 
 
 def test_generators_join_and_leave_a_live_run(start: Callable[..., Launched], capsys: pytest.CaptureFixture) -> None:
     run = start("scale", *quick(10_000, "run.eval_every=0", STAND_IN))
-    run.wait_for_step(3)
+    num_rows = run.wait_for_row("generator/num_serving", 1)
     for number, answer in ((3, "generators: 1 → 3 (generator-1 joins, generator-2 joins)"), (1, "generators: 3 → 1")):
         assert cli.main(["scale", str(run.run_dir), "--generators", str(number)]) == 0
         assert answer in capsys.readouterr().out
-        run.wait_until(lambda: run.rows()[-1]["generator/num_serving"] == number, f"{number} generators")  # noqa: B023
+        num_rows = run.wait_for_row("generator/num_serving", number, after=num_rows)
     assert cli.main(["scale", str(run.run_dir), "--generators", "0"]) == 2
     run.process.send_signal(signal.SIGINT)
     assert run.wait() == 130, run.output
@@ -120,16 +151,17 @@ def test_generators_join_and_leave_a_live_run(start: Callable[..., Launched], ca
 def test_at_staleness_0_a_run_that_was_killed_and_resumed_is_bit_for_bit_the_run_that_was_not(
     start: Callable[..., Launched],
 ) -> None:
-    settings = quick(16, "run.eval_every=0", "run.save_every=8", "replay.max_staleness=0", "run.stop_timeout_s=5")
-    whole = start("whole", *settings)
-    assert whole.wait() == 0, whole.output
-    cut = start("cut", *settings, "run.heartbeat_timeout_s=5")
+    settings = ("run.eval_every=0", "run.save_every=8", "replay.max_staleness=0", "run.stop_timeout_s=5")
+    cut = start("cut", *quick(10_000, *settings), "run.heartbeat_timeout_s=5")
     cut.wait_for_step(11)
+    saved = freeze_behind_a_checkpoint(cut)
     for process in [psutil.Process(cut.process.pid), *role_processes(cut)]:
         process.kill()
-    resumed = start("cut", "--resume", str(cut.run_dir))
+    resumed = start("cut", "--resume", str(cut.run_dir), f"run.steps={saved + 10}")
     assert resumed.wait() == 0, resumed.output
-    assert "going over the steps 9 to 1" in resumed.output
+    assert f"going over the steps {saved + 1} to " in resumed.output
+    whole = start("whole", *quick(saved + 10, *settings))
+    assert whole.wait() == 0, whole.output
     for key in ("loss/total", "optim/grad_norm", "reward/mean", "policy/entropy", "batch/prompts_crc32"):
         assert [row[key] for row in resumed.rows()] == [row[key] for row in whole.rows()], key
     parameters = [exported_parameters(run) for run in (whole, resumed)]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +13,9 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from asyncrl import cli
-from tests.support.launch import STAND_IN, Launched, assert_exact, quick
+from tests.support.launch import STAND_IN, Launched, assert_exact, launch, quick
 
 pytestmark = pytest.mark.system
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -37,19 +33,16 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 @contextmanager
 def launched_on(cluster: Cluster, folder: Path) -> Iterator[Launched]:
-    run_dir, output_file = folder / "run", folder / "output.txt"
     settings = [
         f"cluster.ray_address={cluster.address}",
         "cluster.allow_open_ray=true",
         *quick(100_000, "run.eval_every=0", STAND_IN),
     ]
-    command = [sys.executable, "-m", "asyncrl", "launch", "--run-dir", str(run_dir), *settings]
-    with output_file.open("w") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True)
+    run = launch(folder, *settings)
     try:
-        yield Launched(process, run_dir, output_file)
+        yield run
     finally:
-        process.kill()
+        run.process.kill()
 
 
 def test_a_generator_whose_node_has_left_goes_on_on_another(cluster: Cluster, tmp_path: Path) -> None:
@@ -57,11 +50,11 @@ def test_a_generator_whose_node_has_left_goes_on_on_another(cluster: Cluster, tm
         run.wait_for_step(3)
         node = cluster.add_node(num_cpus=4)
         assert cli.main(["scale", str(run.run_dir), "--generators", "2"]) == 0
-        run.wait_until(lambda: run.rows()[-1]["generator/num_serving"] == 2, "two generators")
+        both = run.wait_for_row("generator/num_serving", 2)
         cluster.remove_node(node, allow_graceful=False)
-        run.wait_until(lambda: "generator-1 starts on node 0" in run.output, "another node for generator-1")
-        run.wait_until(lambda: run.rows()[-1]["generator/num_serving"] == 1, "a step with one generator")
-        run.wait_until(lambda: run.rows()[-1]["generator/num_serving"] == 2, "two generators again")
+        run.wait_for_output("generator-1 starts on node 0")
+        one = run.wait_for_row("generator/num_serving", 1, after=both)
+        run.wait_for_row("generator/num_serving", 2, after=one)
         run.process.send_signal(signal.SIGINT)
         assert run.wait() == 130, run.output
         assert "generator-1 starts on node 0: node 1 has left the cluster" in run.output

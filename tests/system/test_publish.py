@@ -186,7 +186,7 @@ async def engine_core_killed(folder: Path) -> bool:
     async with serving(folder, 1) as (engine, _):
         assert not engine.dead
         next(child for child in psutil.Process().children() if child.children()).kill()
-        for _ in range(100):
+        for _ in range(600):
             await asyncio.sleep(0.1)
             if engine.dead:
                 return True

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ from tests.support.publish import (
 pytestmark = pytest.mark.system
 
 CONFIG = GeneratorConfig(kv_cache_bytes=32 << 20)
-SLOW_TRANSFER_S = 2.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +52,25 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def receive_slowly() -> None:
-    """Each transfer takes long enough to be hit in its middle."""
+def receive_through(gate: Path) -> None:
+    """A transfer waits in the worker while the gate is there, and says so by a second file."""
     nccl.install()
     receive = AsyncrlWeightTransferEngine._receive
 
     def receive_later(self: AsyncrlWeightTransferEngine, at_once: bool) -> Staging:
-        time.sleep(SLOW_TRANSFER_S)
+        while gate.exists():
+            gate.with_suffix(".reached").touch()
+            time.sleep(0.01)
         return receive(self, at_once)
 
     AsyncrlWeightTransferEngine._receive = receive_later  # type: ignore[method-assign]
+
+
+def wait_for(file: Path) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not file.exists():
+        assert time.monotonic() < deadline_s, f"{file.name} did not come"
+        time.sleep(0.01)
 
 
 def assert_serves(generator: GeneratorProcess, version: int, model: PreTrainedModel) -> None:
@@ -90,9 +100,10 @@ def publish_while_32_requests_decode(
 
 @pytest.mark.parametrize("transport", ["gloo", "nccl"])
 def test_publishes_lose_and_mix_nothing_a_dead_generator_is_dropped_and_one_that_joins_catches_up(
-    folder: Path, stack: ExitStack, transport: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, stack: ExitStack, transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nccl_group, "communicator", nccl.StandInCommunicator)
+    gate = tmp_path / "gate"
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     first, second = (
@@ -106,7 +117,8 @@ def test_publishes_lose_and_mix_nothing_a_dead_generator_is_dropped_and_one_that
     publish_while_32_requests_decode(first, session, model, num_publishes=30)
 
     second.kill()
-    third = stack.enter_context(GeneratorProcess("generator-1", folder, CONFIG, prepare=receive_slowly))
+    through_gate = partial(receive_through, gate)
+    third = stack.enter_context(GeneratorProcess("generator-1", folder, CONFIG, prepare=through_gate))
     first.submit("in flight", PROMPT, sampling(8, 55))
     session.regroup([first.member])
     session.send(31, perturbed(model))
@@ -123,9 +135,10 @@ def test_publishes_lose_and_mix_nothing_a_dead_generator_is_dropped_and_one_that
 
     served = copy.deepcopy(model)
     tensors = perturbed(model)
+    gate.touch()
     with ThreadPoolExecutor(1) as executor:
         sending = executor.submit(session.send, 33, tensors)
-        time.sleep(SLOW_TRANSFER_S / 2)
+        wait_for(gate.with_suffix(".reached"))
         third.signal(signal.SIGSTOP)
         with pytest.raises(PublishError, match=r"^transfer: .*; generator-1 did not answer then$"):
             sending.result()

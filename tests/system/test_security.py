@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -12,20 +13,25 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
 from asyncrl.cluster.joined_ray import lets_strangers_in
 from asyncrl.commands.resume import find_checkpoint
+from asyncrl.commands.scale import Address
 from asyncrl.errors import ConfigError
 from tests.support import stranger
-from tests.support.launch import Launched, quick
+from tests.support.launch import Launched, launch, quick
 
 pytestmark = pytest.mark.system
 
-ROOT = Path(__file__).parents[2]
+SECRETS = {name: secrets.token_hex(20) for name in ("HF_TOKEN", "WANDB_API_KEY")}
+"""The user's own, in the launcher's environment."""
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
 
 
@@ -34,17 +40,12 @@ def run() -> Iterator[Launched]:
     """A live run, in a folder that every user can look into."""
     folder = Path(tempfile.mkdtemp(prefix="open-", dir="/tmp"))
     folder.chmod(0o755)
-    run_dir, output_file = folder / "run", folder / "output.txt"
-    settings = quick(100_000, "run.eval_every=0")
-    command = [sys.executable, "-m", "asyncrl", "launch", "--run-dir", str(run_dir), *settings]
-    with output_file.open("w") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True)
+    live = launch(folder, *quick(100_000, "run.eval_every=0"), variables={**os.environ, **SECRETS})
     try:
-        live = Launched(process, run_dir, output_file)
         live.wait_for_step(3)
         yield live
     finally:
-        process.kill()
+        live.process.kill()
         shutil.rmtree(folder)
 
 
@@ -55,12 +56,19 @@ def processes(run: Launched) -> list[psutil.Process]:
 
 def listeners(run: Launched) -> list[tuple[str, int]]:
     """Address and port of all that the run's processes listen on."""
-    connections = [connection for process in processes(run) for connection in process.net_connections("inet")]
-    return sorted({tuple(one.laddr) for one in connections if one.status == psutil.CONN_LISTEN})
+    return sorted({tuple(one.laddr) for one in connections(run, "inet") if one.status == psutil.CONN_LISTEN})
 
 
 def unix_sockets(run: Launched) -> list[str]:
-    return sorted({one.laddr for process in processes(run) for one in process.net_connections("unix") if one.laddr})
+    return sorted({one.laddr for one in connections(run, "unix") if one.laddr})
+
+
+def connections(run: Launched, kind: str) -> list[Any]:
+    found = []
+    for process in processes(run):
+        with suppress(psutil.NoSuchProcess):  # Ray ends a worker that nobody needs
+            found += process.net_connections(kind)
+    return found
 
 
 def test_every_port_of_a_run_is_on_loopback_and_none_answers_from_outside(run: Launched) -> None:
@@ -84,17 +92,16 @@ def test_another_user_gets_nothing_out_of_a_run_and_nothing_into_it(run: Launche
     assert sockets
     for folder in (run.run_dir, token_file.parent):
         attack = {
-            "run_dir": str(folder),
-            "uid": pwd.getpwnam("nobody").pw_uid,
-            "ports": [port for _, port in listeners(run)],
+            "addresses": [("127.0.0.1", port) for _, port in listeners(run)],
+            "folder": str(folder),
             "unix_sockets": sockets,
+            "uid": pwd.getpwnam("nobody").pw_uid,
         }
         command = [sys.executable, stranger.__file__, json.dumps(attack)]
         attempt = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
-        assert json.loads(attempt.stdout) == {"files": [], "unix sockets": [], "zeromq": [], "http": []}
-    step = len(run.rows())
-    run.wait_until(lambda: len(run.rows()) > step + 2, "steps after the attack")
-    assert float(run.rows()[-1]["queue/peers_refused"]) > 0  # type: ignore[arg-type]
+        assert not any(json.loads(attempt.stdout).values()), attempt.stdout
+    run.wait_for_more_steps(2)
+    run.wait_until(lambda: float(run.rows()[-1]["queue/peers_refused"]) > 0, "refused peers")  # type: ignore[arg-type]
 
 
 def test_the_attempts_of_the_test_before_would_succeed_on_what_is_open(run: Launched) -> None:
@@ -103,17 +110,35 @@ def test_the_attempts_of_the_test_before_would_succeed_on_what_is_open(run: Laun
     assert stranger.readable(run.run_dir)
 
 
-def test_ray_answers_nobody_without_the_runs_token_and_the_token_is_in_no_command_line(run: Launched) -> None:
+def test_ray_answers_nobody_without_the_runs_token(run: Launched) -> None:
     gcs = next(process for process in processes(run) if process.name() == "gcs_server")
     port = next(one.laddr.port for one in gcs.net_connections("inet") if one.status == psutil.CONN_LISTEN)
     assert not lets_strangers_in(f"127.0.0.1:{port}")
+
+
+def test_no_secret_is_in_a_file_of_the_run_or_of_its_ray_or_in_a_command_line(run: Launched) -> None:
     token_file = Path(psutil.Process(run.pid_of("replay")).environ()["RAY_AUTH_TOKEN_PATH"])
-    token = token_file.read_text()
-    assert len(token) == 64
-    assert not any(token in argument for process in processes(run) for argument in process.cmdline())
-    logs = [file for folder in (run.run_dir, token_file.parent / "ray") for file in folder.rglob("*") if file.is_file()]
-    assert len(logs) > 5
-    assert not any(token.encode() in file.read_bytes() for file in logs)
+    control_file = run.run_dir / "control.json"
+    keys = msgspec.json.decode(control_file.read_bytes(), type=Address).keys
+    assert keys is not None
+    assert keys.server_secret == b""  # `asyncrl scale` needs the client's part alone
+    of_the_run = [token_file.read_bytes(), keys.client_secret, keys.server_public]
+    hidden = [*of_the_run, *(secret.encode() for secret in SECRETS.values())]
+    contents: dict[Path, bytes] = {}
+    for file in (file for folder in (run.run_dir, token_file.parent / "ray") for file in folder.rglob("*")):
+        with suppress(FileNotFoundError):  # the run goes on
+            if file.is_file() and file != control_file:
+                contents[file] = file.read_bytes()
+    names = {file.name for file in contents}
+    assert {"config.yaml", "metrics.jsonl", "ledger.sqlite", "learner-0.log"} < names
+    assert any("tfevents" in name for name in names)
+    command_lines: list[str] = []
+    for process in processes(run):
+        with suppress(psutil.NoSuchProcess):
+            command_lines.append("\0".join(process.cmdline()))
+    for secret in hidden:
+        assert not [file for file, content in contents.items() if secret in content]
+        assert not [line for line in command_lines if secret in line.encode()]
 
 
 def test_when_the_token_is_lost_the_next_start_says_so_and_the_folder_of_ray_goes_with_the_run(run: Launched) -> None:

@@ -12,6 +12,9 @@ from asyncrl.transport.wire import group_to_wire
 from asyncrl.watch.report import Quarantined, read_report
 from tests.support.wire import make_group
 
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m"
+"""Clears the screen, sets the window's title, turns red."""
+
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
@@ -37,6 +40,7 @@ def run_dir(tmp_path: Path) -> Path:
         PromptRecord(0, "trained", step=0),
         PromptRecord(1, "queued", place=0),
         PromptRecord(2, "quarantined", reason="it [hangs]"),
+        PromptRecord(3, "quarantined", reason=HOSTILE),
     ]
     store.commit(records, {})
     return tmp_path
@@ -44,8 +48,8 @@ def run_dir(tmp_path: Path) -> Path:
 
 def test_a_report_counts_what_ledger_and_metrics_have(run_dir):
     report = read_report(run_dir)
-    assert report.num_prompts_by_state == {"trained": 1, "queued": 1, "quarantined": 1}
-    assert report.quarantined == [Quarantined(2, "it [hangs]")]
+    assert report.num_prompts_by_state == {"trained": 1, "queued": 1, "quarantined": 2}
+    assert report.quarantined == [Quarantined(2, "it [hangs]"), Quarantined(3, HOSTILE)]
     assert (report.num_steps, report.num_kept_groups, report.num_replay_processes) == (2, 1, 1)
     assert report.num_tokens_by_lag == [12, 2, 1]
     assert (report.reward_first, report.reward_last, report.step_median_s) == (0.5, 1.0, 1.5)
@@ -57,6 +61,8 @@ def test_the_report_is_printed_for_people_and_as_json(run_dir, capsys):
     printed = capsys.readouterr().out
     assert "prompt 2 was quarantined: it [hangs]" in printed
     assert "25.0% → 100.0%" in printed
+    assert not set(HOSTILE) & set(printed) & {"\x1b", "\x07", "\x9b"}
+    assert r"\x1b]0;owned\x07" in printed
     assert cli.main(["report", str(run_dir), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_tokens_by_lag"] == [12, 2, 1]
 

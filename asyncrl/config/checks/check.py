@@ -17,7 +17,7 @@ from asyncrl.config.checks.generator import model_problems, sampling_problems
 from asyncrl.config.checks.learner import batch_problems
 from asyncrl.config.checks.lora import lora_problems, target_problems
 from asyncrl.config.checks.publish import cadence_problems, publish_problems
-from asyncrl.config.checks.replay import staleness_problems
+from asyncrl.config.checks.replay import staleness_problems, window_problems
 from asyncrl.config.checks.run import run_problems
 from asyncrl.config.checks.values import choice_problems, range_problems
 from asyncrl.config.checks.warnings import config_warnings
@@ -46,6 +46,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *lora_problems(config),
         *algorithm_problems(config),
         *staleness_problems(config.replay),
+        *window_problems(config),
         *cadence_problems(config),
         *sampling_problems(config),
         *environment_problems(config),

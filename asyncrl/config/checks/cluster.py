@@ -6,9 +6,19 @@ from asyncrl.config.schema import ClusterConfig, Config
 
 
 def cluster_problems(cluster: ClusterConfig) -> list[str]:
-    if cluster.allow_open_ray and cluster.ray_address is None:
-        return ["cluster.allow_open_ray=true is for a cluster to join, and cluster.ray_address=null; leave it out"]
-    return []
+    if cluster.ray_address is not None:
+        return []
+    problems = []
+    if cluster.allow_open_ray:
+        problems.append(
+            "cluster.allow_open_ray=true is for a cluster to join, and cluster.ray_address=null; leave it out"
+        )
+    if cluster.interface is not None:
+        problems.append(
+            f"cluster.interface={cluster.interface} is for a cluster to join; with cluster.ray_address=null everything "
+            "stays on loopback; leave it out"
+        )
+    return problems
 
 
 def cluster_warnings(config: Config) -> list[str]:

@@ -5,25 +5,28 @@ A layer computes base(x) + alpha/rank · B(A(x)). B begins as zero, so that the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 from transformers import PreTrainedModel
 
 from asyncrl.config.linear_layers import targeted_layers
 from asyncrl.config.lora import LoraConfig
+from asyncrl.learn.policy.sharded_load import Shards, own_rows
 from asyncrl.publish.adapter import adapter_names, merged
 
 NAME = "default"
 """peft's name of a model's only adapter."""
 
 
-def add_adapter(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
-    """Freezes a whole, unsharded model and gives its layers adapters, float32, the same on every rank.
+def add_adapter(model: PreTrainedModel, lora: LoraConfig) -> Any:
+    """Freezes an unsharded model and gives its layers adapters, float32, by peft.
 
     Returns:
         peft's `LoraConfig`, as an adapter folder has it.
@@ -34,13 +37,40 @@ def add_adapter(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
     from peft import inject_adapter_in_model
 
     config = _peft_config(model, lora)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(config, model)
+    inject_adapter_in_model(config, model)
     for layer in adapted_layers(model).values():
         layer.lora_A.float()
         layer.lora_B.float()
     return config
+
+
+def begin_adapter(
+    model: PreTrainedModel, shards: Shards, lora: LoraConfig, dtype: torch.dtype, mesh: DeviceMesh, seed: int
+) -> None:
+    """`add_adapter` to a model on the meta device, with this rank's rows of the first A and B: the same for any number
+    of ranks.
+
+    Args:
+        shards: of the model; they get the adapter's.
+        dtype: of the frozen weights.
+
+    Raises:
+        ConfigError: as in `add_adapter`.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    add_adapter(model, lora)
+    rows = shards.parameters
+    generator = torch.Generator().manual_seed(seed)
+    for weight, layer in adapted_layers(model).items():
+        name = weight.removesuffix(".weight")
+        for leaf in ("weight", "bias"):
+            if f"{name}.{leaf}" in rows:
+                rows[f"{name}.base_layer.{leaf}"] = rows.pop(f"{name}.{leaf}")
+        lora_a, lora_b = (torch.zeros(side[NAME].weight.shape) for side in (layer.lora_A, layer.lora_B))
+        nn.init.kaiming_uniform_(lora_a, a=math.sqrt(5), generator=generator)  # as peft
+        rows[f"{name}.lora_A.{NAME}.weight"] = own_rows(lora_a, mesh)
+        rows[f"{name}.lora_B.{NAME}.weight"] = own_rows(lora_b, mesh)
 
 
 def _peft_config(model: PreTrainedModel, lora: LoraConfig) -> Any:

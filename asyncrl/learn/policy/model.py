@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from asyncrl.config.logit_transform import read_logit_transform
@@ -20,12 +20,13 @@ from asyncrl.config.schema import ModelConfig
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.learn.policy.adapter import (
     adapter_tensors,
-    add_adapter,
     base_parameters,
+    begin_adapter,
     merged_parameters,
     without_adapter,
 )
 from asyncrl.learn.policy.logprob import token_logprobs
+from asyncrl.learn.policy.sharded_load import Shards, fill, read_sharded
 
 
 class PolicyModel(nn.Module):
@@ -132,15 +133,14 @@ def load_policy(
         DataError: the model cannot be loaded.
         ConfigError: the model is of a kind that cannot be trained here.
     """
-    if lora is None or lora.rank is None:
-        hf = load_causal_lm(model, mesh.device_type, torch.float32)
-    else:
-        hf = load_causal_lm(model, mesh.device_type, compute_dtype(model, mesh.device_type))
-        add_adapter(hf, lora, seed)
+    hf, shards = _read_causal_lm(model, mesh)
+    if lora is not None and lora.rank is not None:
+        begin_adapter(hf, shards, lora, compute_dtype(model, mesh.device_type), mesh, seed)
     policy = PolicyModel(hf).train()
     if gradient_checkpointing:
         policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
     _shard(policy, model, mesh, offload=offload, keep_root_gathered=True)
+    fill(policy, hf, shards, torch.device(mesh.device_type), offload=offload)
     return policy
 
 
@@ -149,8 +149,10 @@ def load_reference(model: ModelConfig, mesh: DeviceMesh, *, offload: bool = Fals
 
     Arguments and errors as in `load_policy`.
     """
-    reference = PolicyModel(load_causal_lm(model, mesh.device_type, torch.float32)).eval().requires_grad_(False)
+    hf, shards = _read_causal_lm(model, mesh)
+    reference = PolicyModel(hf).eval().requires_grad_(False)
     _shard(reference, model, mesh, offload=offload, keep_root_gathered=False)
+    fill(reference, hf, shards, torch.device(mesh.device_type), offload=offload)
     return reference
 
 
@@ -188,29 +190,23 @@ def load_causal_lm_config(path: str, *, trust_remote_code: bool = False) -> Pret
         raise DataError(f"model.path={path!r} {known}: {str(error).splitlines()[0]}") from error
 
 
-def load_causal_lm(model: ModelConfig, device_type: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The whole model, without dropout, in host memory.
-
-    Raises:
-        DataError: it cannot be loaded.
-    """
+def _read_causal_lm(model: ModelConfig, mesh: DeviceMesh) -> tuple[PreTrainedModel, Shards]:
+    """The model on the meta device and this rank's shards. Collective."""
     config = load_causal_lm_config(model.path, trust_remote_code=model.trust_remote_code)
     _disable_dropout(config)
+    options = {
+        "attn_implementation": attention_of(model, config, mesh.device_type),
+        "trust_remote_code": model.trust_remote_code,
+    }
+    cpus = mesh if mesh.device_type == "cpu" else init_device_mesh("cpu", (mesh.size(),))
     try:
-        hf, loading = AutoModelForCausalLM.from_pretrained(
-            model.path,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention_of(model, config, device_type),
-            trust_remote_code=model.trust_remote_code,
-            output_loading_info=True,
-        )
+        hf, missing, shards = read_sharded(model.path, config, cpus, options)
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"model.path={model.path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if loading["missing_keys"]:
-        names = sorted(loading["missing_keys"])
+    if missing:
+        names = sorted(missing)
         raise DataError(f"model.path={model.path!r} lacks the weights of {len(names)} parameters, such as {names[0]}")
-    return hf
+    return hf, shards
 
 
 def attention_of(model: ModelConfig, config: PretrainedConfig, device_type: str) -> str:

@@ -35,7 +35,7 @@ def batch_metrics(batch: Batch, max_staleness: int) -> Metrics:
         "length/max": float(lengths.max()),
         "length/truncated_fraction": _mean(np.concatenate([group.truncated for group in batch.groups])),
     }
-    metrics |= _term_metrics(batch)
+    metrics |= _term_metrics(batch) | _data_set_metrics(batch)
     sampled = np.concatenate([group.sampled for group in batch.groups])
     metrics |= _staleness_metrics(token_lags(batch), lengths, sampled, max_staleness)
     return metrics | _environment_metrics(batch, sampled)
@@ -62,6 +62,21 @@ def _term_metrics(batch: Batch) -> Metrics:
         label: [group.term_means[label] for group in batch.groups if label in group.term_means] for label in labels
     }
     return {f"reward/term/{label}": _mean(np.array(values)) for label, values in sorted(means.items())}
+
+
+def _data_set_metrics(batch: Batch) -> Metrics:
+    """Of each data set of a mixture; nothing without one."""
+    metrics: Metrics = {}
+    for name in sorted({group.data_set for group in batch.groups} - {""}):
+        groups = [group for group in batch.groups if group.data_set == name]
+        rewards = np.concatenate([group.rewards for group in groups]).astype(np.float64)
+        scored = ~np.isnan(rewards)
+        metrics |= {
+            f"data/{name}/fraction": len(groups) / len(batch.groups),
+            f"data/{name}/reward_mean": _mean(rewards[scored]),
+            f"data/{name}/accuracy": _mean(np.concatenate([group.correct for group in groups])[scored]),
+        }
+    return metrics
 
 
 def _staleness_metrics(

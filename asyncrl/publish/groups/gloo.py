@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 import torch
@@ -9,24 +10,25 @@ from torch.distributed import ProcessGroupGloo, Store
 from torch.distributed.distributed_c10d import BroadcastOptions
 
 from asyncrl.publish.groups.base import ROOT, Transfer
+from asyncrl.publish.groups.members import require_members
 from asyncrl.transport.sockets import LOOPBACK
 
 
 class GlooGroup:
-    """See `Group`. The constructor waits for all members.
+    """See `Group`. The constructor waits for all members, and lets nobody else in.
 
     Gloo ends each wait at its time limit, and at once when a peer has closed its sockets.
 
-    Args:
-        host: of the rendezvous; on loopback the group stays on loopback.
+    It binds the first interface of GLOO_SOCKET_IFNAME, which each role sets; without it, loopback.
     """
 
-    def __init__(self, store: Store, rank: int, world_size: int, host: str, timeout_s: float) -> None:
+    def __init__(self, store: Store, rank: int, world_size: int, timeout_s: float) -> None:
         options = ProcessGroupGloo._Options()
         options._timeout = timedelta(seconds=timeout_s)
-        options._devices = [_local_device(host)]
+        options._devices = [_local_device()]
         self.device = torch.device("cpu")
         self._group = ProcessGroupGloo(store, rank, world_size, options)
+        require_members(self._group, store, rank, world_size)
 
     def broadcast(self, tensor: torch.Tensor) -> Transfer:
         options = BroadcastOptions()
@@ -45,8 +47,9 @@ class GlooGroup:
         """Nothing: gloo cannot end a wait before its time limit. The last reference closes the sockets."""
 
 
-def _local_device(master_host: str) -> ProcessGroupGloo.Device:
-    """Loopback when the master is on loopback; else the interface that this machine's own name resolves to."""
-    if master_host == LOOPBACK:
+def _local_device() -> ProcessGroupGloo.Device:
+    """Torch reads the variable for its own default group alone."""
+    interface = os.environ.get("GLOO_SOCKET_IFNAME")
+    if interface is None:
         return ProcessGroupGloo.create_device(hostname=LOOPBACK)
-    return ProcessGroupGloo.create_default_device()
+    return ProcessGroupGloo.create_device(interface=interface.partition(",")[0])

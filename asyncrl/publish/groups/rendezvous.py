@@ -19,13 +19,11 @@ class Rendezvous:
     """One member's end of the store.
 
     Args:
-        host: of learner rank 0.
         store_file: a file of this group alone, which every member sees.
         timeout_s: longest wait for another member, here and in each group.
     """
 
-    def __init__(self, host: str, store_file: str, timeout_s: float) -> None:
-        self._host = host
+    def __init__(self, store_file: str, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._store = open_store(store_file, timeout_s)
 
@@ -56,4 +54,4 @@ class Rendezvous:
         store = PrefixStore(name, self._store)
         if transport == "nccl":
             return NcclGroup(store, rank, world_size, device, self._timeout_s)
-        return GlooGroup(store, rank, world_size, self._host, self._timeout_s)
+        return GlooGroup(store, rank, world_size, self._timeout_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class TensorBoard:
     def write(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
         for key, value in metrics.items():
             if isinstance(value, str):
-                self._writer.add_text(key, plain(value).replace("\n", "  \n"), step)  # Markdown's line break
+                self._writer.add_text(key, _verbatim(value), step)
             elif isinstance(value, list):
                 self._add_histogram(key, value, step)
             elif math.isfinite(value):
@@ -52,3 +53,8 @@ class TensorBoard:
             bucket_counts=list(counts),
             global_step=step,
         )
+
+
+def _verbatim(text: str) -> str:
+    """As a block of code: TensorBoard takes text for Markdown, whose images a browser would load from anywhere."""
+    return textwrap.indent(plain(text), "    ", lambda line: True)

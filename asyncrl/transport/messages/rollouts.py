@@ -32,6 +32,7 @@ class GroupHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     turn_rewards: list[list[float]] = msgspec.field(default_factory=list)
     environment_s: float = 0.0
     term_means: dict[str, float] = msgspec.field(default_factory=dict)
+    data_set: str = ""
 
 
 class Hello(Message, frozen=True):
@@ -69,6 +70,8 @@ class LeaseGrant(Message, frozen=True):
     timeout_s: float
     columns: str = ""
     """Further values of the row that the rewards take by name, as a JSON object (`Prompt.columns`)."""
+    data_set: str = ""
+    """As in `types.Prompt`."""
 
 
 class GroupDone(Message, frozen=True):

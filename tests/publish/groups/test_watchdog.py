@@ -29,11 +29,11 @@ def test_the_error_of_a_freed_call_is_told_as_its_deadline() -> None:
 
 def test_calls_in_time_have_each_the_whole_limit() -> None:
     freed = threading.Event()
-    watchdog = Watchdog(0.5, freed.set)
-    for _ in range(4):
+    watchdog = Watchdog(1.0, freed.set)
+    for _ in range(12):
         with watchdog.guard():
-            assert not freed.wait(0.2)
-    assert not freed.wait(0.6)  # nor is a limit running between two calls
+            assert not freed.wait(0.1)
+    assert not freed.wait(1.2)  # nor is a limit running between two calls
     watchdog.abort("done")
 
 

@@ -1,0 +1,1 @@
+"""What people have already: environments of other packages, each behind the Protocol of `environments/base.py`."""

@@ -1,0 +1,1 @@
+"""asyncrl beside other trainers, on the same machine in the same run."""

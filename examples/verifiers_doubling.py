@@ -1,0 +1,39 @@
+"""A taskset of the package verifiers: `asyncrl launch --config examples/verifiers_doubling.yaml`.
+
+17+17=  33  no: 34                  sampled: `33` and `34`; a wrong answer gets a second try
+"""
+
+import verifiers.v1 as vf
+
+__all__ = ["Doubling", "TwoTries"]
+
+
+class Number(vf.TaskData):
+    answer: str
+
+
+class Double(vf.Task[Number]):
+    @vf.reward
+    async def right(self, trace: vf.Trace) -> float:
+        return float((trace.last_reply or "").strip() == self.data.answer)
+
+
+class Doubling(vf.Taskset[Double, vf.TasksetConfig]):
+    """The numbers of two digits."""
+
+    def load(self) -> list[Double]:
+        return [Double(Number(prompt=f"{n}+{n}=", answer=str(2 * n)), self.config.task) for n in range(10, 100)]
+
+
+class TwoTriesConfig(vf.EnvConfig):
+    agent: vf.AgentConfig = vf.AgentConfig()
+
+
+class TwoTries(vf.Env[TwoTriesConfig]):
+    """The agent answers; if that is wrong, once more."""
+
+    async def run(self, task: vf.Task, agents: vf.Agents) -> None:
+        async with agents.agent.interaction(task) as talk:
+            first = await talk.turn()
+            if first.last_reply.strip() != task.data.answer:
+                await talk.turn("no:")
