@@ -171,11 +171,11 @@ def test_at_staleness_0_a_run_that_was_killed_and_resumed_is_bit_for_bit_the_run
 def test_with_an_adapter_too_a_resumed_run_at_staleness_0_is_bit_for_bit_the_run_that_was_not(
     start: Callable[..., Launched],
 ) -> None:
-    settings = quick(20, "run.eval_every=0", "run.save_every=8", "replay.max_staleness=0", "run.stop_timeout_s=5")
+    settings = quick(12, "run.eval_every=0", "run.save_every=5", "replay.max_staleness=0", "run.stop_timeout_s=5")
     whole = start("whole-lora", *settings, "lora.rank=2", STAND_IN)
     assert whole.wait() == 0, whole.output
     cut = start("cut-lora", *settings, "lora.rank=2", STAND_IN, "run.heartbeat_timeout_s=5")
-    cut.wait_for_step(9)
+    cut.wait_for_step(6)
     for process in [psutil.Process(cut.process.pid), *role_processes(cut)]:
         process.kill()
     resumed = start("cut-lora", "--resume", str(cut.run_dir))
