@@ -198,7 +198,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from asyncrl.data.prepare import prepare_arithmetic, prepare_foreign, prepare_gsm8k
+    from asyncrl.data.prepare import prepare_arithmetic, prepare_foreign, prepare_gsm8k, prepare_smollm2
 
     if arguments.layout is not None:
         counts = prepare_foreign(arguments.layout, Path(arguments.dataset), arguments.out)
@@ -208,8 +208,12 @@ def _prepare(arguments: argparse.Namespace) -> int:
         counts = prepare_gsm8k(arguments.source, arguments.out)
     elif arguments.dataset == "arithmetic":
         counts = prepare_arithmetic(arguments.out, arguments.seed)
+    elif arguments.dataset == "smollm2":
+        counts = prepare_smollm2(arguments.out, arguments.seed)
     else:
-        raise UserError(f"prepare {arguments.dataset}: use gsm8k or arithmetic, or --from verl | trl for a file")
+        raise UserError(
+            f"prepare {arguments.dataset}: use gsm8k, arithmetic or smollm2, or --from verl | trl for a file"
+        )
     for split, num_rows in counts.items():
         print(f"{arguments.out / split}.parquet: {num_rows} rows")  # noqa: T201
     return 0
@@ -218,7 +222,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from asyncrl.commands.export import export
 
-    print(f"wrote {export(arguments.checkpoint, arguments.out)}")  # noqa: T201
+    print(f"wrote {export(arguments.checkpoint, arguments.out, arguments.adapter)}")  # noqa: T201
     return 0
 
 

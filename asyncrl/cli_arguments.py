@@ -140,11 +140,13 @@ def _add_plan(commands: Commands) -> None:
 
 def _add_prepare(commands: Commands) -> None:
     parser = commands.add_parser("prepare", help="make a data set", description="Write train.parquet, test.parquet.")
-    parser.add_argument("dataset", metavar="DATASET", help="gsm8k | arithmetic; with --from a file or a folder")
+    parser.add_argument(
+        "dataset", metavar="DATASET", help="gsm8k | arithmetic | smollm2; with --from a file or a folder"
+    )
     parser.add_argument("--from", dest="layout", choices=["verl", "trl"], help="convert a data set of that trainer")
     parser.add_argument("--source", help="gsm8k: a folder with train.jsonl and test.jsonl, or a hub name")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--seed", type=_not_negative, default=0, help="arithmetic: of the rows")
+    parser.add_argument("--seed", type=_not_negative, default=0, help="arithmetic, smollm2: of the rows")
     parser.set_defaults(command="prepare")
 
 
@@ -152,6 +154,7 @@ def _add_export(commands: Commands) -> None:
     parser = commands.add_parser("export", help="turn a checkpoint into a Hugging Face folder")
     parser.add_argument("checkpoint", type=Path, help="RUN (its latest checkpoint) or RUN/checkpoints/step_N")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--adapter", action="store_true", help="of a run with lora.rank: the adapter alone, for peft")
     parser.set_defaults(command="export")
 
 

@@ -113,7 +113,10 @@ def test_check_shows_its_verdict_first_and_the_configuration_only_on_demand(caps
     ("arguments", "message"),
     [
         (["prepare", "arithmetic", "--out", "/proc/x"], "--out /proc/x: cannot write there"),
-        (["prepare", "gsm9k", "--out", "x"], "prepare gsm9k: use gsm8k or arithmetic, or --from verl | trl for a file"),
+        (
+            ["prepare", "gsm9k", "--out", "x"],
+            "prepare gsm9k: use gsm8k, arithmetic or smollm2, or --from verl | trl for a file",
+        ),
         (["prepare", "--from", "verl", "other.jsonl", "--out", "x"], "other.jsonl:1: verl's layout has the columns"),
         (["check", "data.train=empty.jsonl"], "data.train: empty.jsonl has no rows"),
         (["check", "data.eval=broken.parquet", "run.eval_every=1"], "broken.parquet: not a readable parquet file"),

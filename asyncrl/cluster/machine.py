@@ -18,6 +18,11 @@ def this_node() -> Node:
     return Node(num_cpus=num_cpus, num_gpus=devices.count())
 
 
+def host_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def require_free_port(port: int) -> None:
     """Refuses a port that is in use on this machine, before anything is started.
 

@@ -1,7 +1,8 @@
 """Estimates of each role's memory, from the model's shape alone, without allocator slack and kernels' workspaces.
 
-P parameters, of which R outside the layers; h hidden size, H heads, K KV heads, d head size, I intermediate size,
-L layers, V vocabulary; c bytes of the compute type; M learner ranks; k = tensor_parallel; B, G, η as everywhere.
+P parameters, of which R outside the layers; an adapter has A and changes D of the P; h hidden size, H heads,
+K KV heads, d head size, I intermediate size, L layers, V vocabulary; c bytes of the compute type; M learner ranks;
+k = tensor_parallel; B, G, η as everywhere.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from asyncrl.cluster.topology import Topology
-from asyncrl.config.model_shape import ModelShape
+from asyncrl.config.lora import LoraConfig
+from asyncrl.config.model_shape import LinearLayer, ModelShape
 from asyncrl.config.schema import CPU_KV_CACHE_BYTES, VLLM, Config
 from asyncrl.learn.policy.logprob import BYTES_PER_LOGIT, chunk_bytes
 from asyncrl.publish.second_copy import ENGINE_OVERHEAD_BYTES, SecondCopy
@@ -92,33 +94,24 @@ def _learner(
 ) -> list[Estimate]:
     on_gpu = topology.device == "gpu"
     num_ranks, parameters = len(topology.learners), shape.num_parameters
-    largest_unit = max(shape.num_root_parameters, shape.num_layer_parameters)
     gathered = shape.num_root_parameters + 2 * shape.num_layer_parameters
-    state = [
-        Item("master weights, float32", 4 * parameters / num_ranks, "4·P/M"),
-        Item("gradients, float32", 4 * parameters / num_ranks, "4·P/M"),
-        Item("AdamW moments, float32", 8 * parameters / num_ranks, "8·P/M"),
-    ]
+    state = _trained_state(config, shape, num_ranks, compute_bytes)
     work = [
         Item("gathered weights: root and two layers", compute_bytes * gathered, "c·(R + 2·layer)"),
-        Item("one unit's whole gradient", (compute_bytes + 4) * largest_unit, "(c + 4)·max(R, layer)"),
+        _unit_gradient(config, shape, compute_bytes),
         _activations(config, shape, compute_bytes),
         _logits(config, shape, gpu_bytes if on_gpu else None),
     ]
     reference = Item("reference, float32", 4 * parameters / num_ranks, "4·P/M")
     host = [Item("while loading: this rank's shards, float32", 4 * parameters / num_ranks, "4·P/M, freed on the GPU")]
-    held = [
-        Item("publish, rank 0: the whole policy, for newcomers", compute_bytes * parameters, "c·P"),
-        Item("checkpoint: the copy that is written", 12 * parameters / num_ranks, "12·P/M"),
-    ]
-    if topology.publish_engine == "delta":
-        held.append(Item("publish, rank 0: the one before, for deltas", compute_bytes * parameters, "c·P"))
+    held = _versions(config, shape, topology, compute_bytes)
+    held.append(_checkpoint_copy(config, shape, num_ranks))
     (host if on_gpu else work).extend(held)
     if topology.publish_transport == "nccl":
         work.append(_two_buckets("publish, rank 0: two buckets", config, shape, topology, compute_bytes))
     elif on_gpu:
         work.append(Item("publish: two buckets, while gathering", 2 * config.publish.bucket_bytes, "2·bucket_bytes"))
-    if config.algorithm.kl_coef > 0:
+    if config.algorithm.kl_coef > 0 and config.lora.rank is None:
         (host if on_gpu and config.learner.offload_reference else work).append(reference)
     if not on_gpu:
         return [Estimate("a learner rank", state + work)]
@@ -127,6 +120,59 @@ def _learner(
     else:
         work = state + work
     return [Estimate("a learner rank", work, on_gpu=True), Estimate("a learner rank", host)]
+
+
+def _trained_state(config: Config, shape: ModelShape, num_ranks: int, compute_bytes: int) -> list[Item]:
+    parameters, adapter = shape.num_parameters / num_ranks, num_adapter_parameters(config.lora, shape) / num_ranks
+    if config.lora.rank is not None:
+        return [
+            Item("frozen weights", compute_bytes * parameters, "c·P/M"),
+            Item("adapter, gradients, AdamW moments, float32", 16 * adapter, "16·A/M"),
+        ]
+    return [
+        Item("master weights, float32", 4 * parameters, "4·P/M"),
+        Item("gradients, float32", 4 * parameters, "4·P/M"),
+        Item("AdamW moments, float32", 8 * parameters, "8·P/M"),
+    ]
+
+
+def num_adapter_parameters(lora: LoraConfig, shape: ModelShape) -> int:
+    """A: rank · (in + out) of each layer that has an adapter."""
+    return (lora.rank or 0) * sum(layer.num_inputs + layer.num_outputs for layer in _adapted(lora, shape))
+
+
+def _adapted(lora: LoraConfig, shape: ModelShape) -> list[LinearLayer]:
+    return [layer for layer in shape.linear_layers if not lora.targets or layer.name in lora.targets]
+
+
+def _unit_gradient(config: Config, shape: ModelShape, compute_bytes: int) -> Item:
+    if config.lora.rank is not None:
+        of_a_layer = num_adapter_parameters(config.lora, shape) / shape.num_layers
+        return Item("one layer's whole gradient", (compute_bytes + 4) * of_a_layer, "(c + 4)·A/L")
+    largest_unit = max(shape.num_root_parameters, shape.num_layer_parameters)
+    return Item("one unit's whole gradient", (compute_bytes + 4) * largest_unit, "(c + 4)·max(R, layer)")
+
+
+def _versions(config: Config, shape: ModelShape, topology: Topology, compute_bytes: int) -> list[Item]:
+    """What rank 0 keeps of the policy for the generators."""
+    whole = compute_bytes * shape.num_parameters
+    if topology.publish_engine == "adapter":
+        two_adapters = 2 * 4 * num_adapter_parameters(config.lora, shape)
+        return [
+            Item("publish, rank 0: the base weights, for newcomers", whole, "c·P"),
+            Item("publish, rank 0: the adapter, new and last", two_adapters, "8·A"),
+        ]
+    held = [Item("publish, rank 0: the whole policy, for newcomers", whole, "c·P")]
+    if topology.publish_engine == "delta":
+        held.append(Item("publish, rank 0: the one before, for deltas", whole, "c·P"))
+    return held
+
+
+def _checkpoint_copy(config: Config, shape: ModelShape, num_ranks: int) -> Item:
+    name = "checkpoint: the copy that is written"
+    if config.lora.rank is not None:
+        return Item(name, 12 * num_adapter_parameters(config.lora, shape) / num_ranks, "12·A/M")
+    return Item(name, 12 * shape.num_parameters / num_ranks, "12·P/M")
 
 
 def _activations(config: Config, shape: ModelShape, compute_bytes: int) -> Item:
@@ -164,7 +210,14 @@ def _generator(
     kv_cache_bytes, utilization = config.generator.kv_cache_bytes, config.generator.gpu_memory_utilization
     spare_fits = spare is not None and spare.fits(gpu_bytes, utilization, kv_cache_bytes)
     if config.publish.staged:
-        (items if spare_fits else staged).append(Item("publish: the next version", weights, "c·P/k"))
+        next_version = Item("publish: the next version", weights, "c·P/k")
+        if topology.publish_engine == "adapter":
+            num_changed = sum(layer.num_inputs * layer.num_outputs for layer in _adapted(config.lora, shape))
+            changed_bytes = compute_bytes * num_changed / parts
+            if not spare_fits:
+                next_version = Item("publish: what an adapter changes, next", changed_bytes, "c·D/k")
+            staged.append(Item("publish: the base of that", changed_bytes, "c·D/k"))
+        (items if spare_fits else staged).append(next_version)
         if topology.publish_engine == "delta":
             staged.append(Item("publish: the last version, for deltas", weights, "c·P/k"))
     if topology.publish_transport == "nccl":
@@ -208,14 +261,18 @@ def second_copy(config: Config, shape: ModelShape, topology: Topology) -> Second
     return SecondCopy(compute_bytes * shape.num_parameters / topology.tensor_parallel, kv_bytes)
 
 
-def published_bytes(shape: ModelShape, topology: Topology, compute_bytes: int) -> list[float]:
+def published_bytes(
+    shape: ModelShape, topology: Topology, compute_bytes: int, lora: LoraConfig | None = None
+) -> list[float]:
     """Bytes that each tensor-parallel worker of a generator receives for one version.
 
-    Everything with `broadcast`. With `sliced` and `delta` its slices: its rows of the vocabulary, which vLLM pads to a
-    multiple of 64; all parameters that are replicated; an even share of the rest. A KV head that several workers need
-    goes to each of them.
+    The whole adapter with `adapter`, once the worker has the base. Everything with `broadcast`. With `sliced` and
+    `delta` its slices: its rows of the vocabulary, which vLLM pads to a multiple of 64; all parameters that are
+    replicated; an even share of the rest. A KV head that several workers need goes to each of them.
     """
     parts = topology.tensor_parallel
+    if topology.publish_engine == "adapter" and lora is not None:
+        return [4.0 * num_adapter_parameters(lora, shape)] * parts
     if topology.publish_engine == "broadcast":
         return [compute_bytes * float(shape.num_parameters)] * parts
     rows_of_part = -(-shape.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // parts

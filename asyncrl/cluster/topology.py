@@ -255,9 +255,9 @@ def _cpu_share(node: Node, num_processes: int) -> float:
 def _publish_engine(config: Config) -> PublishEngine:
     """What travels. Without tensor parallelism a worker's own slices are everything."""
     match config.publish.engine:
-        case "broadcast" | "delta" as engine:
+        case "broadcast" | "sliced" | "delta" | "adapter" as engine:
             return engine
-    return "sliced"
+    return "sliced" if config.lora.rank is None else "adapter"
 
 
 def _publish_transport(config: Config, device: Device) -> tuple[PublishTransport, str]:

@@ -6,19 +6,29 @@ that it fits.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from asyncrl import devices
-from asyncrl.cluster.machine import this_node
-from asyncrl.cluster.memory import ASSUMED_GPU_BYTES, Estimate, bytes_per_value, estimate, published_bytes
+from asyncrl.cluster.fitting import rank_bytes, ways_to_fit
+from asyncrl.cluster.machine import host_bytes, this_node
+from asyncrl.cluster.memory import (
+    ASSUMED_GPU_BYTES,
+    Estimate,
+    bytes_per_value,
+    estimate,
+    num_adapter_parameters,
+    published_bytes,
+)
 from asyncrl.cluster.topology import Node, Topology, gpus_needed, nodes_that_fit, plan, resolve_device
 from asyncrl.commands.inputs import prompt_tokenizer, read_data, tokenize
 from asyncrl.commands.user_parts import check_user_parts
 from asyncrl.config.checks.check import check
 from asyncrl.config.load import to_yaml
+from asyncrl.config.lora import LoraConfig
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import MIXTURE, Config
 from asyncrl.data.hub import HUB_PREFIX
@@ -71,16 +81,32 @@ def _print_memory(config: Config, shape: ModelShape, topology: Topology, console
     gpu_bytes = here_bytes or ASSUMED_GPU_BYTES
     if here_bytes is None and topology.device == "gpu":
         notes.append(f"memory is for GPUs of {gpu_bytes / 1e9:.0f} GB, as this machine has none to ask")
-    for item in estimate(config, shape, topology, gpu_bytes):
+    items = estimate(config, shape, topology, gpu_bytes)
+    if config.lora.rank is not None:
+        console.print(_lora_text(config, shape, topology, gpu_bytes), highlight=False)
+    for item in items:
         console.print(_memory_table(item))
         if item.note:
             console.print(item.note, highlight=False, soft_wrap=True)
-        if item.on_gpu and item.num_bytes > gpu_bytes:
+        if item.on_gpu and item.num_bytes > gpu_bytes and item.holder != "a learner rank":
             notes.append(
-                f"{item.holder} needs about {item.num_bytes / 1e9:.0f} GB and a GPU has {gpu_bytes / 1e9:.0f}: more "
-                "learners, learner.offload, gradient_checkpointing or fewer micro_batch_tokens help"
+                f"{item.holder} needs about {item.num_bytes / 1e9:.0f} GB and a GPU has {gpu_bytes / 1e9:.0f}: a "
+                "larger generator.tensor_parallel or a smaller KV cache helps"
             )
-    return notes
+    return notes + _learner_notes(config, shape, topology, gpu_bytes)
+
+
+def _learner_notes(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: int) -> list[str]:
+    """Whether a learner rank fits, and if not, what would make it fit."""
+    on_gpu = topology.device == "gpu"
+    room = gpu_bytes if on_gpu else host_bytes() / len(topology.learners)
+    needed = rank_bytes(config, shape, topology, gpu_bytes)
+    if needed <= room:
+        return []
+    ways = ways_to_fit(config, shape, topology, room, gpu_bytes)
+    answer = f"by the estimate it fits with {', or '.join(ways)}" if ways else "no setting of one rank is enough"
+    where = f"a GPU has {room / 1e9:.3g}" if on_gpu else f"this machine has {room / 1e9:.3g} for each"
+    return [f"a learner rank needs about {needed / 1e9:.3g} GB and {where}: {answer}; more learners share its state"]
 
 
 def _cluster(config: Config, here: Node, device: str) -> tuple[list[Node], list[str]]:
@@ -180,10 +206,32 @@ def _staleness_text(config: Config) -> str:
     )
 
 
+def _lora_text(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: int) -> str:
+    """What training an adapter spares a learner rank."""
+    every_weight = replace(config, lora=LoraConfig())
+    topology_then = replace(topology, publish_engine="sliced")
+
+    def gigabytes(config: Config, topology: Topology) -> str:
+        items = estimate(config, shape, topology, gpu_bytes)
+        return " + ".join(
+            f"{_gigabytes(item.num_bytes)} GB ({'GPU' if item.on_gpu else 'host'})"
+            for item in items
+            if item.holder == "a learner rank"
+        )
+
+    num_trained = num_adapter_parameters(config.lora, shape)
+    share = num_trained / shape.num_parameters
+    return (
+        f"[bold]LoRA[/bold]: rank {config.lora.rank} trains {num_trained:,} values beside {shape.num_parameters:,} "
+        f"frozen ones ({share:.2%})\n  a learner rank takes {gigabytes(config, topology)}; with every weight trained "
+        f"{gigabytes(every_weight, topology_then)}\n"
+    )
+
+
 def _publish_text(config: Config, shape: ModelShape, topology: Topology) -> str:
     """What a version costs the network: for the engine of this run, and for the whole of it to each worker."""
     compute_bytes = bytes_per_value(config, topology)
-    of_parts = published_bytes(shape, topology, compute_bytes)
+    of_parts = published_bytes(shape, topology, compute_bytes, config.lora)
     num_generators, parts = len(topology.generators), topology.tensor_parallel
     whole = compute_bytes * shape.num_parameters
     each = " and ".join(_gigabytes(num_bytes) for num_bytes in of_parts) if min(of_parts) < whole else _gigabytes(whole)

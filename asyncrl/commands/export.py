@@ -1,10 +1,11 @@
-"""`asyncrl export`: a run's checkpoint as a Hugging Face folder."""
+"""`asyncrl export`: a run's checkpoint as a Hugging Face folder, or its adapter alone as a peft folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from asyncrl.config.load import load
+from asyncrl.config.schema import Config
 from asyncrl.errors import DataError
 from asyncrl.run.trainer_state import latest
 
@@ -17,14 +18,16 @@ def run_of(path: Path) -> Path | None:
     return run if (path / "trainer.json").is_file() and (run / "config.yaml").is_file() else None
 
 
-def export(checkpoint: Path, out: Path) -> Path:
+def export(checkpoint: Path, out: Path, adapter: bool = False) -> Path:
     """Writes the policy, with its tokenizer, and returns the folder.
 
     Args:
         checkpoint: a run directory (its latest checkpoint is taken) or one checkpoint of it.
+        adapter: the LoRA adapter alone; else it is merged.
 
     Raises:
-        DataError: there is no checkpoint, or `out` is not an empty or new folder, or cannot be written.
+        DataError: there is no checkpoint, or no adapter to write, or `out` is not an empty or new folder, or cannot be
+            written.
     """
     checkpoint = checkpoint.resolve()
     run = run_of(checkpoint)
@@ -35,12 +38,24 @@ def export(checkpoint: Path, out: Path) -> Path:
         raise DataError(f"--out {out}: it is there and not an empty folder; choose a new one")
     from transformers.utils.logging import disable_progress_bar
 
-    from asyncrl.learn.checkpoint import export_hf
-
     disable_progress_bar()
-    model = load(run / "config.yaml").model
     try:
-        export_hf(directory, model.path, out, trust_remote_code=model.trust_remote_code)
+        _write(load(run / "config.yaml"), directory, out, adapter)
     except PermissionError as error:
         raise DataError(f"--out {out}: cannot write there: {error.strerror}") from error
     return out
+
+
+def _write(config: Config, directory: Path, out: Path, adapter: bool) -> None:
+    from asyncrl.learn.adapter_export import export_adapter, export_merged
+    from asyncrl.learn.checkpoint import export_hf
+
+    if config.lora.rank is not None:
+        write = export_adapter if adapter else export_merged
+        write(directory, config.model, config.lora, out)
+    elif adapter:
+        raise DataError(
+            f"{directory} has no adapter: its run trained every weight (lora.rank=null); leave --adapter out"
+        )
+    else:
+        export_hf(directory, config.model.path, out, trust_remote_code=config.model.trust_remote_code)

@@ -75,11 +75,13 @@ def _example(schema: type) -> str:
 
 
 def _nearest(key: str, known: list[str], section: str, names: list[str]) -> str:
-    """A key of the same section that is spelled alike, else one of any section that is spelled nearly the same."""
+    """A key of another section, one of the same section that is spelled alike, or one of any that nearly is."""
     leaf = key.rpartition(".")[2]
+    leaves = {candidate.rpartition(".")[2]: candidate for candidate in known}
+    if leaf in leaves:
+        return f"did you mean {leaves[leaf]!r}?"
     here = difflib.get_close_matches(leaf, names, n=1, cutoff=0.6)
     if here:
         return f"did you mean {key.removesuffix(leaf) + here[0]!r}?"
-    leaves = {candidate.rpartition(".")[2]: candidate for candidate in known}
     elsewhere = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.8)
     return f"did you mean {leaves[elsewhere[0]]!r}?" if elsewhere else f"{section or 'config'} has: {', '.join(names)}"

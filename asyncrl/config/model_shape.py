@@ -10,7 +10,7 @@ import json
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncrl.errors import ConfigError, DataError
 
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 HUB_TIMEOUT_S = 5.0
 """transformers retries an unreachable hub for half a minute; a check should answer at once."""
 ENOUGH = "give model.path as a Hugging Face folder; for a check, one with a config.json is enough"
+
+
+class LinearLayer(NamedTuple):
+    """A linear layer of the decoder."""
+
+    name: str
+    """The last part of its name, such as `q_proj`."""
+    num_inputs: int
+    num_outputs: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,8 @@ class ModelShape:
     """Those of one decoder layer, the largest."""
     num_replicated_parameters: int
     """Those that tensor parallelism does not cut: norms, and the routers of experts."""
+    linear_layers: tuple[LinearLayer, ...] = ()
+    """Those that can have an adapter."""
 
     @property
     def num_root_parameters(self) -> int:
@@ -59,6 +70,7 @@ def read_model_shape(path: str, trust_remote_code: bool = False) -> ModelShape:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from asyncrl.config.linear_layers import linear_layers
     from asyncrl.config.logit_transform import read_logit_transform
     from asyncrl.config.weight_files import check_weight_files
 
@@ -92,6 +104,10 @@ def read_model_shape(path: str, trust_remote_code: bool = False) -> ModelShape:
             parameter.numel()
             for name, parameter in model.named_parameters()
             if "norm" in name or name.endswith("mlp.gate.weight")
+        ),
+        linear_layers=tuple(
+            LinearLayer(name.rpartition(".")[2], layer.in_features, layer.out_features)
+            for name, layer in linear_layers(model).items()
         ),
     )
 

@@ -1,7 +1,7 @@
 """The configuration: every key, its default, its unit and what it means.
 
-The sections `algorithm` and `environment` are in files of their own beside this one. Files and overrides are read in
-`config/load.py`; what one key allows another to be is checked in `config/checks/check.py`.
+The sections `algorithm`, `environment` and `lora` are in files of their own beside this one. Files and overrides are
+read in `config/load.py`; what one key allows another to be is checked in `config/checks/check.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.config.environment import EnvironmentConfig
+from asyncrl.config.lora import LoraConfig
 
 CPU_KV_CACHE_BYTES = 256 * 2**20
 """On CPU vLLM would take a share of the whole machine's memory."""
@@ -221,7 +222,9 @@ class PublishConfig:
 
     engine: str = "auto"
     """What travels: broadcast (everything to each worker) | sliced (to each tensor-parallel worker its own slices) |
-    delta (only what changed of them, when that is less than half; pays in bfloat16) | auto (sliced)."""
+    delta (only what changed of them, when that is less than half; pays in bfloat16) | adapter (with lora.rank: the
+    adapter alone, which each worker merges into the weights it began with) | auto (adapter where there is one, else
+    sliced)."""
     transport: str = "auto"
     """How it travels: gloo (through host memory, on any machine) | nccl (from GPU to GPU; never run on GPUs so far) |
     auto (nccl where each worker has a GPU of its own, else gloo)."""
@@ -304,6 +307,7 @@ class Config:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -13,6 +13,7 @@ from asyncrl.data.arithmetic import arithmetic_rows
 from asyncrl.data.convert import read_foreign
 from asyncrl.data.files import Split, split_files
 from asyncrl.data.read import Columns, read_rows
+from asyncrl.data.smollm2 import make_smollm2, sum_rows
 from asyncrl.errors import DataError, UserError
 
 GSM8K_INSTRUCTION = 'Let\'s think step by step and output the final answer after "####".'
@@ -79,6 +80,17 @@ def prepare_arithmetic(out: Path, seed: int) -> dict[str, int]:
     """
     _refuse_existing(out)
     return _write_splits(out, {split: _table(arithmetic_rows(split, seed)) for split in _SPLITS})
+
+
+def prepare_smollm2(out: Path, seed: int) -> dict[str, int]:
+    """Writes SmolLM2-135M-Instruct to `out`/model and sums for it beside; returns the number of rows by split.
+
+    Raises:
+        UserError, DataError: files that exist in `out` already; as `make_smollm2`.
+    """
+    _refuse_existing(out)
+    make_smollm2(out / "model")
+    return _write_splits(out, {split: pyarrow.Table.from_pylist(rows) for split, rows in sum_rows(seed).items()})
 
 
 def _gsm8k_from_folder(folder: Path) -> dict[Split, _Rows]:

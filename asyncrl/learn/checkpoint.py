@@ -27,24 +27,27 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
     set_state_dict,
 )
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
 from asyncrl import devices
 from asyncrl.errors import DataError, FinalError
 from asyncrl.learn.checkpoint_reader import CheckpointPlanner, CheckpointReader
-from asyncrl.learn.policy.model import load_causal_lm_config
+from asyncrl.learn.policy.model import PolicyModel, load_causal_lm_config
 from asyncrl.learn.update.step import Learner
 from asyncrl.run.metrics import Row, to_json
 from asyncrl.run.trainer_state import FORMAT, ROWS_FILE, TrainerState, read_state
 
 _FULL_BYTES = 1 << 20
+_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
+"""Of a model with an adapter the adapter alone. Whether all is there is looked at in `_check_model`."""
 
 
 def save(directory: Path, learner: Learner, state: TrainerState, rows: Sequence[Row] = ()) -> None:
@@ -139,8 +142,9 @@ def load(directory: Path, learner: Learner) -> TrainerState:
         learner.optimizer,
         model_state_dict=tensors["model"],
         optim_state_dict=tensors["optimizer"],
+        options=_TRAINED,
     )
-    if learner.reference is not None and "reference" in tensors:
+    if isinstance(learner.reference, PolicyModel) and "reference" in tensors:
         set_model_state_dict(learner.reference.hf, tensors["reference"])
     _require_finite(directory, tensors["model"])
     learner.restore(state)
@@ -158,20 +162,34 @@ def export_hf(directory: Path, model_path: str, out: Path, *, trust_remote_code:
     Raises:
         DataError: no checkpoint, one of another model, or `model_path` cannot be loaded.
     """
-    read_state(directory)
     config = load_causal_lm_config(model_path, trust_remote_code=trust_remote_code)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
     tensors = {"model": _apart(model.state_dict())}
-    _check_model(directory, tensors)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as no_dist asks for
-        dcp.load(tensors, storage_reader=CheckpointReader(directory), planner=CheckpointPlanner(), no_dist=True)
+    read_weights(directory, tensors)
     if any(not torch.equal(value, tensors["model"][name]) for name, value in model.state_dict().items()):
         # The folder calls tied what it stores apart; transformers then loads, and the run trained, two tensors.
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
         model.load_state_dict(tensors["model"])
-    model.to(config.dtype or torch.float32).save_pretrained(out)
+    write_hf(model.to(config.dtype or torch.float32), model_path, out, trust_remote_code=trust_remote_code)
+
+
+def read_weights(directory: Path, tensors: dict[str, Any]) -> None:
+    """Fills {"model": name → tensor} from a checkpoint, in one plain process.
+
+    Raises:
+        DataError: no checkpoint, or one of another model.
+    """
+    read_state(directory)
+    _check_model(directory, tensors)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as no_dist asks for
+        dcp.load(tensors, storage_reader=CheckpointReader(directory), planner=CheckpointPlanner(), no_dist=True)
+
+
+def write_hf(model: PreTrainedModel, model_path: str, out: Path, *, trust_remote_code: bool) -> None:
+    """A Hugging Face folder, with tokenizer and generation_config.json of `model_path`."""
+    model.save_pretrained(out)
     AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code).save_pretrained(out)
     generation_config = cached_file(model_path, "generation_config.json", _raise_exceptions_for_missing_entries=False)
     if generation_config is not None:  # as it is: what transformers would write may lack a stop token, or be refused
@@ -190,9 +208,13 @@ def _apart(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _tensors(learner: Learner) -> dict[str, Any]:
     """Model, optimizer, EMA reference by Hugging Face parameter names, which do not depend on the number of ranks."""
-    model, optimizer = get_state_dict(learner.policy.hf, learner.optimizer)
-    tensors = {"model": model, "optimizer": optimizer}
-    if learner.reference is not None and learner.config.algorithm.reference == "ema":
+    hf = learner.policy.hf
+    model, optimizer = get_state_dict(hf, learner.optimizer, options=_TRAINED)
+    # A frozen head that is tied to the embedding stays in, under its second name.
+    frozen = {name for name, value in hf.named_parameters(remove_duplicate=False) if not value.requires_grad}
+    trained = {name: value for name, value in model.items() if name not in frozen}
+    tensors = {"model": trained, "optimizer": optimizer}
+    if isinstance(learner.reference, PolicyModel) and learner.config.algorithm.reference == "ema":
         tensors["reference"] = get_model_state_dict(learner.reference.hf)
     return tensors
 

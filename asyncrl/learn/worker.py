@@ -24,11 +24,12 @@ from asyncrl.learn.batch_broadcast import broadcast_batch, broadcast_from_rank_0
 from asyncrl.learn.checkpoint import load
 from asyncrl.learn.checkpoint_writer import CheckpointWriter
 from asyncrl.learn.coordinator import STOPPING, Coordinator, OtherRank, Rank0
+from asyncrl.learn.out_of_memory import out_of_memory_explained
 from asyncrl.learn.policy.model import compute_dtype
 from asyncrl.learn.publish_thread import PublishThread
 from asyncrl.learn.publisher import Publisher
 from asyncrl.learn.update.step import Learner
-from asyncrl.publish.gather import gather, metas
+from asyncrl.learn.version_tensors import VersionTensors
 from asyncrl.publish.groups.members import require_members
 from asyncrl.replay.client import ReplayClient
 from asyncrl.run.metrics import Row
@@ -87,9 +88,12 @@ class LearnerWorker:
         torch.manual_seed(config.run.seed + dist.get_rank())
         mesh = init_device_mesh(device_type, (dist.get_world_size(),))
         link.phase(f"loading {config.model.path}")
-        self._learner = Learner(config, mesh, num_steps)
+        self._device_type = device_type
+        with out_of_memory_explained("loading the model", config, device_type):
+            self._learner = Learner(config, mesh, num_steps)
         self._checkpoints = CheckpointWriter(config.run.step_timeout_s)
-        self._publish_dtype = compute_dtype(config.model, device_type)
+        dtype, adapter_alone = compute_dtype(config.model, device_type), config.publish.engine == "adapter"
+        self._tensors = VersionTensors(self._learner.policy, dtype, adapter_alone, config.publish.bucket_bytes)
         self._coordinator: Coordinator = OtherRank()
         if dist.get_rank() == 0:
             self._coordinator = self._coordinate(network, replay_endpoint)
@@ -106,8 +110,7 @@ class LearnerWorker:
             ReplayClient(name, network, replay_endpoint, link.stopping)
             for name in (link.name, f"{link.name}-publisher")
         )
-        tensor_metas = metas(self._learner.policy.hf_parameters(), self._publish_dtype)
-        publisher = Publisher(config, network, publishing, link, tensor_metas)
+        publisher = Publisher(config, network, publishing, link, self._tensors.metas())
         beside_training = config.publish.transport != "nccl"
         thread = PublishThread(publisher, link, config.run.step_timeout_s, beside_training)
         return Rank0(config, main, thread, link)
@@ -161,7 +164,8 @@ class LearnerWorker:
             return False
         fetched_s = time.perf_counter()
         self._link.phase(f"training step {self._state.step}")
-        figures: dict[str, MetricValue] = dict(self._learner.train(batch))
+        with out_of_memory_explained(f"training step {self._state.step}", self._config, self._device_type):
+            figures: dict[str, MetricValue] = dict(self._learner.train(batch))
         trained_s = time.perf_counter()
         self._state = self._learner.state(batch.step + 1)
         size = figures.get("policy/effective_sample_size")
@@ -209,14 +213,7 @@ class LearnerWorker:
         self._coordinator.wait_for_publish()
         waited_s = time.perf_counter()
         self._link.phase(f"gathering version {version}")
-        parameters = self._learner.policy.hf_parameters()
-        tensors = gather(
-            parameters,
-            self._publish_dtype,
-            keep=self._coordinator.publishes,
-            bucket_bytes=self._config.publish.bucket_bytes,
-            memory=self._coordinator.take_back(),
-        )
+        tensors = self._tensors.gather(keep=self._coordinator.publishes, memory=self._coordinator.take_back())
         gathered_s = time.perf_counter()
         self._coordinator.publish(version, tensors, evaluate)
         wait_s = waited_s - start_s + time.perf_counter() - gathered_s

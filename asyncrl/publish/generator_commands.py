@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,6 +85,9 @@ class GeneratorCommands:
             future = executor.submit(self.switch, version, update_info, recompute_kv)
             yield future
             future.result(self._timeout_s)
+        except NotWholeError:
+            wait([future], self._timeout_s)  # its answers are taken, so that the next command gets its own
+            raise
         finally:
             executor.shutdown(wait=False)
 

@@ -15,16 +15,19 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import pairwise
 
 import torch
 
 from asyncrl.config.checks.publish import PublishTransport
 from asyncrl.errors import PublishError
+from asyncrl.publish.adapter import is_adapter
+from asyncrl.publish.assembly import Assembly
 from asyncrl.publish.checksum import checksum
 from asyncrl.publish.delta import decode
 from asyncrl.publish.groups.base import Group, Transfer, device_of
 from asyncrl.publish.groups.rendezvous import Rendezvous
+from asyncrl.publish.merging import Merging, changing_slices, empty_base
 from asyncrl.publish.plan import (
     Piece,
     Slice,
@@ -44,6 +47,8 @@ log = logging.getLogger(__name__)
 ALL_ARRIVED = -1
 WHOLE = -1
 """Instead of the length of a delta: the bucket itself comes."""
+KEPT = -2
+"""Nothing comes: the worker has kept the base weights in this bucket."""
 
 
 @dataclass
@@ -75,24 +80,9 @@ class JoinInfo:
             for name, dtype, shape in zip(self.names, dtypes, self.shapes, strict=True)
         }
 
-
-class Assembly(Protocol):
-    """One version on its way into a model, put together beside the one that serves."""
-
-    def place(self, bucket: list[Piece]) -> torch.Tensor | None:
-        """Where a bucket's bytes may come at once, uint8; None = nowhere as they are. `put` has to follow."""
-
-    def put(self, piece: Piece, part: torch.Tensor) -> None:
-        """Takes a piece; `part` holds its elements, contiguous, in its region's shape, and is good for this call."""
-
-    def pack(self, bucket: list[Piece], memory: torch.Tensor) -> torch.Tensor:
-        """A bucket that has come, as it came, at the beginning of `memory`."""
-
-    def switch(self) -> None:
-        """The model takes it over; it must not run meanwhile."""
-
-    def verify(self) -> None:
-        """Raises PublishError where the model does not hold what came."""
+    def weights(self) -> dict[str, torch.Tensor]:
+        """`metas` of the model's own parameters, without an adapter's."""
+        return {name: meta for name, meta in self.metas().items() if not is_adapter(name)}
 
 
 class Receiver:
@@ -108,11 +98,14 @@ class Receiver:
             part: which of its generator's workers it is.
             num_parts: how many those are.
         """
-        tensors = info.metas()
-        self._slices = cut(slices, tensors, info.bucket_bytes) if info.sliced else slices
+        tensors, weights = info.metas(), info.weights()
+        self._slices = cut(slices, weights, info.bucket_bytes) if info.sliced else slices
         self._part, self._num_parts = part, num_parts
-        self._pieces = own_pieces(self._slices, tensors) if info.sliced else whole_pieces(tensors)
-        self._buckets = buckets(self._pieces, info.bucket_bytes)
+        self._pieces = own_pieces(self._slices, weights) if info.sliced else whole_pieces(weights)
+        self._buckets = stream_buckets(self._pieces, tensors, info.bucket_bytes)
+        self._changing = changing_slices(self._slices, tensors)
+        self._base = empty_base(self._changing, weights)
+        self._num_adapter_pieces = len(tensors) - len(weights)
         self._device = device_of(info.transport)
         self._memory = two_buffers(self._buckets, self._device)
         # A thread for each group: that of a broken one may hang until its deadline.
@@ -153,8 +146,13 @@ class Receiver:
             self._group.add_done_callback(_abort)
         self._group = self._staged = self._last = None
 
-    def _new_assembly(self, at_once: bool) -> Assembly:
+    def _new_assembly(self, slices: list[Slice], at_once: bool) -> Assembly:
+        """Of what these slices put in place."""
         raise NotImplementedError
+
+    def _assembly_of(self, lengths: list[int], at_once: bool) -> Assembly:
+        assembly = self._new_assembly(self._changing if KEPT in lengths else self._slices, at_once)
+        return Merging(assembly, self._base, self._num_adapter_pieces) if self._num_adapter_pieces else assembly
 
     def _join(self, info: JoinInfo) -> Group:
         worker = info.rank_offset + self._part
@@ -173,37 +171,41 @@ class Receiver:
         group = self._group.result()
         try:
             with own_stream(self._device):
-                return self._receive_from(group, self._new_assembly(at_once))
+                told = torch.empty(len(self._buckets), dtype=torch.int64, device=self._device)
+                group.broadcast(told).wait()
+                lengths = told.tolist()
+                return self._receive_from(group, lengths, self._assembly_of(lengths, at_once))
         except Exception:
             log.exception("a version was not received")  # the switch, which would raise it, may never come
             raise
 
-    def _receive_from(self, group: Group, assembly: Assembly) -> Assembly:
-        lengths = torch.empty(len(self._buckets), dtype=torch.int64, device=self._device)
-        group.broadcast(lengths).wait()
+    def _receive_from(self, group: Group, lengths: list[int], assembly: Assembly) -> Assembly:
+        due = [k for k, length in enumerate(lengths) if length != KEPT]
         received: list[int] = []
-        for bucket, buffer in self._receive_buckets(group, assembly, lengths.tolist()):
+        for bucket, buffer in self._receive_buckets(group, assembly, lengths, due):
             received.append(checksum(buffer))
             for piece, part in unpack(bucket, buffer):
                 assembly.put(piece, part)
         sent = torch.empty(len(received), dtype=torch.int64, device=self._device)
         group.broadcast(sent).wait()
-        wrong = [k for k, (mine, theirs) in enumerate(zip(received, sent.tolist(), strict=True)) if mine != theirs]
+        wrong = [k for k, mine, theirs in zip(due, received, sent.tolist(), strict=True) if mine != theirs]
         group.report(wrong[0] if wrong else ALL_ARRIVED)
         if wrong:
-            raise PublishError(f"buckets {wrong} of {len(received)} arrived with another checksum than they were sent")
+            raise PublishError(
+                f"buckets {wrong} of {len(self._buckets)} arrived with another checksum than they were sent"
+            )
         return assembly
 
     def _receive_buckets(
-        self, group: Group, assembly: Assembly, lengths: list[int]
+        self, group: Group, assembly: Assembly, lengths: list[int], due: list[int]
     ) -> Iterator[tuple[list[Piece], torch.Tensor]]:
-        """Each bucket with its bytes. While one is put in its places, the next one comes."""
+        """Each bucket that is due, with its bytes. While one is put in its places, the next one comes."""
         coming: deque[tuple[torch.Tensor, Transfer]] = deque()
-        for k in range(-1, len(lengths)):
-            if k + 1 < len(lengths):
-                buffer = self._buffer(assembly, self._buckets[k + 1], lengths[k + 1])
+        for k, after in pairwise([None, *due, None]):
+            if after is not None:
+                buffer = self._buffer(assembly, self._buckets[after], lengths[after])
                 coming.append((buffer, group.broadcast(buffer)))
-            if k >= 0:
+            if k is not None:
                 bucket = self._buckets[k]
                 buffer, work = coming.popleft()
                 work.wait()
@@ -225,6 +227,12 @@ class Receiver:
         except ValueError:
             log.exception("a bucket could not be decoded")
         return whole
+
+
+def stream_buckets(pieces: list[Piece], tensors: Mapping[str, torch.Tensor], bucket_bytes: int) -> list[list[Piece]]:
+    """What travels to one worker: its pieces of the weights, then the whole adapter where there is one."""
+    adapter = {name: tensor for name, tensor in tensors.items() if is_adapter(name)}
+    return [*buckets(pieces, bucket_bytes), *buckets(whole_pieces(adapter), bucket_bytes)]
 
 
 def whole_slices(tensors: Mapping[str, torch.Tensor]) -> list[Slice]:

@@ -3,6 +3,7 @@
 broadcast    one group:              rank 0 ═▶ every worker of every generator
 sliced       a group a TP rank r:    rank 0 ═▶ worker r of every generator, its own slices alone
 delta        as sliced, but as changes of the version before, when that is shorter by half
+adapter      as sliced at first; then the adapter alone, whole, to every worker
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from asyncrl.config.checks.publish import PublishTransport
 from asyncrl.config.schema import PublishConfig
 from asyncrl.errors import NotWholeError, PublishError
+from asyncrl.publish.adapter import is_adapter
 from asyncrl.publish.checksum import checksum
 from asyncrl.publish.delta import encode
 from asyncrl.publish.generator_commands import GeneratorCommands
@@ -24,7 +26,6 @@ from asyncrl.publish.groups.rendezvous import Rendezvous
 from asyncrl.publish.groups.store import new_store_file
 from asyncrl.publish.plan import (
     Piece,
-    buckets,
     dtype_name,
     own_pieces,
     pack,
@@ -33,7 +34,7 @@ from asyncrl.publish.plan import (
     two_buffers,
     whole_pieces,
 )
-from asyncrl.publish.receiver import ALL_ARRIVED, WHOLE, JoinInfo, group_name
+from asyncrl.publish.receiver import ALL_ARRIVED, KEPT, WHOLE, JoinInfo, group_name, stream_buckets
 from asyncrl.publish.streams import own_stream
 from asyncrl.transport.sockets import Network
 
@@ -68,10 +69,12 @@ class _Stream:
                 return None
         return parcels
 
-    def whole(self, tensors: Tensors) -> Iterator[Parcel]:
-        for bucket in self.buckets:
-            buffer = self._bytes(bucket, tensors)
-            yield buffer, checksum(buffer)
+    def whole(self, tensors: Tensors, lengths: list[int]) -> Iterator[Parcel]:
+        """Each bucket that is not kept."""
+        for bucket, length in zip(self.buckets, lengths, strict=True):
+            if length != KEPT:
+                buffer = self._bytes(bucket, tensors)
+                yield buffer, checksum(buffer)
 
     def _bytes(self, bucket: list[Piece], tensors: Tensors) -> torch.Tensor:
         parts = [piece.region.view(tensors[piece.name]) for piece in bucket]
@@ -101,7 +104,8 @@ class Sender:
 
     Args:
         config: with engine and transport resolved.
-        metas: Hugging Face name → meta tensor of the dtype that is sent.
+        metas: Hugging Face name → meta tensor of the dtype that is sent; with engine=adapter those of the base weights
+            and of the adapter (`adapter.py`).
 
     Raises:
         PublishError: a generator did not join.
@@ -112,6 +116,7 @@ class Sender:
         self._client = client
         self._config = config
         self._delta = config.engine == "delta"
+        self._adapter = config.engine == "adapter"
         self._device = device_of(transport)
         self._served: Tensors | None = None
         """What every worker has, once a transfer has succeeded."""
@@ -138,7 +143,7 @@ class Sender:
             workers = client.workers[part::num_streams]
             pieces = own_pieces(plans[part], metas) if info.sliced else whole_pieces(metas)
             group = rendezvous.group(transport, self._device, group_name(part), 0, 1 + len(workers))
-            self._streams.append(_Stream(workers, group, buckets(pieces, config.bucket_bytes)))
+            self._streams.append(_Stream(workers, group, stream_buckets(pieces, metas, config.bucket_bytes)))
 
     def send(self, version: int, tensors: Tensors) -> dict[str, float]:
         """Returns `time/publish_stall_s` and `publish/bytes`, those that workers received together.
@@ -157,7 +162,7 @@ class Sender:
             with self._client.switching(version, {"staged": False}, recompute_kv) as switched:
                 self._transfer(served, tensors)
             stall_s = switched.result()
-        self._served = tensors if self._delta else None
+        self._served = tensors if self._delta or self._adapter else None
         num_bytes = sum(len(stream.workers) * stream.num_sent_bytes for stream in self._streams)
         return {"time/publish_stall_s": stall_s, "publish/bytes": float(num_bytes)}
 
@@ -183,14 +188,18 @@ class Sender:
 
     def _broadcast(self, served: Tensors | None, tensors: Tensors) -> None:
         """While a bucket travels, the next one is packed, or at least summed."""
-        changes = None if served is None else [stream.changes(served, tensors) for stream in self._streams]
+        changes = None
+        if served is not None and self._delta:
+            changes = [stream.changes(served, tensors) for stream in self._streams]
         parcels: list[Iterator[Parcel]] = []
         travelling: list[Transfer] = []
         for k, stream in enumerate(self._streams):
             changed = None if changes is None else changes[k]
             if changed is None:
-                travelling.append(stream.begin([WHOLE] * len(stream.buckets)))
-                parcels.append(stream.whole(tensors))
+                are_kept = self._adapter and served is not None
+                lengths = [KEPT if are_kept and not is_adapter(bucket[0].name) else WHOLE for bucket in stream.buckets]
+                travelling.append(stream.begin(lengths))
+                parcels.append(stream.whole(tensors, lengths))
             else:
                 travelling.append(stream.begin([buffer.numel() for buffer, _ in changed]))
                 parcels.append(iter(changed))

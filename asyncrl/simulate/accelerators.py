@@ -91,7 +91,7 @@ def roofline(
     backward = 4 if config.learner.gradient_checkpointing else 3
     uses_nccl = topology.publish_transport == "nccl"
     is_pipelined = uses_nccl and topology.publish_engine == "broadcast"
-    of_parts = published_bytes(shape, topology, compute_bytes)
+    of_parts = published_bytes(shape, topology, compute_bytes, config.lora)
     num_copies = 1 if is_pipelined else len(topology.generators)  # slices go one by one
     weights_bytes = compute_bytes * shape.num_parameters
     return Timings(
@@ -101,7 +101,9 @@ def roofline(
         max_sequences=_max_sequences(config, shape, topology, accelerator, workload),
         train_base_s=0.0,
         train_per_token_s=backward * forward_s,
-        gather_s=weights_bytes / link if len(topology.learners) > 1 else 0.0,
+        gather_s=(of_parts[0] if topology.publish_engine == "adapter" else weights_bytes) / link
+        if len(topology.learners) > 1
+        else 0.0,
         transfer_s=num_copies * (max(of_parts) if is_pipelined else sum(of_parts)) / link,
         stall_s=SWITCH_S,
         overlaps=not uses_nccl,

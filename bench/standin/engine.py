@@ -25,7 +25,7 @@ from asyncrl.config.schema import GeneratorConfig
 from asyncrl.errors import PublishError
 from asyncrl.generate.engines.base import EngineSpec, Sampling
 from asyncrl.publish.checksum import word_sum
-from asyncrl.publish.plan import Piece, dtype_named, pack
+from asyncrl.publish.plan import Piece, Slice, dtype_named, pack
 from asyncrl.publish.receiver import JoinInfo, Receiver, whole_slices
 from asyncrl.types import Completion
 from bench.support.sampler import Request, SamplingBatch
@@ -78,7 +78,8 @@ class StandInEngine:
     async def join_group(self, init_info: dict[str, Any]) -> None:
         await self.leave_group()
         info = JoinInfo(**init_info)
-        self._receiver.begin(info, whole_slices(info.metas()), part=0, num_parts=1)
+        self._receiver.require_own(info.weights())
+        self._receiver.begin(info, whole_slices(info.weights()), part=0, num_parts=1)
 
     async def leave_group(self) -> None:
         self._receiver.leave()
@@ -142,12 +143,16 @@ class ModelReceiver(Receiver):
     def __init__(self, model: torch.nn.Module) -> None:
         self._parameters = dict(model.named_parameters())
 
-    def _new_assembly(self, at_once: bool) -> NextParameters:
-        return NextParameters(self._parameters)
+    def require_own(self, weights: dict[str, torch.Tensor]) -> None:
+        if weights.keys() != self._parameters.keys():
+            raise PublishError(f"not the model's parameters: {sorted(weights.keys() ^ self._parameters.keys())}")
+
+    def _new_assembly(self, slices: list[Slice], at_once: bool) -> NextParameters:
+        return NextParameters({one.parameter: self._parameters[one.parameter] for one in slices})
 
 
 class NextParameters:
-    """One version of a model's parameters on its way in."""
+    """One version on its way in, of those parameters that change."""
 
     def __init__(self, serving: dict[str, torch.nn.Parameter]) -> None:
         self._serving = serving
@@ -164,8 +169,7 @@ class NextParameters:
         return pack(bucket, [piece.region.view(self._new[piece.name]) for piece in bucket], memory)
 
     def switch(self) -> None:
-        if self._new.keys() != self._serving.keys():
-            raise PublishError(f"not the model's parameters: {sorted(self._new.keys() ^ self._serving.keys())}")
+        assert self._new.keys() == self._serving.keys(), "switched to weights that have not come"
         for name, parameter in self._serving.items():
             parameter.data = self._new[name]
 

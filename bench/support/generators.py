@@ -26,7 +26,12 @@ from asyncrl.types import Completion
 DEADLINE_S = 480.0
 PUBLISH_TIMEOUT_S = 60.0
 
-PRELOAD = ["asyncrl.learn.checkpoint", "transformers.models.qwen3.modeling_qwen3", "asyncrl.generate.engines.vllm"]
+PRELOAD = [
+    "asyncrl.learn.checkpoint",
+    "transformers.models.qwen3.modeling_qwen3",
+    "asyncrl.generate.engines.vllm",
+    "peft",
+]
 """What the one fork server of this process imports, so that each process starts in a fraction of a second. A process
 that has already computed with torch must not be forked, and vLLM forks its engine."""
 

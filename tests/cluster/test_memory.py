@@ -7,7 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
 
-from asyncrl.cluster.memory import Estimate, activation_values, estimate, kv_bytes_per_token, published_bytes
+from asyncrl.cluster.memory import (
+    Estimate,
+    activation_values,
+    estimate,
+    kv_bytes_per_token,
+    num_adapter_parameters,
+    published_bytes,
+)
 from asyncrl.cluster.topology import nodes_that_fit, plan
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import Config
@@ -152,6 +159,22 @@ def test_offloading_moves_state_and_reference_to_the_host(qwen3_8b: ModelShape) 
     moved = 20 * qwen3_8b.num_parameters
     assert before["a learner rank, GPU"].num_bytes - after["a learner rank, GPU"].num_bytes == pytest.approx(moved)
     assert after["a learner rank, host"].num_bytes - before["a learner rank, host"].num_bytes == pytest.approx(moved)
+
+
+def test_an_adapter_leaves_the_weights_once_in_the_compute_type_and_no_reference(qwen3_8b: ModelShape) -> None:
+    config = Config()
+    config.algorithm.kl_coef, config.lora.rank = 0.001, 16
+    hidden, inner, kv = 4096, 12288, 1024
+    num_adapter = 36 * 16 * (4 * hidden + 2 * (hidden + kv) + 3 * (hidden + inner))
+    items = estimates(config, qwen3_8b)
+    by_name = {item.name: item.num_bytes for item in items["a learner rank, GPU"].items}
+    assert by_name["frozen weights"] == 2 * qwen3_8b.num_parameters
+    assert by_name["adapter, gradients, AdamW moments, float32"] == 16 * num_adapter
+    assert not any("reference" in item.name for place in items.values() for item in place.items)
+    changed = 2 * 36 * (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * inner)
+    assert items["a generator worker, host"].num_bytes == 2 * changed
+    config.lora.targets = ["q_proj", "o_proj"]
+    assert num_adapter_parameters(config.lora, qwen3_8b) == 36 * 16 * 4 * hidden
 
 
 def test_checkpointing_keeps_one_layer_and_the_inputs_of_the_others(qwen3_8b: ModelShape) -> None:

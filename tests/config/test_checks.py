@@ -133,6 +133,17 @@ def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> Non
         (["publish.transport=nccl"], "publish.transport=nccl needs GPUs"),
         (["publish.engine=nccl"], "say publish.engine=broadcast publish.transport=nccl instead"),
         (["publish.engine=gloo_delta"], "say publish.engine=delta publish.transport=gloo instead"),
+        (["publish.engine=adapter"], "publish.engine=adapter without lora.rank"),
+        (["lora.targets=[q_proj]"], "lora.targets=['q_proj'] without lora.rank, so every weight is trained"),
+        (["lora.rank=0"], "lora.rank=0 must be above 0"),
+        (
+            ["lora.rank=4", "lora.targets=[qkv]"],
+            "no linear layer 'qkv' that can have an adapter; it has down_proj, gate",
+        ),
+        (
+            ["lora.rank=4", "algorithm.kl_coef=0.1", "algorithm.reference=ema"],
+            "the reference of an adapter is the model without it; set algorithm.reference=frozen",
+        ),
         (["replay.window=4"], "replay.window=4 is read only with replay.stragglers=window"),
         (
             ["replay.stragglers=window", "replay.window=65"],

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asyncrl.errors import DataError
 from asyncrl.learn import checkpoint
@@ -25,6 +25,7 @@ from asyncrl.learn.update.step import Learner
 from asyncrl.run.trainer_state import TrainerState, checkpoint_dir, latest, read_state
 from tests.support.families import FAMILIES, save_family
 from tests.support.learn import full_parameters, full_reference, random_batch, run_ranks, save_tiny_model, tiny_config
+from tests.support.tokenizer import save_tokenizer
 
 pytestmark = pytest.mark.system
 
@@ -110,14 +111,6 @@ def save_again(mesh: DeviceMesh, model: str, run_dir: Path) -> list[Any]:
     found += [writer.written(), latest(run_dir).name]
     goes_on.set()
     return [*found, writer.wait(), latest(run_dir).name, writer.wait()]
-
-
-def save_tokenizer(path: str) -> None:
-    from tokenizers import Tokenizer, models
-
-    vocabulary = {str(number): number for number in range(10)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(path)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])

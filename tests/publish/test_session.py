@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +21,10 @@ from asyncrl.publish.groups import nccl as nccl_group
 from asyncrl.publish.session import PublishSession
 from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.sockets import Network, bind
-from bench.standin.engine import StandInEngine
+from bench.standin.engine import ModelReceiver, StandInEngine
 from tests.support import nccl
 from tests.support.models import random_qwen3
-from tests.support.publish import metas_of, perturbed
+from tests.support.publish import another_adapter, merged_by_hand, metas_of, perturbed
 
 TRANSPORTS = ["gloo", "nccl"]
 
@@ -114,3 +115,60 @@ def test_a_member_that_takes_nothing_is_an_error_by_the_deadline_and_the_others_
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = PublishConfig("sliced", transport, timeout_s=2, bucket_bytes=1_000)
     asyncio.run(with_two_generators(folder, partial(publish_to_one_that_is_gone, config, model)))
+
+
+def serves(engine: StandInEngine, tensors: dict[str, torch.Tensor]) -> bool:
+    expected = merged_by_hand(tensors)
+    pairs = [(parameter.double(), expected[name]) for name, parameter in engine._model.named_parameters()]
+    return all(torch.allclose(held, due, rtol=0, atol=1e-6) for held, due in pairs)
+
+
+def damage_once(receiver: ModelReceiver) -> None:
+    """The first bucket that comes next arrives with another byte."""
+    receive = receiver._receive_buckets
+
+    def damaged(*args: Any) -> Iterator[Any]:
+        receiver._receive_buckets = receive  # type: ignore[method-assign]
+        for k, (bucket, buffer) in enumerate(receive(*args)):
+            if k == 0:
+                buffer[1] ^= 1
+            yield bucket, buffer
+
+    receiver._receive_buckets = damaged  # type: ignore[method-assign]
+
+
+def publish_adapters(
+    config: PublishConfig, model: PreTrainedModel, members: list[Member], engines: list[StandInEngine]
+) -> None:
+    tensors = another_adapter(model)
+    metas = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    whole_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    session = PublishSession("learner-0", Network(), members[:1], config, metas)
+    num_bytes = []
+    for version in range(3):
+        tensors = another_adapter(model)
+        num_bytes.append(session.send(version, tensors)["publish/bytes"])
+        assert serves(engines[0], tensors)
+    assert num_bytes[0] >= whole_bytes
+    assert num_bytes[1] == num_bytes[2] < 0.05 * num_bytes[0]
+
+    session.regroup(members)
+    assert all(serves(engine, tensors) for engine in engines)  # the newcomer too
+    session.send(3, another_adapter(model))  # all of it, as the group is new
+    damage_once(engines[1]._receiver)
+    tensors = another_adapter(model)
+    assert session.send(4, tensors)["publish/bytes"] >= 2 * whole_bytes  # all of it once more
+    assert all(serves(engine, tensors) for engine in engines)
+    tensors = another_adapter(model)
+    assert session.send(5, tensors)["publish/bytes"] == 2 * num_bytes[1]
+    assert all(serves(engine, tensors) for engine in engines)
+    session.close()
+
+
+@pytest.mark.parametrize(("transport", "staged"), [("gloo", True), ("gloo", False), ("nccl", True)])
+def test_an_adapter_alone_travels_and_every_generator_holds_what_it_makes_of_the_base_newcomers_too(
+    folder: Path, transport: str, staged: bool
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config = PublishConfig("adapter", transport, staged=staged, timeout_s=20, bucket_bytes=1_000)
+    asyncio.run(with_two_generators(folder, partial(publish_adapters, config, model)))

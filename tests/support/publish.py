@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from asyncrl.config.lora import LoraConfig
 from asyncrl.generate.engines.base import Sampling
+from asyncrl.learn.policy.adapter import adapted_layers, adapter_tensors, add_adapter, base_parameters
 from asyncrl.publish.gather import metas
 from asyncrl.types import Completion
 
@@ -26,6 +28,28 @@ def perturbed(model: PreTrainedModel, scale: float = 0.05) -> dict[str, torch.Te
         for parameter in model.parameters():
             parameter.add_(scale * torch.randn_like(parameter))
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def another_adapter(model: PreTrainedModel, rank: int = 1) -> dict[str, torch.Tensor]:
+    """The parameters of a model and its adapter, which is added first where it has none, and changed at random."""
+    if not adapted_layers(model):
+        add_adapter(model, LoraConfig(rank=rank, alpha=2.0 * rank))
+    with torch.no_grad():
+        for layer in adapted_layers(model).values():
+            for parameter in (*layer.lora_A.parameters(), *layer.lora_B.parameters()):
+                parameter.copy_(0.1 * torch.randn_like(parameter))
+    tensors = (*base_parameters(model), *adapter_tensors(model))
+    return {name: tensor.detach().clone() for name, tensor in tensors}
+
+
+def merged_by_hand(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights, float64, of a base and its adapter, by the names under which they are published."""
+    weights = {name: tensor.double() for name, tensor in tensors.items() if "lora" not in name}
+    for name, tensor in tensors.items():
+        if "lora_A" in name:
+            lora_b = tensors[name.replace("lora_A", "lora_B")]
+            weights[name.replace("lora_A.", "")] += lora_b.double() @ tensor.double()
+    return weights
 
 
 def metas_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -28,7 +28,15 @@ from asyncrl.types import Completion
 from tests.support import nccl
 from tests.support.fresh import run_fresh
 from tests.support.models import random_model, random_qwen3
-from tests.support.publish import PROMPT, TOLERANCE, largest_difference, metas_of, perturbed, sampling
+from tests.support.publish import (
+    PROMPT,
+    TOLERANCE,
+    another_adapter,
+    largest_difference,
+    metas_of,
+    perturbed,
+    sampling,
+)
 
 
 @asynccontextmanager
@@ -51,7 +59,22 @@ def open_session(
     member: Member, model: PreTrainedModel, engine: str = "broadcast", transport: str = "gloo", staged: bool = True
 ) -> PublishSession:
     config = PublishConfig(engine, transport, timeout_s=60, bucket_bytes=4_000, staged=staged)
-    return PublishSession("learner-0", Network(), [member], config, metas_of(model))
+    metas = metas_of(model)
+    if engine == "adapter":
+        metas = {name: tensor.to("meta") for name, tensor in another_adapter(model).items()}
+    return PublishSession("learner-0", Network(), [member], config, metas)
+
+
+def next_policy(model: PreTrainedModel, engine: str) -> dict[str, torch.Tensor]:
+    """The model, or its adapter, is changed; what is to be published."""
+    return another_adapter(model) if engine == "adapter" else perturbed(model)
+
+
+def with_few_changes(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    with torch.no_grad():
+        model.lm_head.weight[3] *= 1.5
+        model.model.layers[0].self_attn.o_proj.weight[:, 7] *= 1.5
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 async def publish_three_times(
@@ -68,20 +91,17 @@ async def publish_three_times(
                 for k in range(4)
             ]
             await asyncio.sleep(0.05)
-            await asyncio.to_thread(session.send, version, perturbed(model))
+            await asyncio.to_thread(session.send, version, next_policy(model, engine_name))
             for completion in [c for task in in_flight for c in await task]:
                 assert set(completion.versions) <= {version - 1, version}
                 assert (np.diff(completion.versions) >= 0).all()
             completions = await engine.sample(f"after-{version}", PROMPT, sampling(8, 40))
             assert {v for c in completions for v in c.versions} == {version}
             differences.append(largest_difference(model, completions))
-        with torch.no_grad():
-            model.lm_head.weight[3] *= 1.5
-            model.model.layers[0].self_attn.o_proj.weight[:, 7] *= 1.5
-        tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        tensors = another_adapter(model) if engine_name == "adapter" else with_few_changes(model)
         figures = await asyncio.to_thread(session.send, 3, tensors)
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        assert (figures["publish/bytes"] < num_bytes / 20) == (engine_name == "delta")
+        assert (figures["publish/bytes"] < num_bytes / 20) == (engine_name in ("delta", "adapter"))
         hot = await engine.sample("hot", PROMPT, sampling(8, 40, temperature=0.7))
         differences.append(largest_difference(model, hot, temperature=0.7))
         session.close()
@@ -105,6 +125,7 @@ def exactness(folder: Path, tensor_parallel: int, engine_name: str, transport: s
         ("llama", True, 1, "broadcast", "nccl", False),
         ("qwen3_moe", False, 2, "sliced", "nccl", True),
         ("qwen3", False, 2, "delta", "nccl", True),
+        ("qwen2", True, 2, "adapter", "gloo", True),
     ],
 )
 def test_after_every_publish_the_engine_samples_from_exactly_the_learners_policy(

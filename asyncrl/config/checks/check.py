@@ -15,6 +15,7 @@ from asyncrl.config.checks.devices import Device, device_problems
 from asyncrl.config.checks.environment import environment_problems
 from asyncrl.config.checks.generator import model_problems, sampling_problems
 from asyncrl.config.checks.learner import batch_problems
+from asyncrl.config.checks.lora import lora_problems, target_problems
 from asyncrl.config.checks.publish import cadence_problems, publish_problems
 from asyncrl.config.checks.replay import staleness_problems, window_problems
 from asyncrl.config.checks.run import run_problems
@@ -42,6 +43,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *choice_problems(config),
         *range_problems(config),
         *batch_problems(config),
+        *lora_problems(config),
         *algorithm_problems(config),
         *staleness_problems(config.replay),
         *window_problems(config),
@@ -55,7 +57,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *publish_problems(config, device),
     ]
     if shape is not None:
-        problems += model_problems(config, shape)
+        problems += model_problems(config, shape) + target_problems(config.lora, shape)
     if problems:
         raise ConfigError("\n".join(problems))
     return config_warnings(config, device)

@@ -7,11 +7,11 @@ from typing import Literal
 from asyncrl.config.checks.devices import Device
 from asyncrl.config.schema import Config
 
-PublishEngine = Literal["broadcast", "sliced", "delta"]
+PublishEngine = Literal["broadcast", "sliced", "delta", "adapter"]
 PublishTransport = Literal["gloo", "nccl"]
 
 PUBLISH_CHOICES: dict[str, tuple[str, ...]] = {
-    "publish.engine": ("auto", "broadcast", "sliced", "delta"),
+    "publish.engine": ("auto", "broadcast", "sliced", "delta", "adapter"),
     "publish.transport": ("auto", "gloo", "nccl"),
     "publish.kv_cache": ("keep", "recompute"),
 }

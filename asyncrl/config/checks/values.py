@@ -50,6 +50,8 @@ _POSITIVE = (
     "learner.eps",
     "learner.max_grad_norm",
     "learner.num_threads",
+    "lora.rank",
+    "lora.alpha",
     "replay.lease_timeout_s",
     "replay.max_lease_attempts",
     "publish.every",

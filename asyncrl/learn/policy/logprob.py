@@ -94,8 +94,10 @@ class _HeadLogprobs(torch.autograd.Function):
         hidden, weight, bias, targets, normalisers, entropies = ctx.saved_tensors
         if by_logprob is None:
             by_logprob = torch.zeros_like(normalisers)
-        by_hidden, by_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
-        by_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        by_hidden = torch.empty_like(hidden)
+        needs_weight, needs_bias = ctx.needs_input_grad[1:3]  # a frozen head's are not computed
+        by_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        by_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for chunk in _chunks(hidden, weight):
             transformed = ctx.transform(_logits(hidden[chunk], weight, bias))
             slope = ctx.transform.slope(transformed)
@@ -109,7 +111,9 @@ class _HeadLogprobs(torch.autograd.Function):
             by_y.scatter_add_(-1, targets[chunk, None], by_logprob[chunk, None])
             by_logits = by_y.mul_(slope).div_(ctx.temperature).to(weight.dtype)
             by_hidden[chunk] = by_logits @ weight
-            if by_logits.dtype == torch.float32:
+            if by_weight is None:
+                pass
+            elif by_logits.dtype == torch.float32:
                 by_weight.addmm_(by_logits.T, hidden[chunk])
             else:
                 by_weight += by_logits.T @ hidden[chunk]
@@ -117,7 +121,7 @@ class _HeadLogprobs(torch.autograd.Function):
                 by_bias += by_logits.sum(0, dtype=torch.float32)
         return (
             by_hidden,
-            by_weight.to(weight.dtype),
+            None if by_weight is None else by_weight.to(weight.dtype),
             None if by_bias is None else by_bias.to(bias.dtype),
             None,
             None,

@@ -16,9 +16,17 @@ from transformers.utils import is_flash_attn_2_available
 
 from asyncrl import devices
 from asyncrl.config.logit_transform import read_logit_transform
+from asyncrl.config.lora import LoraConfig
 from asyncrl.config.schema import ModelConfig
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.learn.policy import varlen_attention
+from asyncrl.learn.policy.adapter import (
+    adapter_tensors,
+    base_parameters,
+    begin_adapter,
+    merged_parameters,
+    without_adapter,
+)
 from asyncrl.learn.policy.logprob import token_logprobs
 from asyncrl.learn.policy.sharded_load import Shards, fill, read_sharded
 
@@ -94,20 +102,58 @@ class PolicyModel(nn.Module):
         hidden = output.last_hidden_state.flatten(0, 1)[indices]
         return token_logprobs(hidden, self.hf.get_output_embeddings(), targets, temperature, self.logit_transform)
 
-    def hf_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """(Hugging Face name, sharded float32 DTensor) of each parameter; a tied one comes once, as the embedding."""
-        self.reshard()  # type: ignore[operator]  # FSDPModule's; a forward without backward leaves the root gathered
-        yield from self.hf.named_parameters()
+    def hf_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, sharded DTensor) of each parameter; a tied one comes once, as the embedding.
+
+        An adapter is merged. Collective then.
+        """
+        self._reshard()
+        yield from merged_parameters(self.hf)
+
+    def base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """As `hf_parameters`, without the adapter. Local."""
+        self._reshard()
+        yield from base_parameters(self.hf)
+
+    def adapter_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The adapter as it is published, sharded; nothing without one. Local."""
+        self._reshard()
+        yield from adapter_tensors(self.hf)
+
+    def _reshard(self) -> None:
+        """A forward pass without a backward pass leaves the root gathered."""
+        self.reshard()  # type: ignore[operator]  # FSDPModule's
+
+
+class BaseOfPolicy:
+    """The policy without its adapter: the model that it began as, with no weights of its own."""
+
+    def __init__(self, policy: PolicyModel) -> None:
+        self._policy = policy
+
+    def __call__(self, *args: Any) -> tuple[Tensor, Tensor]:
+        """As `PolicyModel.forward`."""
+        with without_adapter(self._policy.hf):
+            outputs: tuple[Tensor, Tensor] = self._policy(*args)
+        return outputs
 
 
 def load_policy(
-    model: ModelConfig, mesh: DeviceMesh, *, gradient_checkpointing: bool = False, offload: bool = False
+    model: ModelConfig,
+    mesh: DeviceMesh,
+    *,
+    lora: LoraConfig | None = None,
+    seed: int = 0,
+    gradient_checkpointing: bool = False,
+    offload: bool = False,
 ) -> PolicyModel:
     """The trainable policy: float32 master weights sharded over the mesh. Collective: every rank calls it.
 
     Args:
         model: what to load and how to compute.
         mesh: one dimension, all learner ranks; its device type says where.
+        lora: with a rank an adapter is trained; the model itself is frozen, in the compute type.
+        seed: of the adapter's first values.
         gradient_checkpointing: recompute each decoder layer in the backward pass.
         offload: keep the shards in CPU memory between uses (GPU only).
 
@@ -116,6 +162,8 @@ def load_policy(
         ConfigError: the model is of a kind that cannot be trained here.
     """
     hf, shards = _read_causal_lm(model, mesh)
+    if lora is not None and lora.rank is not None:
+        begin_adapter(hf, shards, lora, compute_dtype(model, mesh.device_type), mesh, seed)
     policy = PolicyModel(hf).train()
     if gradient_checkpointing:
         policy.hf.gradient_checkpointing_enable({"use_reentrant": False})

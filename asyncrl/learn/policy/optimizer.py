@@ -12,9 +12,12 @@ from asyncrl.config.schema import LearnerConfig
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], learner: LearnerConfig) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) with the fused kernel, which CPU and CUDA both have; the caller sets the rate."""
+    """AdamW (arXiv 1711.05101) of what is not frozen, with the fused kernel, which CPU and CUDA both have.
+
+    The caller sets the rate.
+    """
     return torch.optim.AdamW(
-        parameters,
+        [parameter for parameter in parameters if parameter.requires_grad],
         lr=learner.lr,
         betas=(learner.beta1, learner.beta2),
         eps=learner.eps,

@@ -145,12 +145,17 @@ def _lay_on(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     """Each parameter becomes a DTensor with this rank's rows of it, on the meta device if it is there."""
 
     def lay(parameter: nn.Parameter) -> Tensor:
-        rows, start = Shard.local_shard_size_and_offset(parameter.shape[0], mesh.size(), mesh.get_local_rank())
-        local = parameter.detach()[start : start + rows].clone()
+        local = own_rows(parameter.detach(), mesh)
         shape, stride = parameter.shape, parameter.stride()
         return DTensor.from_local(local, mesh, (Shard(0),), run_check=False, shape=shape, stride=stride)
 
     _replace_parameters(model, lay)
+
+
+def own_rows(whole: Tensor, mesh: DeviceMesh) -> Tensor:
+    """A copy of this rank's rows of a parameter, as FSDP2 cuts it."""
+    rows, start = Shard.local_shard_size_and_offset(whole.shape[0], mesh.size(), mesh.get_local_rank())
+    return whole[start : start + rows].clone()
 
 
 def _take_out(model: PreTrainedModel) -> Shards:

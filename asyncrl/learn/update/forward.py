@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from asyncrl.learn.policy.model import PolicyModel
+from asyncrl.learn.policy.model import BaseOfPolicy, PolicyModel
 from asyncrl.learn.update.mini_batches import MiniBatch
 from asyncrl.learn.update.packing import (
     Layout,
@@ -49,7 +49,7 @@ class Forward:
             micro_batch = build_micro_batch(mini_batch, [rows[row] for row in chosen], self.layout)
             yield micro_batch.to(torch.device(self.mesh.device_type))
 
-    def run(self, model: PolicyModel, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def run(self, model: PolicyModel | BaseOfPolicy, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities [T] and entropies [T] of the micro-batch's action tokens. Collective."""
         outputs: tuple[Tensor, Tensor] = model(
             micro_batch.input_ids,
@@ -63,6 +63,6 @@ class Forward:
         return outputs
 
     @torch.no_grad()
-    def logprobs(self, model: PolicyModel, micro_batch: MicroBatch) -> Tensor:
+    def logprobs(self, model: PolicyModel | BaseOfPolicy, micro_batch: MicroBatch) -> Tensor:
         """[T] log-probabilities alone, without gradient. Collective."""
         return self.run(model, micro_batch)[0]

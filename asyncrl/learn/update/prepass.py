@@ -13,7 +13,7 @@ from asyncrl.algorithms.kl import KL_ESTIMATORS
 from asyncrl.algorithms.rejection import largest_kept_square
 from asyncrl.algorithms.segments import segment_sum
 from asyncrl.config.algorithm import AlgorithmConfig
-from asyncrl.learn.policy.model import PolicyModel
+from asyncrl.learn.policy.model import BaseOfPolicy, PolicyModel
 from asyncrl.learn.update.forward import Forward
 from asyncrl.learn.update.mini_batches import MiniBatch
 from asyncrl.learn.update.objective import correction_of, log_ratios
@@ -85,7 +85,9 @@ def _of_all_ranks(values: Tensor, forward: Forward) -> Tensor:
     return torch.cat([each[:length] for each, length in zip(gathered, lengths, strict=True)])
 
 
-def completion_kl(forward: Forward, reference: PolicyModel, parts: list[MiniBatch], estimator: str) -> Tensor:
+def completion_kl(
+    forward: Forward, reference: PolicyModel | BaseOfPolicy, parts: list[MiniBatch], estimator: str
+) -> Tensor:
     """[N] estimate of KL(μ ‖ reference) of each completion of the batch, summed over its tokens, on the CPU.
 
     It is μ's divergence, not π_θ's, because the tokens and their log-probabilities are μ's: no weight is needed.

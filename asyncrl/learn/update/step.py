@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from asyncrl.config.schema import Config
-from asyncrl.learn.policy.model import PolicyModel, load_policy, load_reference, move_towards
+from asyncrl.learn.policy.model import BaseOfPolicy, PolicyModel, load_policy, load_reference, move_towards
 from asyncrl.learn.policy.optimizer import build_optimizer, learning_rate
 from asyncrl.learn.update.batch_metrics import Metrics, batch_metrics
 from asyncrl.learn.update.entropy_control import EntropyControl
@@ -51,13 +51,14 @@ class Learner:
         self.device = torch.device(mesh.device_type)
         learner = config.learner
         self.policy = load_policy(
-            config.model, mesh, gradient_checkpointing=learner.gradient_checkpointing, offload=learner.offload
+            config.model,
+            mesh,
+            lora=config.lora,
+            seed=config.run.seed,
+            gradient_checkpointing=learner.gradient_checkpointing,
+            offload=learner.offload,
         )
-        self.reference = (
-            load_reference(config.model, mesh, offload=learner.offload_reference)
-            if config.algorithm.kl_coef > 0
-            else None
-        )
+        self.reference = _reference(config, mesh, self.policy)
         self.optimizer = build_optimizer(self.policy.parameters(), learner)
         self.forward = Forward(
             mesh,
@@ -91,7 +92,7 @@ class Learner:
             self._update(part, proximal, position / len(proximals), tokens)
             for position, (part, proximal) in enumerate(zip(cycle(parts), proximals, strict=False))
         ]
-        if self.reference is not None and self.config.algorithm.reference == "ema":
+        if isinstance(self.reference, PolicyModel) and self.config.algorithm.reference == "ema":
             move_towards(self.reference, self.policy, self.config.algorithm.reference_ema_decay)
         made = [norm for norm in grad_norms if math.isfinite(norm)]
         metrics = batch_metrics(batch, self.config.replay.max_staleness) | penalty
@@ -205,6 +206,15 @@ class Learner:
         # FSDP averages gradients over the ranks, and the weights already hold the global counts: the sum is wanted.
         (losses["loss/total"] * self.mesh.size()).backward()
         tokens.add(losses, stats, micro_batch.actions)
+
+
+def _reference(config: Config, mesh: DeviceMesh, policy: PolicyModel) -> PolicyModel | BaseOfPolicy | None:
+    """What the KL is held against, where there is one: of an adapter the model without it, which costs no memory."""
+    if config.algorithm.kl_coef == 0:
+        return None
+    if config.lora.rank is not None:
+        return BaseOfPolicy(policy)
+    return load_reference(config.model, mesh, offload=config.learner.offload_reference)
 
 
 def _layout(policy: PolicyModel, device: torch.device) -> Layout:

@@ -56,7 +56,7 @@ class AsyncrlWeightTransferEngine(Receiver, WeightTransferEngine[InitInfo, Updat
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Returns at once, see `Receiver.begin`."""
         refuse_what_cannot_be_proved(self.model)
-        slices = find_slices(self.model, self.model_config.hf_text_config.model_type, init_info.metas())
+        slices = find_slices(self.model, self.model_config.hf_text_config.model_type, init_info.weights())
         self._spare, self._staged_in = self._reserve(slices, init_info.delta)
         self.begin(init_info, slices, self.parallel_config.rank, self.parallel_config.world_size)
 
@@ -91,12 +91,12 @@ class AsyncrlWeightTransferEngine(Receiver, WeightTransferEngine[InitInfo, Updat
             log.warning("no room for the next version in the memory of %s after all; it goes to the host", self.device)
             return {}, torch.device("cpu")
 
-    def _new_assembly(self, at_once: bool) -> Staging:
+    def _new_assembly(self, slices: list[Slice], at_once: bool) -> Staging:
         memory = self.device if at_once else self._staged_in
         return Staging(
             self.model,
             self.model_config.dtype,
-            self._slices,
+            slices,
             self._pieces,
             transport_device=self._device,
             device=self.device,
