@@ -15,12 +15,12 @@ quickstart: install
 
 # Before each commit: format, lint, types, the fast tests.
 check: install lint
-	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 -m "not system"
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile -m "not system"
 
 # Before each push: everything, with real vLLM and Ray.
 test: install lint
-	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 -m "not system"
-	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile -m system
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile -m "not system"
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadgroup -m system
 
 lint: install
 	.venv/bin/ruff format --check

@@ -1,8 +1,8 @@
-"""The command line: `asyncrl launch | scale | report | check | simulate | plan | eval | prepare | export`.
+"""The command line: `asyncrl launch | scale | report | check | selftest | simulate | plan | eval | prepare | export`.
 
 Each command imports only what it needs.
 
-Exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 a run or a check failed, 2 bad input, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -132,6 +132,18 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _selftest(arguments: argparse.Namespace) -> int:
+    from asyncrl.config.load import load
+
+    config = load(_config_file(arguments), _overrides(arguments))
+
+    from rich.console import Console
+
+    from asyncrl.selftest.selftest import selftest
+
+    return 0 if selftest(config, Console()) else EXIT_RUN_FAILED
+
+
 def _eval(arguments: argparse.Namespace) -> int:
     from asyncrl.evaluation.evaluate import evaluate
     from asyncrl.evaluation.figures import to_json, to_table
@@ -231,6 +243,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "scale": _scale,
     "report": _report,
     "check": _check,
+    "selftest": _selftest,
     "simulate": _simulate,
     "eval": _eval,
     "plan": _plan,

@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_scale(commands)
     _add_report(commands)
     _add_check(commands)
+    _add_selftest(commands)
     _add_simulate(commands)
     _add_eval(commands)
     _add_plan(commands)
@@ -73,6 +74,17 @@ def _add_check(commands: Commands) -> None:
     _add_config_arguments(parser)
     parser.add_argument("--show-config", action="store_true", help="print the whole resolved configuration as well")
     parser.set_defaults(command="check")
+
+
+def _add_selftest(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "selftest",
+        help="prove on new hardware what a run relies on",
+        description="Start a configuration's learners and generators and check them: logprobs, versions, publishing, "
+        "links, memory. In minutes; with model.path=tiny, which is the default, a random model.",
+    )
+    _add_config_arguments(parser)
+    parser.set_defaults(command="selftest")
 
 
 def _add_simulate(commands: Commands) -> None:

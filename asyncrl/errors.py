@@ -13,7 +13,8 @@
         ├── RunStopping        the run was told to stop while a role waited
         ├── PublishError       new weights did not reach every generator whole
         │   └── NotWholeError  … but every generator answered: a second try may mend it
-        └── StalenessError     the staleness bound was broken; carries every number
+        ├── StalenessError     the staleness bound was broken; carries every number
+        └── SelftestError      a check of `asyncrl selftest` found something wrong
 
 Our own mistakes are asserts; they are not in this tree.
 """
@@ -82,3 +83,7 @@ class NotWholeError(PublishError):
 
 class StalenessError(RunError):
     """The staleness bound was broken."""
+
+
+class SelftestError(RunError):
+    """A check of `asyncrl selftest` found something wrong; the message has the figures."""

@@ -5,11 +5,37 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+least_driver=580 # NVIDIA's first driver for CUDA 13, for which the torch in constraints-gpu.txt is built
+
 python="${PYTHON:-python3}"
 extra="${EXTRA:-$(nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)}"
+case "$extra" in
+cpu | gpu) ;;
+*)
+  echo "EXTRA=$extra: asyncrl installs for cpu or for gpu, which is NVIDIA; it has never run on AMD (ROCm) or Ascend (CANN)" >&2
+  exit 2
+  ;;
+esac
 stamp=.venv/.asyncrl-installed
-want="$extra $(cat pyproject.toml constraints-cpu.txt scripts/install.sh 2>/dev/null | cksum)"
+want="$extra $(cat pyproject.toml "constraints-$extra.txt" scripts/install.sh 2>/dev/null | cksum)"
 [ "$(cat "$stamp" 2>/dev/null || true)" = "$want" ] && exit 0
+
+if [ "$extra" = gpu ]; then
+  driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 || true)"
+  if [ -z "$driver" ]; then
+    echo "no NVIDIA driver answers on this machine; where the run goes it has to be $least_driver or later" >&2
+  elif [ "${driver%%.*}" -lt "$least_driver" ]; then
+    echo "NVIDIA's driver here is $driver, and the GPU build (CUDA 13) needs $least_driver or later; update it, or EXTRA=cpu make install" >&2
+    exit 1
+  fi
+elif [ -z "${EXTRA:-}" ]; then
+  for other in "AMD (ROCm):/dev/kfd:rocm-smi" "Ascend (CANN):/dev/davinci_manager:npu-smi"; do
+    IFS=: read -r name file tool <<<"$other"
+    if [ -e "$file" ] || command -v "$tool" >/dev/null; then
+      echo "found $name: asyncrl has never run on it; this installs the CPU build" >&2
+    fi
+  done
+fi
 
 "$python" -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"asyncrl needs Python 3.11 to 3.13, found {v[0]}.{v[1]}; set PYTHON=/path/to/python3.11")'
 [ -x .venv/bin/python ] || "$python" -m venv .venv
@@ -17,9 +43,8 @@ want="$extra $(cat pyproject.toml constraints-cpu.txt scripts/install.sh 2>/dev/
 
 # A CPU torch comes from a wheel folder where the machine names one, else from torch's own index (uv knows it).
 # uv does not read pip's variable, so it is passed on.
-options=(--python .venv/bin/python --compile-bytecode)
+options=(--python .venv/bin/python --compile-bytecode --constraint "constraints-$extra.txt")
 if [ "$extra" = cpu ]; then
-  options+=(--constraint constraints-cpu.txt)
   links="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}"
   if [ -n "$links" ]; then options+=(--find-links "$links"); else options+=(--torch-backend=cpu); fi
 fi

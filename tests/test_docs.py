@@ -10,6 +10,8 @@ import pytest
 
 from asyncrl.config.keys import known_keys
 from asyncrl.config.schema import Config
+from asyncrl.selftest.suite import CHECKS
+from bench.selftest.mutants import MUTANTS
 
 ROOT = Path(__file__).parent.parent
 ROOT_PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bench/README.md")
@@ -36,3 +38,18 @@ def test_every_link_and_every_named_file_and_test_is_there(page: Path) -> None:
     defined = {name for source in SOURCES for name in re.findall(r"def (test_\w+)", source.read_text())}
     named = set(re.findall(r"`(test_\w+)`", text))
     assert named <= defined
+
+
+def test_the_selftest_page_has_every_check_in_its_order_and_what_to_do_when_it_fails():
+    page = (ROOT / "docs" / "selftest.md").read_text()
+    sections = re.findall(r"^### ([^\n]+)\n\n(.+?)(?=^##)", page, re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in sections] == [check.name for check in CHECKS]
+    for check, (_, section) in zip(CHECKS, sections, strict=True):
+        assert f"**When it fails:** {check.advice}" in " ".join(section.split())
+
+
+def test_the_selftest_page_lists_every_seeded_bug_with_the_check_that_finds_it():
+    page = (ROOT / "docs" / "selftest.md").read_text()
+    table = page.split("| Seeded bug | Found by |\n|---|---|\n")[1].split("\n\n")[0]
+    assert table.splitlines() == [f"| {mutant.name} | {mutant.check} |" for mutant in MUTANTS]
+    assert f"All {len(MUTANTS)} are found" in page

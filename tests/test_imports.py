@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "asyncrl"
 
 LAYERS = [
-    {"types", "errors", "cli_arguments"},
+    {"types", "errors", "cli_arguments", "devices"},
     {"transport"},
     {"config"},
     {"data", "rewards", "algorithms", "environments", "ledger", "publish", "run"},
@@ -24,7 +24,7 @@ LAYERS = [
     {"supervise", "simulate"},
     {"commands"},
     {"api"},
-    {"evaluation"},
+    {"evaluation", "selftest"},
     {"cli"},
     {"__main__"},
 ]

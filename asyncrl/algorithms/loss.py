@@ -81,6 +81,17 @@ def cispo(logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, clip_lower: f
     return PolicyLoss(-held * advantages * logprobs, held != ratio)
 
 
+def sapo(log_ratio: Tensor, advantages: Tensor, positive: float, negative: float) -> PolicyLoss:
+    """−A·(4/τ)·σ(τ·(ρ − 1)) with τ = `positive` where A > 0, else `negative` (SAPO, arXiv 2511.20347, eqs. 5 and 6).
+
+    Its gradient is −A·ρ·4p(1 − p)·∇log π_θ with p = σ(τ·(ρ − 1)): ρ at ρ = 1, and smoothly to 0 on both sides. No token
+    is clipped. Arguments as in `ppo_clip`; the temperatures are > 0.
+    """
+    temperature = torch.where(advantages > 0, positive, negative)
+    gate = torch.sigmoid(temperature * log_ratio.expm1()) * 4 / temperature
+    return PolicyLoss(-gate * advantages, torch.zeros_like(advantages, dtype=torch.bool))
+
+
 def dppo_tv(
     logprobs: Tensor, behaviour_logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, lower: float, upper: float
 ) -> PolicyLoss:
@@ -130,6 +141,8 @@ def policy_loss(
             return gspo(log_ratio, advantages, mask, segment_ids, lower, upper)
         case "cispo":
             return cispo(logprobs, log_ratio, advantages, lower, upper)
+        case "sapo":
+            return sapo(log_ratio, advantages, algorithm.sapo_temperature_positive, algorithm.sapo_temperature_negative)
         case "dppo_tv":
             return dppo_tv(logprobs, behaviour_logprobs, log_ratio, advantages, lower, upper)
         case "reinforce":
@@ -137,7 +150,9 @@ def policy_loss(
     raise AssertionError(f"algorithm.loss={algorithm.loss!r} passed the config checks")
 
 
-def carried_ratio(log_ratio: Tensor, mask: Tensor, segment_ids: Tensor, algorithm: AlgorithmConfig) -> Tensor | None:
+def carried_ratio(
+    log_ratio: Tensor, advantages: Tensor, mask: Tensor, segment_ids: Tensor, algorithm: AlgorithmConfig
+) -> Tensor | None:
     """[T] > 0: the ratio to μ by which the loss itself weighs A·∇log π_θ of a token that its clip lets through.
 
     None for a loss that carries no ratio to μ: reinforce has none, that of decoupled_ppo is to π_prox. Arguments as in
@@ -151,4 +166,8 @@ def carried_ratio(log_ratio: Tensor, mask: Tensor, segment_ids: Tensor, algorith
             return truncated_ratio(masked_segment_mean(log_ratio, mask, segment_ids))
         case "cispo":
             return log_ratio.exp().clamp(1.0 - algorithm.clip_lower, 1.0 + algorithm.clip_upper)
+        case "sapo":
+            positive, negative = algorithm.sapo_temperature_positive, algorithm.sapo_temperature_negative
+            gate = torch.sigmoid(torch.where(advantages > 0, positive, negative) * log_ratio.expm1())
+            return (log_ratio.exp() * 4 * gate * (1 - gate)).clamp(min=torch.finfo(log_ratio.dtype).tiny)
     return truncated_ratio(log_ratio)

@@ -18,7 +18,12 @@ _ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}
 
 
 def rejected(
-    log_ratio: Tensor, advantages: Tensor, mask: Tensor, segment_ids: Tensor, algorithm: AlgorithmConfig
+    log_ratio: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    segment_ids: Tensor,
+    algorithm: AlgorithmConfig,
+    largest_square: float = math.inf,
 ) -> Tensor:
     """[T] bool: by `algorithm.rejection` and `algorithm.correction_veto`.
 
@@ -30,16 +35,20 @@ def rejected(
         negative_sequence_k1                 A < 0 and the mean k1 of its sequence is above the bound: an answer to be
                                              unlearned that π_θ would hardly give any more (DeepSeek-V3.2, arXiv
                                              2512.02556, off-policy sequence masking)
+        second_moment                        (log ρ)² is above `largest_square`, by `largest_kept_square`
 
     Args:
         log_ratio: [T] log ρ, clamped; whole sequences.
         advantages: [T], equal within a sequence.
         mask: [T] bool, the trained tokens: the others do not count in means and maxima.
         segment_ids: [T] int64, the sequence of each token.
+        largest_square: of the whole mini-batch; only for second_moment.
     """
     log_ratio = log_ratio.detach()
     result = torch.zeros_like(mask)
-    if algorithm.rejection != "none":
+    if algorithm.rejection == "second_moment":
+        result = log_ratio.square() > largest_square
+    elif algorithm.rejection != "none":
         assert algorithm.rejection_bound is not None
         level, _, estimator = algorithm.rejection.rpartition("_")
         divergence = _ESTIMATORS[estimator](torch.zeros_like(log_ratio), log_ratio)
@@ -53,6 +62,22 @@ def rejected(
     if algorithm.correction_veto > 0:
         result = result | (_largest(-log_ratio, mask, segment_ids) > -math.log(algorithm.correction_veto))
     return result
+
+
+def largest_kept_square(squares: Tensor, bound: float) -> float:
+    """The largest (log ρ)² that is kept, so that the mean over the kept is at most `bound`; −1 keeps none.
+
+    Largest first, as many are dropped as it takes (M2PO, arXiv 2510.01161). Equal ones are kept or dropped together.
+    As in AReaL every trained token may be dropped, whatever its advantage.
+
+    Args:
+        squares: [T] of all trained tokens of a mini-batch, over all ranks.
+        bound: > 0.
+    """
+    values, counts = squares.double().unique(return_counts=True)
+    means = (values * counts).cumsum(0) / counts.cumsum(0)
+    num_kept = int((means <= bound).sum())  # the means of ascending values only rise
+    return values[num_kept - 1].item() if num_kept else -1.0
 
 
 def _largest(values: Tensor, mask: Tensor, segment_ids: Tensor) -> Tensor:

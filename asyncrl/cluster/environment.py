@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncrl import devices
 from asyncrl.config.schema import Config
 
 
@@ -20,7 +21,7 @@ def environment(role: str, device: str, config: Config) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
     if device == "cpu":
-        variables["CUDA_VISIBLE_DEVICES"] = ""
+        variables[devices.VISIBLE_DEVICES] = ""
         num_threads = config.learner.num_threads if role == "learner" else 1
         variables["OMP_NUM_THREADS"] = str(num_threads)
         # Two engines on two cores give 4,480 tok/s together; with vLLM's default, which pins both to one core, 903.

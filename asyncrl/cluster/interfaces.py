@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import psutil
 
+from asyncrl import devices
 from asyncrl.errors import ConfigError
 from asyncrl.transport.sockets import Network
 
@@ -60,7 +61,7 @@ def group_variables(host: str) -> dict[str, str]:
             f"no interface of {socket.gethostname()} has {host}, the address by which Ray knows this node; start Ray "
             "with another --node-ip-address, or set cluster.interface to one of " + ", ".join(by_name)
         )
-    return {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": f"={interface}", "VLLM_HOST_IP": host}
+    return {"GLOO_SOCKET_IFNAME": interface, devices.NCCL_INTERFACE: f"={interface}", "VLLM_HOST_IP": host}
 
 
 def _ipv4_addresses() -> dict[str, list[str]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-import torch
 import zmq
 
+from asyncrl import devices
 from asyncrl.cluster.topology import Node
 from asyncrl.transport.sockets import Network, bind
 
@@ -15,7 +15,7 @@ def this_node() -> Node:
     """The CPUs this process may use and the GPUs torch sees."""
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
     num_cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return Node(num_cpus=num_cpus, num_gpus=torch.cuda.device_count())
+    return Node(num_cpus=num_cpus, num_gpus=devices.count())
 
 
 def require_free_port(port: int) -> None:

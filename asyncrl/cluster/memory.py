@@ -12,12 +12,10 @@ from asyncrl.cluster.topology import Topology
 from asyncrl.config.model_shape import ModelShape
 from asyncrl.config.schema import CPU_KV_CACHE_BYTES, VLLM, Config
 from asyncrl.learn.policy.logprob import BYTES_PER_LOGIT, chunk_bytes
+from asyncrl.publish.second_copy import ENGINE_OVERHEAD_BYTES, SecondCopy
 
 ASSUMED_GPU_BYTES = 80 * 10**9
 """Where no GPU can be asked: an 80 GB A100 or H100."""
-
-ENGINE_OVERHEAD_BYTES = 3 * 2**30
-"""vLLM's profiled activations, CUDA graphs and context; 2 to 4 GiB for models of a few billion parameters."""
 
 VOCABULARY_MULTIPLE = 64
 """vLLM pads a vocabulary that it shards to a multiple of this."""
@@ -109,14 +107,17 @@ def _learner(
     ]
     reference = Item("reference, float32", 4 * parameters / num_ranks, "4·P/M")
     host = [Item("while loading: this rank's shards, float32", 4 * parameters / num_ranks, "4·P/M, freed on the GPU")]
-    (host if on_gpu else work).extend(
-        [
-            Item("publish, rank 0: the whole new policy", compute_bytes * parameters, "c·P"),
-            Item("publish, rank 0: the last one, for newcomers", compute_bytes * parameters, "c·P"),
-        ]
-    )
+    held = [
+        Item("publish, rank 0: the whole policy, for newcomers", compute_bytes * parameters, "c·P"),
+        Item("checkpoint: the copy that is written", 12 * parameters / num_ranks, "12·P/M"),
+    ]
+    if topology.publish_engine == "delta":
+        held.append(Item("publish, rank 0: the one before, for deltas", compute_bytes * parameters, "c·P"))
+    (host if on_gpu else work).extend(held)
     if topology.publish_transport == "nccl":
         work.append(_two_buckets("publish, rank 0: two buckets", config, shape, topology, compute_bytes))
+    elif on_gpu:
+        work.append(Item("publish: two buckets, while gathering", 2 * config.publish.bucket_bytes, "2·bucket_bytes"))
     if config.algorithm.kl_coef > 0:
         (host if on_gpu and config.learner.offload_reference else work).append(reference)
     if not on_gpu:
@@ -159,8 +160,11 @@ def _generator(
     weights = compute_bytes * shape.num_parameters / parts
     items = [Item("weights", weights, "c·P/k")]
     staged: list[Item] = []
+    spare = second_copy(config, shape, topology)
+    kv_cache_bytes, utilization = config.generator.kv_cache_bytes, config.generator.gpu_memory_utilization
+    spare_fits = spare is not None and spare.fits(gpu_bytes, utilization, kv_cache_bytes)
     if config.publish.staged:
-        staged.append(Item("publish: the next version", weights, "c·P/k"))
+        (items if spare_fits else staged).append(Item("publish: the next version", weights, "c·P/k"))
         if topology.publish_engine == "delta":
             staged.append(Item("publish: the last version, for deltas", weights, "c·P/k"))
     if topology.publish_transport == "nccl":
@@ -171,14 +175,14 @@ def _generator(
     if topology.device == "cpu":
         items += staged
     per_token = kv_bytes_per_token(shape, parts, compute_bytes)
-    if config.generator.kv_cache_bytes is not None or topology.device == "cpu":
-        kv_bytes: float = config.generator.kv_cache_bytes or CPU_KV_CACHE_BYTES
+    if kv_cache_bytes is not None or topology.device == "cpu":
+        kv_bytes: float = kv_cache_bytes or CPU_KV_CACHE_BYTES
         source = "generator.kv_cache_bytes"
     else:
-        utilization = config.generator.gpu_memory_utilization
-        kv_bytes = max(0.0, utilization * gpu_bytes - weights - ENGINE_OVERHEAD_BYTES)
+        taken = weights + ENGINE_OVERHEAD_BYTES + (weights if spare_fits else 0)
+        kv_bytes = max(0.0, utilization * gpu_bytes - taken)
         items.append(Item("engine: activations, graphs, context", ENGINE_OVERHEAD_BYTES, "assumed"))
-        source = f"{utilization:g} × {gpu_bytes / 1e9:.0f} GB − weights − engine"
+        source = f"{utilization:g} × {gpu_bytes / 1e9:.0f} GB − weights{' twice' if spare_fits else ''} − engine"
     items.append(Item("KV cache", kv_bytes, source))
     num_tokens = int(kv_bytes // per_token)
     longest = config.data.max_prompt_tokens + config.generator.max_tokens
@@ -191,6 +195,17 @@ def _generator(
         return [Estimate("a generator worker", items, note=note)]
     on_host = [Estimate("a generator worker", staged)] if staged else []
     return [Estimate("a generator worker", items, on_gpu=True, note=note), *on_host]
+
+
+def second_copy(config: Config, shape: ModelShape, topology: Topology) -> SecondCopy | None:
+    """What staging in GPU memory would take of one worker; None where versions are put together elsewhere."""
+    if topology.device == "cpu" or not config.publish.staged or topology.publish_engine == "delta":
+        return None
+    compute_bytes = bytes_per_value(config, topology)
+    longest = config.data.max_prompt_tokens + config.generator.max_tokens
+    num_completions = config.generator.max_groups_in_flight * config.algorithm.group_size
+    kv_bytes = kv_bytes_per_token(shape, topology.tensor_parallel, compute_bytes) * longest * num_completions
+    return SecondCopy(compute_bytes * shape.num_parameters / topology.tensor_parallel, kv_bytes)
 
 
 def published_bytes(shape: ModelShape, topology: Topology, compute_bytes: int) -> list[float]:

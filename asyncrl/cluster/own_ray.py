@@ -9,11 +9,13 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import node, parameter, ray_constants
 
 from asyncrl.errors import RunError
 from asyncrl.transport.sockets import LOOPBACK
@@ -21,17 +23,28 @@ from asyncrl.transport.sockets import LOOPBACK
 OBJECT_STORE_BYTES = 128 << 20
 """Rollouts and weights do not go through Ray; this is about the least it accepts."""
 
-RAY_SETTINGS = {"kill_worker_timeout_milliseconds": 500, "worker_niceness": 0}
+RAY_SETTINGS = {
+    "kill_worker_timeout_milliseconds": 500,
+    "worker_niceness": 0,
+    "enable_worker_prestart": False,
+    "worker_maximum_startup_concurrency": 64,
+}
 """How long a process that is to be killed may take to answer Ray before it gets SIGKILL. A frozen one never answers.
 Ray's default is 5 s; meanwhile a publish waits for the frozen generator, and new learners wait for the old. With Ray's
-default niceness of 15, any other program on the machine would starve the roles. A cluster that is joined has its own
-settings."""
+default niceness of 15, any other program on the machine would starve the roles. A run starts its few roles all at once
+and nothing else: no process is made for tasks to come, and no role waits until others have come up. A cluster that is
+joined has its own settings."""
 
 
 class OwnRay:
-    """Started by the constructor; `shutdown` ends it and removes what it left."""
+    """Started by the constructor; `shutdown` ends it and removes what it left.
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    Args:
+        options: of `ray.init`.
+        variables: the environment of all processes that it starts.
+    """
+
+    def __init__(self, options: dict[str, Any], variables: Mapping[str, str]) -> None:
         # Short, because a Unix socket's path has at most 107 bytes. Ray opens its own folder to everybody, so it gets
         # one inside of this, which stays closed (mode 0700).
         self._folder = Path(tempfile.mkdtemp(prefix="asyncrl-", dir=os.environ.get("RAY_TMPDIR", "/tmp")))
@@ -39,14 +52,16 @@ class OwnRay:
         _write_private(self._token_file, secrets.token_hex(32))
         _ask_for_token(self._token_file)
         _stay_on_loopback()
-        ray.init(
-            address="local",
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            _system_config=RAY_SETTINGS,
-            _temp_dir=str(self._folder / "ray"),
-            **options,
-        )
+        self.variables = variables
+        with _environment(variables), _alone():
+            ray.init(
+                address="local",
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                _system_config=RAY_SETTINGS,
+                _temp_dir=str(self._folder / "ray"),
+                **options,
+            )
         assert {node["NodeManagerAddress"] for node in ray.nodes()} == {LOOPBACK}, "Ray has left loopback"
 
     def require_token(self) -> None:
@@ -83,8 +98,42 @@ def _stay_on_loopback() -> None:
     """Gives Ray's node the address 127.0.0.1; then GCS, raylet, workers and agents listen there alone.
 
     Ray takes that address on macOS and Windows. On Linux it replaces even `_node_ip_address="127.0.0.1"` with the
-    machine's address on the network. Its autoscaler's figures would be open to every user of the machine; with no
-    valid port they are not served. Expires when `ray.init` takes a loopback address on Linux.
+    machine's address on the network. Expires when `ray.init` takes a loopback address on Linux.
     """
     ray_constants.ENABLE_RAY_CLUSTER = False
-    os.environ["AUTOSCALER_METRIC_PORT"] = "-1"
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Of the processes that are started inside: Ray's, and theirs."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Ray starts without the three programs that it puts beside each head node, for which a run on one machine has no
+    use: the autoscaler's monitor, whose figures every user of the machine could read, the log monitor, and the
+    dashboard, which runs for usage statistics when it is off. They take seconds to start. Expires when `ray.init` can
+    leave them out (Ray 2.60 cannot).
+    """
+    params, start_api_server = parameter.RayParams, node.Node.start_api_server
+
+    class Params(params):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **{**settings, "no_monitor": True, "include_log_monitor": False})
+
+    parameter.RayParams = Params
+    node.Node.start_api_server = lambda self, **settings: None
+    try:
+        yield
+    finally:
+        parameter.RayParams, node.Node.start_api_server = params, start_api_server

@@ -6,6 +6,9 @@ import os
 import secrets
 import shutil
 import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +17,16 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from asyncrl import devices
 from asyncrl.cluster.environment import environment
 from asyncrl.cluster.interfaces import address_of
 from asyncrl.cluster.joined_ray import join
+from asyncrl.cluster.machine import this_node
 from asyncrl.cluster.own_ray import OwnRay
 from asyncrl.cluster.role_actor import RoleActor
 from asyncrl.cluster.roles import RunPlan
-from asyncrl.cluster.topology import Node, Placement
-from asyncrl.config.schema import ClusterConfig
+from asyncrl.cluster.topology import Node, Placement, resolve_device
+from asyncrl.config.schema import Config
 from asyncrl.errors import DeadlineError, FinalError, RoleDiedError, UserError
 from asyncrl.run.directory import rendezvous_dir
 from asyncrl.transport.sockets import LOOPBACK, Keys, Network
@@ -57,12 +62,15 @@ class Cluster:
         ConfigError: cluster.ray_address cannot be joined, or lets everybody in.
     """
 
-    def __init__(self, config: ClusterConfig, run_dir: Path) -> None:
+    def __init__(self, config: Config, run_dir: Path) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        self._own = OwnRay(quiet) if config.ray_address is None else None
-        if config.ray_address is not None:
-            join(config.ray_address, config.allow_open_ray, quiet)
+        self._own: OwnRay | None = None
+        if config.cluster.ray_address is not None:
+            join(config.cluster.ray_address, config.cluster.allow_open_ray, quiet)
+        else:
+            device = resolve_device(config, [this_node()])
+            self._own = OwnRay(quiet, environment("replay", device, config))
         own_id = ray.get_runtime_context().get_node_id()
         alive = _alive_nodes()
         alive.sort(key=lambda node: (node.ray_id != own_id, node.host))
@@ -73,7 +81,7 @@ class Cluster:
         # With a name of its own: a node on which it is missing has another run directory under the same path.
         self._rendezvous_dir = rendezvous_dir(run_dir) / secrets.token_hex(8)
         self._rendezvous_dir.mkdir(parents=True)
-        self._interface = config.interface
+        self._interface = config.cluster.interface
         self._spans_machines = self._interface is not None or len({node.host for node in alive}) > 1
 
     @property
@@ -103,8 +111,13 @@ class Cluster:
                 self.nodes.append(node)
         return [node.room if node.ray_id in alive else NO_ROOM for node in self.nodes]
 
-    def create(self, plan: RunPlan, placement: Placement) -> Any:
+    def create(
+        self, plan: RunPlan, placement: Placement, kind: type[RoleActor] = RoleActor, num_threads: int = 1
+    ) -> Any:
         """The actor of one role, on the node that the topology chose; returns at once.
+
+        Args:
+            num_threads: its methods that run at the same time.
 
         Raises:
             RunError: Ray's token is gone.
@@ -112,14 +125,18 @@ class Cluster:
         if self._own is not None:
             self._own.require_token()
         node = self.nodes[placement.node]
+        variables = environment(placement.role, plan.topology.device, plan.config)
+        if self._own is not None:  # a process whose environment is Ray's own starts in half the time
+            variables = dict(variables.items() - self._own.variables.items())
         options = {
             "num_cpus": placement.num_cpus,
             "num_gpus": placement.num_gpus,
             "max_restarts": 0,
+            "max_concurrency": num_threads,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node.ray_id, soft=False),
-            "runtime_env": {"env_vars": environment(placement.role, plan.topology.device, plan.config)},
+            "runtime_env": {"env_vars": variables} if variables else {},
         }
-        actor = ray.remote(RoleActor).options(**options)
+        actor = ray.remote(kind).options(**options)
         return actor.remote(plan, placement, self._network(node))
 
     def shutdown(self) -> None:
@@ -129,21 +146,46 @@ class Cluster:
             self._own.shutdown()
 
 
-def ask(actor: Any, method: str, timeout_s: float, name: str) -> Any:
+def ask(actor: Any, method: str, timeout_s: float, name: str, while_waiting: Callable[[], None]) -> Any:
     """The result of a short method of a role's actor.
+
+    Args:
+        while_waiting: called again and again; takes a moment.
 
     Raises:
         DeadlineError: Ray did not start the role in time.
         RoleDiedError: the role's process ended.
     """
+    answer, deadline_s = getattr(actor, method).remote(), time.monotonic() + timeout_s
+    while not ray.wait([answer], timeout=0)[0]:
+        if time.monotonic() > deadline_s:
+            raise DeadlineError(f"the process of {name} to start", timeout_s, "Ray")
+        while_waiting()
     try:
-        return ray.get(getattr(actor, method).remote(), timeout=timeout_s)
-    except ray.exceptions.GetTimeoutError as error:
-        raise DeadlineError(f"the process of {name} to start", timeout_s, "Ray") from error
+        return ray.get(answer)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except RayError as error:
         raise RoleDiedError(f"{name} ended while it started: {error}") from error
+
+
+def call(actor: Any, name: str, method: str, *args: Any) -> Future[Any]:
+    """Starts a method of a role's actor. The future raises what the method raised, or RoleDiedError."""
+    outcome: Future[Any] = Future()
+
+    def settle(done: Future[Any]) -> None:
+        error = done.exception()
+        if error is None:
+            outcome.set_result(done.result())
+        elif isinstance(error, ray.exceptions.RayTaskError):
+            outcome.set_exception(error.cause)
+        else:
+            died = RoleDiedError(f"{name} ended: {str(error).splitlines()[0]}")
+            died.__cause__ = error
+            outcome.set_exception(died)
+
+    getattr(actor, method).remote(*args).future().add_done_callback(settle)
+    return outcome
 
 
 def has_ended(process: RoleProcess) -> bool:
@@ -199,5 +241,5 @@ def _is_alive(node: dict[str, Any]) -> bool:
 
 def _cluster_node(node: dict[str, Any]) -> ClusterNode:
     resources = node["Resources"]
-    room = Node(num_cpus=resources.get("CPU", 0.0), num_gpus=int(resources.get("GPU", 0)))
+    room = Node(num_cpus=resources.get("CPU", 0.0), num_gpus=int(resources.get(devices.RAY_RESOURCE, 0)))
     return ClusterNode(node["NodeID"], node["NodeManagerAddress"], room)

@@ -12,11 +12,12 @@ import zmq
 
 from asyncrl.cluster.child_reaper import watch_over_this_process
 from asyncrl.cluster.interfaces import group_variables, network_here
-from asyncrl.cluster.roles import RunPlan, run_generator, run_learner, run_replay
+from asyncrl.cluster.roles import RunPlan, load_role, run_generator, run_learner, run_replay
 from asyncrl.cluster.topology import Placement
 from asyncrl.errors import ConfigError, RunError
 from asyncrl.run.directory import PROCESS_LINE, keep_private, log_file
 from asyncrl.run.lock import share_lock
+from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.sockets import Network, bind
 
 REBIND_TIMEOUT_S = 20.0
@@ -37,6 +38,7 @@ class RoleActor:
         self._socket: zmq.Socket | None = None
         self._problem: ConfigError | None = None
         """Ray does not hand on what a constructor raises, so the methods do."""
+        self._link: ControlLink | None = None
         keep_private()
         watch_over_this_process()
         try:
@@ -48,6 +50,17 @@ class RoleActor:
         share_lock(plan.run_dir)
         _write_output_to(plan, placement.name)
         logging.info("%s %s %d", placement.name, PROCESS_LINE, os.getpid())
+
+    def load(self) -> None:
+        """Imports what the role needs. May be called before `run`, while the address of replay is not known yet.
+
+        Raises:
+            ConfigError: this node lacks something, or the engine cannot be imported.
+        """
+        self._raise_problem()
+        if self._link is None:
+            self._link = self._plan.link(self._placement.name, self._network)
+            load_role(self._placement.role, self._plan.config, self._link)
 
     def bind_replay(self) -> str:
         """Binds the replay server and returns its endpoint.
@@ -92,15 +105,17 @@ class RoleActor:
             raise self._problem
 
     def _run(self, replay_endpoint: str, rendezvous: str, num_restarts: int) -> None:
-        plan, network, name = self._plan, self._network, self._placement.name
+        self.load()
+        plan, network, link = self._plan, self._network, self._link
+        assert link is not None
         match self._placement.role:
             case "replay":
                 socket = self._socket or self._bind_again(replay_endpoint)
-                run_replay(plan, network, name, socket, num_restarts)
+                run_replay(plan, link, socket, num_restarts)
             case "generator":
-                run_generator(plan, network, name, replay_endpoint)
+                run_generator(plan, network, link, replay_endpoint)
             case "learner":
-                run_learner(plan, network, name, self._placement.rank, rendezvous, replay_endpoint, num_restarts)
+                run_learner(plan, network, link, self._placement.rank, rendezvous, replay_endpoint, num_restarts)
 
 
 def can_travel(error: BaseException) -> bool:

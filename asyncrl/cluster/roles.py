@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +15,12 @@ from typing import TYPE_CHECKING
 import zmq
 import zmq.asyncio
 
+from asyncrl import devices
 from asyncrl.cluster.topology import Topology
 from asyncrl.config.schema import VLLM, Config
 from asyncrl.generate.engines.base import Engine, EngineSpec
 from asyncrl.generate.engines.registry import engine_class
+from asyncrl.publish.second_copy import SecondCopy
 from asyncrl.run import directory as run_dirs
 from asyncrl.run.trainer_state import TrainerState
 from asyncrl.transport.control_link import ControlLink
@@ -47,7 +51,38 @@ class RunPlan:
         return ControlLink(name, network, self.control_endpoint, run.heartbeat_timeout_s, run.stop_timeout_s)
 
 
-def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, num_restarts: int) -> None:
+def load_role(role: str, config: Config, link: ControlLink) -> None:
+    """Imports what takes the role seconds.
+
+    Raises:
+        ConfigError: the engine cannot be imported.
+    """
+    with _without_collections():
+        if role == "generator":
+            link.phase(f"importing {_name_of_engine(config)}")
+            engine_class(config.generator.engine)
+        elif role == "learner":
+            link.phase("importing torch")
+            import asyncrl.learn.worker  # noqa: F401
+
+
+def _name_of_engine(config: Config) -> str:
+    return "vLLM" if config.generator.engine == VLLM else config.generator.engine
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Garbage collections inside would look through all that is imported, again and again, and take a fifth of the
+    time; those that follow leave it out."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def run_replay(plan: RunPlan, link: ControlLink, socket: zmq.Socket, num_restarts: int) -> None:
     """Serves prompts, groups and batches on a bound socket until the launcher says stop.
 
     Args:
@@ -63,7 +98,6 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, n
     from asyncrl.run.directory import eval_file, ledger_file, train_file
 
     config = plan.config
-    link = plan.link(name, network)
     prompts = load_prompts(train_file(plan.run_dir))
     order = prompt_order(prompts, config.data.mixture, config.data.shuffle, config.run.seed)
     held_out = load_prompts(eval_file(plan.run_dir)) if eval_file(plan.run_dir).is_file() else []
@@ -92,30 +126,28 @@ def run_replay(plan: RunPlan, network: Network, name: str, socket: zmq.Socket, n
     link.close()
 
 
-def run_generator(plan: RunPlan, network: Network, name: str, replay_endpoint: str) -> None:
+def run_generator(plan: RunPlan, network: Network, link: ControlLink, replay_endpoint: str) -> None:
     """Samples until the launcher says stop."""
-    asyncio.run(_generate(plan, network, name, replay_endpoint))
+    asyncio.run(_generate(plan, network, link, replay_endpoint))
 
 
-async def _generate(plan: RunPlan, network: Network, name: str, replay_endpoint: str) -> None:
+async def _generate(plan: RunPlan, network: Network, link: ControlLink, replay_endpoint: str) -> None:
     from asyncrl.generate.publish_server import PublishServer
     from asyncrl.generate.worker import GeneratorWorker
 
     config = plan.config
-    link = plan.link(name, network)
-    name_of_engine = "vLLM" if config.generator.engine == VLLM else config.generator.engine
-    link.phase(f"starting {name_of_engine}")
-    spec = engine_spec(config, plan.topology.device == "cpu")
+    link.phase(f"starting {_name_of_engine(config)}")
+    spec = replace(engine_spec(config, plan.topology.device == "cpu"), second_copy=_second_copy(config, plan.topology))
     engine = engine_class(config.generator.engine)(spec, config.generator)
     with ExitStack() as stack:
         stack.callback(link.close)
         stack.callback(engine.shutdown)
         roll_out = roll_out_of(config, engine, stack, run_dirs.judge_file(plan.run_dir))
-        link.phase(f"warming up {name_of_engine}")
+        link.phase(f"warming up {_name_of_engine(config)}")
         await engine.warm_up()
         context = zmq.asyncio.Context.instance()
         socket, endpoint = bind(context, network)
-        replay, handshakes = connect_watched(context, network, replay_endpoint, name)
+        replay, handshakes = connect_watched(context, network, replay_endpoint, link.name)
         publish_server = PublishServer(socket, engine, config.publish.timeout_s)
         await GeneratorWorker(config, engine, roll_out, replay, handshakes, publish_server, link).run(endpoint)
         publish_server.close()
@@ -138,6 +170,7 @@ def roll_out_of(config: Config, engine: Engine, stack: ExitStack, judge_file: Pa
         reward = config.reward
         pool = RewardPool(reward.terms, reward.num_workers, reward.time_limit_s, judge_file)
         stack.callback(pool.close)
+        pool.start()
         return partial(roll_out, engine=engine, scorer=pool, config=config.generator)
     from transformers import AutoTokenizer
 
@@ -166,16 +199,29 @@ def engine_spec(config: Config, on_cpu: bool) -> EngineSpec:
     )
 
 
+def _second_copy(config: Config, topology: Topology) -> SecondCopy | None:
+    if config.generator.engine != VLLM or topology.device == "cpu":
+        return None
+    from asyncrl.cluster.memory import second_copy
+    from asyncrl.config.model_shape import read_model_shape
+
+    return second_copy(config, read_model_shape(config.model.path, config.model.trust_remote_code), topology)
+
+
 def run_learner(
-    plan: RunPlan, network: Network, name: str, rank: int, rendezvous: str, replay_endpoint: str, num_restarts: int
+    plan: RunPlan,
+    network: Network,
+    link: ControlLink,
+    rank: int,
+    rendezvous: str,
+    replay_endpoint: str,
+    num_restarts: int,
 ) -> None:
     """Trains until the run has its steps or the launcher says stop.
 
     Args:
         num_restarts: of the learner ranks in this run.
     """
-    link = plan.link(name, network)
-    link.phase("importing torch")
     from asyncrl.learn.worker import LearnerWorker, init_ranks
 
     on_gpu = plan.topology.device == "gpu"
@@ -183,7 +229,7 @@ def run_learner(
     worker = LearnerWorker(
         plan.config,
         plan.num_steps,
-        "cuda" if on_gpu else "cpu",
+        devices.torch_type(on_gpu),
         plan.run_dir,
         network,
         replay_endpoint,

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from asyncrl import devices
 from asyncrl.cluster.machine import this_node
 from asyncrl.cluster.memory import ASSUMED_GPU_BYTES, Estimate, bytes_per_value, estimate, published_bytes
 from asyncrl.cluster.topology import Node, Topology, gpus_needed, nodes_that_fit, plan, resolve_device
@@ -66,10 +66,10 @@ def run_check(config: Config, console: Console, show_config: bool = False) -> No
 
 def _print_memory(config: Config, shape: ModelShape, topology: Topology, console: Console) -> list[str]:
     """Print the estimates; return what to say about them."""
-    gpu_bytes, notes = ASSUMED_GPU_BYTES, []
-    if torch.cuda.is_available():
-        gpu_bytes = torch.cuda.get_device_properties(0).total_memory
-    elif topology.device == "gpu":
+    notes = []
+    here_bytes = devices.memory_bytes()
+    gpu_bytes = here_bytes or ASSUMED_GPU_BYTES
+    if here_bytes is None and topology.device == "gpu":
         notes.append(f"memory is for GPUs of {gpu_bytes / 1e9:.0f} GB, as this machine has none to ask")
     for item in estimate(config, shape, topology, gpu_bytes):
         console.print(_memory_table(item))

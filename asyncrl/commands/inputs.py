@@ -10,19 +10,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
-
 from asyncrl.commands.reward_trial import check_answers, try_functions
-from asyncrl.config.model_shape import read_model_shape
+from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import MIXTURE, Config, DataConfig, MixtureSet
 from asyncrl.data.arithmetic import arithmetic_rows, forget_carries
 from asyncrl.data.files import Split, split_files
 from asyncrl.data.hub import HUB_PREFIX, hub_folder
 from asyncrl.data.prompts import save_prompts, tokenize_prompts
 from asyncrl.data.read import Columns, Row, read_rows
-from asyncrl.data.tiny_model import build_tiny_model
-from asyncrl.data.tiny_tokenizer import build_tokenizer
+from asyncrl.data.tiny_model import build_tiny_model, tiny_model_shape
 from asyncrl.environments.resolve import environment_rows
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.rewards.functions import resolve
@@ -41,6 +37,7 @@ class RunInputs:
 
     model_path: str
     """As given, or the folder of the tiny model that was made."""
+    shape: ModelShape
     train: list[Prompt]
     eval: list[Prompt]
     num_steps: int
@@ -56,19 +53,19 @@ def make_inputs(config: Config) -> RunInputs:
         ConfigError: a reward function that fails on the first row, fewer prompts than one step needs, or a chat
             template that does not exist.
     """
-    disable_progress_bar()
-    if config.model.path != "tiny":
-        _require_model(config.model.path, config.model.trust_remote_code)
+    model, is_tiny = config.model, config.model.path == "tiny"
+    given_shape = None if is_tiny else _require_model(model.path, model.trust_remote_code)
     train_rows, eval_rows = read_data(config)
-    model_path = config.model.path if config.model.path != "tiny" else _tiny_model(config, train_rows)
-    tokenizer = _tokenizer(model_path, config.model.trust_remote_code)
+    model_path = _tiny_model(config, train_rows) if is_tiny else model.path
+    shape = given_shape or tiny_model_shape(Path(model_path))
+    tokenizer = _tiny_tokenizer(model_path) if is_tiny else _tokenizer(model_path, model.trust_remote_code)
     train, notes = tokenize(train_rows, tokenizer, config.data, config.data.train, "training")
     evaluation: list[Prompt] = []
     if eval_rows:
         assert config.data.eval is not None
         evaluation, more = tokenize(eval_rows, tokenizer, config.data, config.data.eval, "held-out")
         notes += more
-    return RunInputs(model_path, train, evaluation, _num_steps(config, len(train)), notes)
+    return RunInputs(model_path, shape, train, evaluation, _num_steps(config, len(train)), notes)
 
 
 def save_inputs(inputs: RunInputs, run_dir: Path) -> None:
@@ -169,12 +166,13 @@ def _columns(config: Config) -> Columns:
     )
 
 
-def _require_model(path: str, trust_remote_code: bool) -> None:
+def _require_model(path: str, trust_remote_code: bool) -> ModelShape:
     """Refuses at once what transformers would look for on the hub for a minute, or miss only when Ray has started."""
-    read_model_shape(path, trust_remote_code)
+    shape = read_model_shape(path, trust_remote_code)
     folder = Path(path)
     if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise DataError(f"model.path={path}: the folder has no weights (*.safetensors or *.bin)")
+    return shape
 
 
 def prompt_tokenizer(config: Config, rows: list[Row]) -> Any:
@@ -184,11 +182,22 @@ def prompt_tokenizer(config: Config, rows: list[Row]) -> Any:
         DataError: model.path has none that can be loaded.
     """
     if config.model.path == "tiny":
+        from asyncrl.data.tiny_tokenizer import build_tokenizer
+
         return build_tokenizer([(row.prompt, row.answer) for row in rows], max_length=_ANY_LENGTH)
     return _tokenizer(config.model.path, config.model.trust_remote_code)
 
 
+def _tiny_tokenizer(model_path: str) -> Any:
+    """As AutoTokenizer would load it, which imports torch and every kind of model for that."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(model_path)
+
+
 def _tokenizer(model_path: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:

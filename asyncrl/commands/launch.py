@@ -6,7 +6,6 @@ config ─ checked ─▶ inputs ─▶ run directory ─▶ Ray ─▶ topology
 
 from __future__ import annotations
 
-import logging
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +22,13 @@ from asyncrl.commands.resume import check_changes, find_checkpoint
 from asyncrl.commands.scale import write_address
 from asyncrl.commands.user_parts import check_user_parts
 from asyncrl.config.checks.check import check
-from asyncrl.config.model_shape import read_model_shape
+from asyncrl.config.model_shape import ModelShape
 from asyncrl.config.paths import with_absolute_paths
 from asyncrl.config.schema import Config
 from asyncrl.errors import CompleteError, RunError
 from asyncrl.generate.engines.installed import check_engine
 from asyncrl.run import directory as run_dirs
+from asyncrl.run.launcher_log import logs_to
 from asyncrl.run.lock import claim, lock
 from asyncrl.run.metrics import MetricsWriter
 from asyncrl.run.trackers.open import open_trackers
@@ -88,7 +88,7 @@ def _prepare(config: Config, config_name: str, resume: Path | None, console: Con
     check_user_parts(config)
     is_local = config.cluster.ray_address is None  # else the cluster is checked once it is joined
     if is_local:
-        _check(config, [this_node()])
+        place(config, [this_node()])
         if resume is None:  # else the roles of an earlier launch may hold it, which are waited for
             require_free_port(config.replay.port)
     console.print("reading the data and the model", highlight=False)
@@ -97,7 +97,7 @@ def _prepare(config: Config, config_name: str, resume: Path | None, console: Con
         try_environment(config.environment, inputs.train[0])
     config = replace(config, model=replace(config.model, path=inputs.model_path))
     if is_local:
-        _check(config, [this_node()], inputs.model_path)
+        place(config, [this_node()], inputs.shape)
     if state.step >= inputs.num_steps:
         raise CompleteError(f"{resume} has {state.step} of {inputs.num_steps} steps; raise run.steps or run.epochs")
     if resume is None:
@@ -117,29 +117,28 @@ def _prepare(config: Config, config_name: str, resume: Path | None, console: Con
     return _Run(with_absolute_paths(config), inputs, directory, resume is not None, resume_from, state)
 
 
-def _check(config: Config, nodes: list[Node], model_path: str | None = None) -> tuple[Topology, list[str]]:
+def place(config: Config, nodes: list[Node], shape: ModelShape | None = None) -> tuple[Topology, list[str]]:
     """Refuses what is impossible on these nodes; returns the topology and warnings."""
     device = resolve_device(config, nodes)
     check_engine(config.generator.engine, device)
-    shape = None if model_path is None else read_model_shape(model_path, config.model.trust_remote_code)
     warnings = check(config, device, shape)
     topology = plan(config, nodes, device)
     return topology, [*topology.notes, *warnings]
 
 
 def _run(run: _Run, console: Console) -> Outcome:
-    logging.basicConfig(level=logging.WARNING, filename=run_dirs.log_file(run.directory, "launcher"))
     with ExitStack() as stack:
+        stack.enter_context(logs_to(run_dirs.log_file(run.directory, "launcher")))
         writer = _open_metrics(run)
         stack.callback(writer.close)
         console.print("starting Ray", highlight=False)
         with Interrupts() as early:  # Ray swallows an interrupt now and then, and sets a handler of its own
-            cluster = Cluster(run.config.cluster, run.directory)
+            cluster = Cluster(run.config, run.directory)
         stack.callback(cluster.shutdown)
         if early.count:
             raise KeyboardInterrupt
         interrupts = stack.enter_context(Interrupts())
-        topology, notes = _check(run.config, [node.room for node in cluster.nodes], run.config.model.path)
+        topology, notes = place(run.config, [node.room for node in cluster.nodes], run.inputs.shape)
         for note in notes:
             console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
         control = ControlServer(cluster.network, [placement.name for placement in topology.placements])
@@ -174,13 +173,9 @@ def _add_missed_rows(writer: MetricsWriter, run: _Run) -> None:
 
 
 def _plan(run: _Run, topology: Topology, control_endpoint: str) -> RunPlan:
-    """What the roles are told, with the compute type and the way of publishing as they are now known."""
-    dtype = run.config.model.dtype
-    if dtype == "auto":
-        dtype = "float32" if topology.device == "cpu" else "bfloat16"
-    publish = replace(run.config.publish, engine=topology.publish_engine, transport=topology.publish_transport)
+    """What the roles are told."""
     return RunPlan(
-        config=replace(run.config, model=replace(run.config.model, dtype=dtype), publish=publish),
+        config=resolved(run.config, topology),
         topology=topology,
         num_steps=run.inputs.num_steps,
         run_dir=run.directory,
@@ -188,6 +183,15 @@ def _plan(run: _Run, topology: Topology, control_endpoint: str) -> RunPlan:
         state=run.state,
         control_endpoint=control_endpoint,
     )
+
+
+def resolved(config: Config, topology: Topology) -> Config:
+    """With the compute type and the way of publishing as they are known once the roles have their places."""
+    dtype = config.model.dtype
+    if dtype == "auto":
+        dtype = "float32" if topology.device == "cpu" else "bfloat16"
+    publish = replace(config.publish, engine=topology.publish_engine, transport=topology.publish_transport)
+    return replace(config, model=replace(config.model, dtype=dtype), publish=publish)
 
 
 def _supervise(supervisor: Supervisor, interrupts: Interrupts) -> Outcome:

@@ -22,7 +22,7 @@ FREE_KEYS = {
     "reward": {"num_workers", "time_limit_s", "max_failures"},
     "generator": {
         *("count", "tensor_parallel", "max_groups_in_flight", "gpu_memory_utilization", "kv_cache_bytes"),
-        *("enforce_eager", "max_restarts"),
+        *("enforce_eager", "keep_finished", "max_restarts"),
     },
     "learner": {
         *("count", "micro_batch_tokens", "gradient_checkpointing", "offload", "offload_reference", "num_threads"),

@@ -35,12 +35,16 @@ class AlgorithmConfig:
 
     loss: str = "dppo_tv"
     """dppo_tv (the best at every lag above 4 in docs/off_policy.md) | ppo_clip | decoupled_ppo (clips π_θ/π_prox,
-    corrects π_prox/μ) | gspo | cispo | reinforce."""
+    corrects π_prox/μ) | gspo | cispo | sapo (a soft gate in place of the clip) | reinforce."""
     clip_lower: float = 0.2
     """dppo_tv: bounds of the difference π_θ − μ; else the ratio is clipped to [1 − clip_lower, 1 + clip_upper]."""
     clip_upper: float = 0.2
     dual_clip: float | None = None
     """Bound of −loss/A where A < 0, above 1; null = none. ppo_clip and decoupled_ppo."""
+    sapo_temperature_positive: float = 1.0
+    """Only with loss=sapo: how fast the gate closes as the ratio leaves 1, where A > 0."""
+    sapo_temperature_negative: float = 1.05
+    """The same where A ≤ 0; higher, because such tokens are the likelier to upset training."""
     proximal: str = "recompute"
     """π_prox of decoupled_ppo: recompute (the policy at the start of the step, one more forward pass for each
     mini-batch after the first) | interpolate (no forward pass: in a step's first update it is π_θ, as it should be,
@@ -69,9 +73,12 @@ class AlgorithmConfig:
     rejection: str = "none"
     """What is not trained because π_θ is too far from μ, together with any correction: none | {token, sequence_mean,
     sequence_max}_{k2, k3} (by an estimate of KL(μ ‖ π_θ): of the token, its sequence's mean, its sequence's largest) |
-    negative_sequence_k1 (a sequence of A < 0 by its mean log μ/π_θ, as in DeepSeek-V3.2)."""
+    negative_sequence_k1 (a sequence of A < 0 by its mean log μ/π_θ, as in DeepSeek-V3.2) | second_moment (M2PO: the
+    mini-batch's tokens of largest (log ρ)², until its mean over the others is within the bound; one more forward pass).
+    """
     rejection_bound: float | None = None
-    """Of the divergence, in nats; what is above it is dropped. Needed with any rejection."""
+    """Of the divergence, in nats (second_moment: of the mean of (log ρ)², 0.04 in the paper); what is above it is
+    dropped. Needed with any rejection."""
     behaviour_coef: float = 0.0
     """Weight of (log ρ)² in the loss, which holds π_θ near the policy that sampled."""
 
@@ -88,3 +95,9 @@ class AlgorithmConfig:
     kl_unbiased: bool = False
     """Importance-weight the KL in the loss (by at most 20), with the gradient of the divergence for every estimator."""
     entropy_coef: float = 0.0
+    """Weight of the entropy bonus; with entropy_target the one to begin with."""
+    entropy_target: float | None = None
+    """Entropy, in nats, below which the bonus acts: entropy_coef then rises by entropy_coef_step after each step whose
+    mean entropy is at most this, and falls after each other; null = entropy_coef is constant and always acts."""
+    entropy_coef_step: float = 0.005
+    entropy_coef_max: float = 1.0

@@ -1,6 +1,7 @@
 """A model's shape from its config.json alone: what the checks and the memory estimate need, without its weights.
 
-Parameters are counted on a model built on torch's meta device, so the counts are exact and cost no memory.
+Parameters are counted on a model built on torch's meta device, so the counts are exact and cost no memory. torch and
+transformers are imported when a shape is read, not before: that takes four seconds, and a tiny model's is known.
 """
 
 from __future__ import annotations
@@ -9,17 +10,13 @@ import json
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from huggingface_hub import constants, hf_hub_url
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import build_hf_headers
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-
-from asyncrl.config.logit_transform import read_logit_transform
-from asyncrl.config.weight_files import check_weight_files
 from asyncrl.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
 
 HUB_TIMEOUT_S = 5.0
 """transformers retries an unreachable hub for half a minute; a check should answer at once."""
@@ -59,6 +56,12 @@ def read_model_shape(path: str, trust_remote_code: bool = False) -> ModelShape:
         DataError: the model cannot be reached; says which folder or hub name was tried and what would do.
         ConfigError: it is there and cannot be trained here; weights are looked at in a local folder alone.
     """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from asyncrl.config.logit_transform import read_logit_transform
+    from asyncrl.config.weight_files import check_weight_files
+
     config = read_model_config(path, trust_remote_code)
     try:
         with torch.device("meta"):
@@ -121,6 +124,8 @@ def read_model_config(path: str, trust_remote_code: bool = False) -> PretrainedC
 
 
 def _find_config(path: str, trust_remote_code: bool) -> PretrainedConfig:
+    from transformers import AutoConfig
+
     folder = Path(path)
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(
@@ -145,6 +150,10 @@ def _looks_local(path: str) -> bool:
 
 
 def _download_config(name: str) -> dict[str, Any]:
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import build_hf_headers
+
     sources = f"not a local folder, not in the local hub cache ({constants.HF_HUB_CACHE})"
     if constants.HF_HUB_OFFLINE:
         raise DataError(f"model.path={name}: {sources}, and HF_HUB_OFFLINE is set; {ENOUGH}")

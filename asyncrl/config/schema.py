@@ -30,7 +30,8 @@ class ModelConfig:
     dtype: str = "auto"
     """Compute type: float32 | bfloat16 | auto (bfloat16 on GPU, float32 on CPU). Master weights are always float32."""
     attention: str = "auto"
-    """transformers' attn_implementation; auto = flash_attention_2 where it is installed on GPU, else sdpa."""
+    """transformers' attn_implementation, or asyncrl_varlen (torch's own kernel for packed sequences); auto = on a GPU
+    in half precision flash_attention_2 where it is installed, else asyncrl_varlen; otherwise sdpa."""
     trust_remote_code: bool = False
     warmup_steps: int = 300
     """Only with path=tiny: supervised steps that stand in for pretraining."""
@@ -138,6 +139,9 @@ class GeneratorConfig:
     """KV cache size; null = by gpu_memory_utilization on GPU, 256 MiB on CPU."""
     enforce_eager: bool = False
     """No CUDA graphs. Always on on CPU."""
+    keep_finished: bool | None = None
+    """Keep what has ended of a group when its generator dies. It takes a request a completion, each about 0.5 ms of a
+    CPU; null = when max_tokens is 256 or more. Episodes of an environment are always kept."""
     max_restarts: int = 3
     """How often a generator that died is started again while the run goes on; 0 = its death ends the run."""
 
@@ -151,6 +155,8 @@ class LearnerConfig:
     """B: prompts per step. One step makes one version."""
     mini_batch_size: int | None = None
     """Prompts per optimizer update; null = batch_size. Must divide batch_size."""
+    epochs_per_batch: int = 1
+    """Passes over each batch; every one makes batch_size / mini_batch_size updates."""
     micro_batch_tokens: int = 8192
     """Padded (CPU) or packed (GPU) tokens of one forward-backward on one rank."""
     lr: float = 1e-6
@@ -224,8 +230,8 @@ class PublishConfig:
     kv_cache: str = "keep"
     """What in-flight requests do with the KV of the old weights: keep | recompute."""
     staged: bool = True
-    """Weights travel while generation goes on, into a second copy in the worker's host memory. false, when there is no
-    room for it: generation stands still meanwhile."""
+    """Weights travel while generation goes on, into a second copy: in the worker's GPU memory where it takes little of
+    the KV cache, else in its host memory. false, when there is room in neither: generation stands still meanwhile."""
     timeout_s: float = 120.0
     """Deadline of each phase of a publish."""
     bucket_bytes: int = 33554432

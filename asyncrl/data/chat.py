@@ -21,7 +21,7 @@ def chat_template(tokenizer: Any, config: DataConfig) -> str | None:
     """
     template: str | None = None
     if config.chat_template not in TEMPLATE_CHOICES:
-        template = Path(config.chat_template).read_text(encoding="utf-8")
+        template = _read_template(Path(config.chat_template))
     elif config.chat_template != "never":
         template = tokenizer.get_chat_template() if tokenizer.chat_template else None
         if template is None and config.chat_template == "always":
@@ -40,7 +40,7 @@ def apply_chat_template(template: str, rows: Sequence[Row], tokenizer: Any, conf
     """Each row's conversation as one text that ends where the answer begins.
 
     Raises:
-        ConfigError: the template refuses the messages, or is no valid template.
+        ConfigError: the template refuses the messages of a row, which is named, or is no valid template.
         DataError: a row has a system message beside `data.system_prompt`.
     """
     from jinja2 import TemplateError
@@ -55,8 +55,23 @@ def apply_chat_template(template: str, rows: Sequence[Row], tokenizer: Any, conf
             **config.chat_template_kwargs,
         )
     except (TemplateError, TypeError) as error:
-        raise ConfigError(f"the chat template refused the messages ({error}); see data.chat_template") from error
+        reason = f"data.chat_template={config.chat_template}: the chat template refused the messages ({error})"
+        if len(rows) == 1:
+            raise ConfigError(f"{rows[0].place}: {reason}") from error
+        for row in rows:  # which one is it?
+            apply_chat_template(template, [row], tokenizer, config)
+        raise ConfigError(reason) from error
     return templated
+
+
+def _read_template(file: Path) -> str:
+    try:
+        template = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"data.chat_template={file}: cannot be read as UTF-8 text: {error}") from error
+    if not template.strip():
+        raise ConfigError(f"data.chat_template={file}: the file is empty; use auto, never or a file with a template")
+    return template
 
 
 def _conversation(row: Row, system_prompt: str | None) -> list[Message]:

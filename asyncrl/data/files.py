@@ -79,7 +79,10 @@ def _shards(folder: Path, name: str, suffix: str) -> list[Path]:
     for file in folder.glob(f"{name}*{suffix}"):
         match = _SHARD.fullmatch(file.name.removeprefix(name).removesuffix(suffix))
         if match:
-            found[int(match["number"])] = file
+            number = int(match["number"])
+            if number in found:
+                raise DataError(f"{folder}: {found[number].name} and {file.name} are both shard {number}; remove one")
+            found[number] = file
             total = max(total, int(match["total"] or 0))
     missing = sorted(set(range(total)) - set(found))
     if missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -13,6 +14,8 @@ from typing import Any
 from asyncrl.data.messages import Message, as_text, check_messages
 from asyncrl.data.records import Record, read_records
 from asyncrl.errors import DataError
+
+_MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,13 @@ def read_rows(files: Sequence[Path], columns: Columns) -> list[Row]:
         DataError: names the file and the line (from 1) or row (from 0) of the first bad row.
     """
     wanted = None if columns.every else {columns.prompt, columns.answer, *columns.extra}
-    rows = [_row(place, record, columns) for file in files for place, record in read_records(file, wanted)]
-    if not rows:
-        raise DataError(f"{', '.join(map(str, files))} has no rows")
+    rows: list[Row] = []
+    for file in files:
+        of_file = [_row(place, record, columns) for place, record in read_records(file, wanted)]
+        if not of_file:
+            shards = f", one of {len(files)} shards; write the data set again without it" * (len(files) > 1)
+            raise DataError(f"{file} has no rows{shards}")
+        rows += of_file
     return rows
 
 
@@ -121,6 +128,10 @@ def _prompt_text(place: str, column: str, value: Any) -> str:
         raise DataError(f"{place}: {column!r} must be text or a list of messages, not {type(value).__name__}")
     if not value.strip():
         raise DataError(f"{place}: {column!r} is empty")
+    if _MESSAGES_AS_TEXT.match(value):
+        raise DataError(
+            f"{place}: {column!r} is a list of messages written as JSON text; store the list itself (json.loads)"
+        )
     return _valid_unicode(place, column, value)
 
 

@@ -7,17 +7,19 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from asyncrl.config.model_shape import ModelShape, read_model_shape
 
-from asyncrl.data.tiny_tokenizer import build_tokenizer
-from asyncrl.data.warmup import warm_up
+if TYPE_CHECKING:
+    from transformers import Qwen3Config
 
-_RECIPE_VERSION = 1
-"""Raise it when the code makes another model from the same arguments."""
+_RECIPE_VERSION = 2
+"""Raise it when the code makes another folder from the same arguments."""
+
+_SHAPE_FILE = "shape.json"
 
 _SHORT_LENGTH = 64
 _LONG_LENGTH = 2048
@@ -62,6 +64,7 @@ def build_tiny_model(
     partial = Path(tempfile.mkdtemp(prefix=".tiny-", dir=parent))
     try:
         _build(partial, rows, warmup_steps, seed, tie_word_embeddings, hidden_size)
+        (partial / _SHAPE_FILE).write_text(json.dumps(asdict(read_model_shape(str(partial)))))
         (partial / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
         try:
             partial.rename(folder)
@@ -73,9 +76,22 @@ def build_tiny_model(
     return folder
 
 
+def tiny_model_shape(folder: Path) -> ModelShape:
+    """Of a model that was made here; needs no torch."""
+    return ModelShape(**json.loads((folder / _SHAPE_FILE).read_text()))
+
+
 def _build(
     folder: Path, rows: Sequence[tuple[str, str]], warmup_steps: int, seed: int, tied: bool, hidden_size: int
 ) -> None:
+    import torch  # takes seconds, and most runs find their model made
+    from transformers import Qwen3ForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    from asyncrl.data.tiny_tokenizer import build_tokenizer
+    from asyncrl.data.warmup import warm_up
+
+    disable_progress_bar()
     fits = all(len(prompt) + len(answer) < _SHORT_LENGTH for prompt, answer in rows)
     max_length, batch_size = (_SHORT_LENGTH, 128) if fits else (_LONG_LENGTH, 8)
     tokenizer = build_tokenizer(rows, max_length)
@@ -95,6 +111,8 @@ def _build(
 
 
 def _config(tokenizer: Any, max_length: int, tied: bool, hidden_size: int) -> Qwen3Config:
+    from transformers import Qwen3Config
+
     return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,

@@ -33,6 +33,7 @@ from asyncrl.config.schema import Config
 from asyncrl.data.prompts import load_prompts
 from asyncrl.errors import RunError
 from asyncrl.generate.engines.registry import engine_class
+from asyncrl.generate.finished import Finished
 from asyncrl.generate.rollout import RollOut
 from asyncrl.replay.evaluation import Evaluation
 from asyncrl.run.directory import eval_file
@@ -79,7 +80,7 @@ async def _answer(evaluation: Evaluation, roll_out: RollOut, groups: dict[int, G
     while (grant := evaluation.lease("eval", time.monotonic())) is not None:
         try:
             async with asyncio.timeout(grant.timeout_s):
-                groups[grant.index], reasons = await roll_out(grant)
+                groups[grant.index], reasons = await roll_out(grant, Finished())
         except (TimeoutError, RunError) as error:
             log.warning("row %d: %s", grant.row, error or "no group within replay.lease_timeout_s")
             evaluation.fail(grant.lease_id)

@@ -22,8 +22,9 @@ from asyncrl.environments.base import Action, Row, as_columns
 from asyncrl.environments.pool import EnvironmentPool, Episode, EpisodeFailedError
 from asyncrl.errors import RunError
 from asyncrl.generate.engines.base import Engine, Sampling
+from asyncrl.generate.finished import Finished, completion_of
 from asyncrl.generate.observation_tokens import ObservationTokens
-from asyncrl.generate.rollout import make_group, reasons, sample, sampling_of
+from asyncrl.generate.rollout import at_once, make_group, reasons, sample, sampling_of
 from asyncrl.rewards.worker import RewardFailure, Score
 from asyncrl.transport.messages.rollouts import LeaseGrant
 from asyncrl.types import NO_VERSION, Completion, Group, row_name
@@ -76,31 +77,26 @@ class Episodes:
         self._tokens = tokens
         self._config = config
 
-    async def roll_out(self, grant: LeaseGrant) -> tuple[Group, list[str]]:
+    async def roll_out(self, grant: LeaseGrant, finished: Finished) -> tuple[Group, list[str]]:
         """The episodes of one lease, all at once and each at its own pace, see `rollout.RollOut`.
 
         Raises:
             RunError: as in `rollout.sample`; or the environment cannot begin, or does not begin alike.
         """
-        try:
-            async with asyncio.TaskGroup() as playing:
-                tasks = [playing.create_task(self._play(grant, number)) for number in range(grant.num_samples)]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        transcripts = [task.result() for task in tasks]
+        transcripts = await at_once([self._episode(grant, finished, number) for number in range(grant.num_samples)])
         prompt = transcripts[0].prompt
         place = f"prompt {grant.index} ({row_name(grant.row, grant.data_set)})"
         if any(transcript.prompt != prompt for transcript in transcripts):
             raise RunError(f"{place}: its episodes begin differently; `reset` may draw on the row and its seed alone")
-        scores = [transcript.score for transcript in transcripts]
-        group = replace(
-            make_group(grant, [transcript.completion for transcript in transcripts], scores),
-            prompt_token_ids=np.asarray(prompt, np.int32),
-            spans=[[len(part.token_ids) for part in transcript.parts] for transcript in transcripts],
-            turn_rewards=[transcript.rewards for transcript in transcripts],
-            environment_s=sum(transcript.environment_s for transcript in transcripts),
-        )
-        return group, reasons(scores)
+        return _group(grant, transcripts), reasons([transcript.score for transcript in transcripts])
+
+    async def _episode(self, grant: LeaseGrant, finished: Finished, number: int) -> Transcript:
+        if (kept := finished.get(number)) is not None:
+            return _transcript(kept)
+        transcript = await self._play(grant, number)
+        if transcript.failure is None:
+            finished.add(number, replace(_group(grant, [transcript]), sample_text=transcript.completion.text))
+        return transcript
 
     async def _play(self, grant: LeaseGrant, number: int) -> Transcript:
         row = Row(grant.row, grant.text, grant.answer, grant.seed, as_columns(grant.columns))
@@ -159,6 +155,37 @@ class Episodes:
             seed = int(np.random.SeedSequence((sampling.seed, number, turn)).generate_state(1, np.uint64)[0] >> 2)
         most = min(room, self._config.environment.max_turn_tokens or room)
         return replace(sampling, num_samples=1, max_tokens=most, seed=seed)
+
+
+def _group(grant: LeaseGrant, transcripts: Sequence[Transcript]) -> Group:
+    scores = [transcript.score for transcript in transcripts]
+    return replace(
+        make_group(grant, [transcript.completion for transcript in transcripts], scores),
+        prompt_token_ids=np.asarray(transcripts[0].prompt, np.int32),
+        spans=[[len(part.token_ids) for part in transcript.parts] for transcript in transcripts],
+        turn_rewards=[transcript.rewards for transcript in transcripts],
+        environment_s=sum(transcript.environment_s for transcript in transcripts),
+    )
+
+
+def _transcript(group: Group) -> Transcript:
+    """Of a group of one. Its text is that of its first part."""
+    whole, ends = completion_of(group), np.cumsum(group.spans[0])
+    pieces = zip(
+        *(np.split(array, ends[:-1]) for array in (whole.token_ids, whole.logprobs, whole.versions)), strict=True
+    )
+    texts = [whole.text, *[""] * (len(ends) - 1)]
+    parts = [
+        Completion(token_ids, logprobs, versions, text, "stop")
+        for (token_ids, logprobs, versions), text in zip(pieces, texts, strict=True)
+    ]
+    return Transcript(
+        prompt=group.prompt_token_ids.tolist(),
+        parts=parts,
+        rewards=group.turn_rewards[0],
+        truncated=bool(group.truncated[0]),
+        environment_s=group.environment_s,
+    )
 
 
 def _given(token_ids: Sequence[int], text: str) -> Completion:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from asyncrl.config.schema import GeneratorConfig
 from asyncrl.errors import RunError
 from asyncrl.generate.engines.base import Engine, Sampling
+from asyncrl.generate.finished import Finished, completion_of, group_of_one
 from asyncrl.rewards.worker import RewardFailure, Score
 from asyncrl.transport.messages.rollouts import LeaseGrant
 from asyncrl.types import Completion, Group, row_name
 
-RollOut = Callable[[LeaseGrant], Awaitable[tuple[Group, list[str]]]]
-"""From a lease to its group, and the reason of each completion that could not be scored (its reward is NaN).
+T = TypeVar("T")
+
+KEEP_FROM_TOKENS = 256
+"""generator.max_tokens from which 0.5 ms a completion are a few percent of what vLLM's front process spends on it."""
+
+RollOut = Callable[[LeaseGrant, Finished], Awaitable[tuple[Group, list[str]]]]
+"""From a lease, and what had been finished of it, to its group, and the reason of each completion that could not be
+scored (its reward is NaN). What ends meanwhile is added to what is finished.
 
 Raises RunError when the group must not be trained on.
 """
@@ -30,20 +39,54 @@ class Scorer(Protocol):
 
 
 async def roll_out(
-    grant: LeaseGrant, engine: Engine, scorer: Scorer, config: GeneratorConfig
+    grant: LeaseGrant, finished: Finished, engine: Engine, scorer: Scorer, config: GeneratorConfig
 ) -> tuple[Group, list[str]]:
-    """Samples and scores the group of one lease, see `RollOut`.
+    """Samples and scores the group of one lease, each completion by itself where what has ended is to be kept.
+
+    See `RollOut`.
 
     Raises:
         RunError: a completion is missing, empty or has a logprob that is not finite; the group must not be trained on.
     """
-    completions = await sample(
-        grant, engine, f"{grant.kind}-{grant.lease_id}", grant.token_ids, sampling_of(grant, config)
-    )
+    if _keeps_finished(config):
+        completions = await _sample_alone(grant, finished, engine, sampling_of(grant, config))
+    else:
+        request_id = f"{grant.kind}-{grant.lease_id}"
+        completions = await sample(grant, engine, request_id, grant.token_ids, sampling_of(grant, config))
     texts = [completion.text for completion in completions]
     tokens = [completion.token_ids.tolist() for completion in completions]
     scores = await scorer.score(grant.text, texts, grant.answer, grant.columns, tokens)
     return make_group(grant, completions, scores), reasons(scores)
+
+
+def _keeps_finished(config: GeneratorConfig) -> bool:
+    return config.max_tokens >= KEEP_FROM_TOKENS if config.keep_finished is None else config.keep_finished
+
+
+async def _sample_alone(grant: LeaseGrant, finished: Finished, engine: Engine, sampling: Sampling) -> list[Completion]:
+    """Each completion that is missing by a request of its own, with the seed that it has in its group's request."""
+
+    async def complete(position: int) -> Completion:
+        if (kept := finished.get(position)) is not None:
+            return completion_of(kept)
+        seed = None if sampling.seed is None else sampling.seed + position
+        alone = replace(sampling, num_samples=1, seed=seed)
+        request_id = f"{grant.kind}-{grant.lease_id}-{position}"
+        (completion,) = await sample(grant, engine, request_id, grant.token_ids, alone)
+        finished.add(position, group_of_one(grant, completion))
+        return completion
+
+    return await at_once([complete(position) for position in range(grant.num_samples)])
+
+
+async def at_once(parts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Their results; the first error ends the others."""
+    try:
+        async with asyncio.TaskGroup() as running:
+            tasks = [running.create_task(part) for part in parts]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def sampling_of(grant: LeaseGrant, config: GeneratorConfig) -> Sampling:

@@ -1,8 +1,8 @@
 """The generator process: takes leases, returns scored groups, takes new weights in flight.
 
 Consumes   LeaseGrants from replay; publish commands from learner rank 0.
-Produces   GroupDone or LeaseFailed for every lease, repeated after a restart of replay until it is acknowledged; Done
-           or Failed for every publish command.
+Produces   GroupDone or LeaseFailed for every lease, repeated after a restart of replay until it is acknowledged;
+           CompletionDone for what has ended of a group that has not; Done or Failed for every publish command.
 Waits for  the first publish (the learner), then leases (replay grants them as admission permits). Neither wait has a
            deadline here. The learner's deadlines and the launcher end a run that stands still.
 Unblocked  by replay (leases) and the learner (publishes).
@@ -19,10 +19,11 @@ import zmq.asyncio
 from asyncrl.config.schema import Config
 from asyncrl.errors import RunError, WireError
 from asyncrl.generate.engines.base import Engine
+from asyncrl.generate.finished import Finished, finished_before
 from asyncrl.generate.publish_server import PublishServer
 from asyncrl.generate.rollout import RollOut
 from asyncrl.transport.control_link import ControlLink
-from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
+from asyncrl.transport.messages.rollouts import Ack, CompletionDone, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import Handshakes
 from asyncrl.transport.wire import Frame, decode, encode, group_to_wire
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 STATS_INTERVAL_S = 1.0
 RECONNECT_POLL_S = 0.1
+HAND_IN_INTERVAL_S = 1.0
+"""What has ended by itself is handed to replay this often: short groups cost no message, long ones lose little."""
 
 
 class GeneratorWorker:
@@ -66,6 +69,8 @@ class GeneratorWorker:
         """Leases whose answer replay has not acknowledged."""
         self._unacknowledged: dict[int, list[Frame]] = {}
         """Answers, by lease."""
+        self._finished: dict[int, Finished] = {}
+        """What has ended of the training leases in hand."""
 
     async def run(self, control_endpoint: str) -> None:
         """Until the launcher says stop. The first task that fails ends the process with its error."""
@@ -79,6 +84,7 @@ class GeneratorWorker:
             self._receive(),
             self._report(),
             self._reconnect(),
+            self._hand_in(),
             self._until_stopped(),
         ]
         tasks = [asyncio.create_task(loop) for loop in loops]
@@ -102,37 +108,50 @@ class GeneratorWorker:
             if self._handshakes.reconnected():
                 log.warning("connected to replay anew; %d answers go again", len(self._unacknowledged))
                 await self._say_hello()
+                for finished in self._finished.values():
+                    finished.replay_is_new()
                 for parts in list(self._unacknowledged.values()):
                     await self._replay.send_multipart(parts)
             await asyncio.sleep(RECONNECT_POLL_S)
+
+    async def _hand_in(self) -> None:
+        while True:
+            await asyncio.sleep(HAND_IN_INTERVAL_S)
+            for lease_id, finished in list(self._finished.items()):
+                for position, group in finished.take_unsent():
+                    header, frames = group_to_wire(group)
+                    parts = encode(CompletionDone(lease_id, position, header), frames)
+                    await self._replay.send_multipart(parts, copy=False)
 
     async def _receive(self) -> None:
         """Runs each lease as a task. The first that fails (a dead engine, say) ends the generator with its error."""
         try:
             async with asyncio.TaskGroup() as leases:
                 while True:
-                    message, _ = decode(await self._replay.recv_multipart())
-                    self._take(message, leases)
+                    message, frames = decode(await self._replay.recv_multipart())
+                    self._take(message, frames, leases)
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    def _take(self, message: AnyMessage, leases: asyncio.TaskGroup) -> None:
+    def _take(self, message: AnyMessage, frames: list[Frame], leases: asyncio.TaskGroup) -> None:
         match message:
             case LeaseGrant():
                 self._held.add(message.lease_id)
-                leases.create_task(self._answer(message))
+                leases.create_task(self._answer(message, finished_before(message, frames)))
             case Ack():
                 self._held.discard(message.ref)
                 self._unacknowledged.pop(message.ref, None)
             case _:
                 raise WireError(f"{type(message).__name__} from replay is not for a generator")
 
-    async def _answer(self, grant: LeaseGrant) -> None:
+    async def _answer(self, grant: LeaseGrant, finished: Finished) -> None:
         num_tokens = 0
+        if grant.kind == "train":
+            self._finished[grant.lease_id] = finished
         self._activity.lease_begins()
         try:
             async with asyncio.timeout(grant.timeout_s):
-                group, unscored = await self._roll_out(grant)
+                group, unscored = await self._roll_out(grant, finished)
             num_tokens = int(group.sampled.sum())
         except TimeoutError:
             await self._fail(grant, f"no group within {grant.timeout_s:.0f} s (replay.lease_timeout_s)")
@@ -141,6 +160,7 @@ class GeneratorWorker:
             await self._fail(grant, str(error))
             return
         finally:
+            self._finished.pop(grant.lease_id, None)
             self._activity.lease_ends(num_tokens)
         if unscored:
             self._link.note(

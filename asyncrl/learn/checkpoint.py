@@ -7,7 +7,8 @@
       trainer.json            TrainerState; written last
 
 A checkpoint is written under a temporary name and renamed once every rank is done, so a folder with the final name is
-always whole. The folder must be seen by all ranks (a shared file system when they are on several nodes).
+always whole. The folder must be seen by all ranks (a shared file system when they are on several nodes). What a rank
+holds is copied to host memory; a thread writes the copy while training goes on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
+from asyncrl import devices
 from asyncrl.errors import DataError, FinalError
 from asyncrl.learn.checkpoint_reader import CheckpointPlanner, CheckpointReader
 from asyncrl.learn.policy.model import load_causal_lm_config
@@ -45,42 +48,78 @@ _FULL_BYTES = 1 << 20
 
 
 def save(directory: Path, learner: Learner, state: TrainerState, rows: Sequence[Row] = ()) -> None:
-    """Write a checkpoint; one of the same name is replaced. Collective.
+    """Write a checkpoint; one of the same name is replaced. Collective. Arguments and errors as in `begin_save`."""
+    begin_save(directory, learner, state, rows).result()
+    dist.barrier()
+
+
+def begin_save(
+    directory: Path,
+    learner: Learner,
+    state: TrainerState,
+    rows: Sequence[Row] = (),
+    group: dist.ProcessGroup | None = None,
+) -> Future[None]:
+    """Copy what the checkpoint holds, and write it in a thread. Collective.
 
     Args:
         rows: on rank 0, for rows.jsonl.
+        group: of CPUs, which nothing else may use until the future is done; None = the default one.
+
+    Returns:
+        Done when this rank has written its part; on rank 0 when the checkpoint is whole and has its name. Its result
+        raises FinalError if it cannot be written, as on a full disk.
 
     Raises:
-        FinalError: it cannot be written, as on a full disk.
+        FinalError: as the future's result.
     """
-    try:
-        _save(directory, learner, state, rows)
-    except (OSError, RuntimeError, CheckpointException) as error:
-        free_bytes = shutil.disk_usage(directory.parent).free
-        if "No space left" in str(error) or free_bytes < _FULL_BYTES:  # torch's writer does not give the reason
-            raise FinalError(
-                f"the checkpoint {directory} cannot be written, the disk is full ({free_bytes:,} bytes are free). "
-                "Make room, then go on with the run: --resume"
-            ) from error
-        raise
-
-
-def _save(directory: Path, learner: Learner, state: TrainerState, rows: Sequence[Row]) -> None:
     partial = directory.with_name(f".{directory.name}.partial")
     rank = dist.get_rank()
-    if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    dcp.save(_tensors(learner), checkpoint_id=partial)
-    torch.save(_rng_state(), partial / f"rng_{rank}.pt")
-    dist.barrier()
-    if rank == 0:
-        (partial / ROWS_FILE).write_text("".join(f"{to_json(row)}\n" for row in rows), encoding="utf-8")
-        (partial / "trainer.json").write_text(json.dumps({"format": FORMAT, **asdict(state)}))
-        shutil.rmtree(directory, ignore_errors=True)
-        partial.rename(directory)
-    dist.barrier()
+    try:
+        if rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        dist.barrier()
+        torch.save(_rng_state(), partial / f"rng_{rank}.pt")
+        dist.barrier()  # rank 0 may now finish as soon as every rank's tensors are there
+        saving = dcp.async_save(_tensors(learner), checkpoint_id=partial, process_group=group)
+    except (OSError, RuntimeError, CheckpointException) as error:
+        raise _reason(directory, error) from error
+    assert isinstance(saving, Future)
+    done: Future[None] = Future()
+
+    def finish(saved: Future[Any]) -> None:
+        try:
+            saved.result()
+            if rank == 0:
+                _finish(partial, directory, state, rows)
+        except BaseException as error:  # noqa: BLE001  # whoever asks for the result gets it
+            done.set_exception(_reason(directory, error))
+        else:
+            done.set_result(None)
+
+    saving.add_done_callback(finish)
+    return done
+
+
+def _finish(partial: Path, directory: Path, state: TrainerState, rows: Sequence[Row]) -> None:
+    (partial / ROWS_FILE).write_text("".join(f"{to_json(row)}\n" for row in rows), encoding="utf-8")
+    (partial / "trainer.json").write_text(json.dumps({"format": FORMAT, **asdict(state)}))
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
+
+
+def _reason(directory: Path, error: BaseException) -> BaseException:
+    """A full disk's error in words that help; any other as it is."""
+    free_bytes = shutil.disk_usage(directory.parent).free
+    if "No space left" not in str(error) and free_bytes >= _FULL_BYTES:  # torch's writer does not give the reason
+        return error
+    full = FinalError(
+        f"the checkpoint {directory} cannot be written, the disk is full ({free_bytes:,} bytes are free). "
+        "Make room, then go on with the run: --resume"
+    )
+    full.__cause__ = error
+    return full
 
 
 def load(directory: Path, learner: Learner) -> TrainerState:
@@ -104,7 +143,7 @@ def load(directory: Path, learner: Learner) -> TrainerState:
     if learner.reference is not None and "reference" in tensors:
         set_model_state_dict(learner.reference.hf, tensors["reference"])
     _require_finite(directory, tensors["model"])
-    learner.update = state.update
+    learner.restore(state)
     rng = directory / f"rng_{dist.get_rank()}.pt"
     if rng.is_file():
         _set_rng_state(torch.load(rng, weights_only=True))
@@ -184,12 +223,12 @@ def _require_finite(directory: Path, parameters: dict[str, Any]) -> None:
 
 def _rng_state() -> dict[str, torch.Tensor]:
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if devices.count():
+        state[devices.TORCH_TYPE] = devices.random_state()
     return state
 
 
 def _set_rng_state(state: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if devices.TORCH_TYPE in state and devices.count():
+        devices.set_random_state(state[devices.TORCH_TYPE])

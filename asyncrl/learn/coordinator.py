@@ -56,6 +56,9 @@ class Coordinator(Protocol):
     def wait_for_publish(self) -> None:
         """Until every generator serves the version that was handed over last, or the run is stopping."""
 
+    def take_back(self) -> dict[str, torch.Tensor]:
+        """The tensors of the last version, to be written over with the next; empty where they are still needed."""
+
     def publish_figures(self) -> dict[str, float]:
         """Of the last version that was published."""
 
@@ -120,6 +123,9 @@ class Rank0:
     def wait_for_publish(self) -> None:
         self._publisher.wait()
 
+    def take_back(self) -> dict[str, torch.Tensor]:
+        return self._publisher.take_back()
+
     def publish_figures(self) -> dict[str, float]:
         return self._publisher.figures
 
@@ -172,6 +178,9 @@ class OtherRank:
 
     def wait_for_publish(self) -> None:
         pass
+
+    def take_back(self) -> dict[str, torch.Tensor]:
+        return {}
 
     def publish_figures(self) -> dict[str, float]:
         return {}

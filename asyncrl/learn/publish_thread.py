@@ -57,6 +57,8 @@ class PublishThread:
         self._waited_for = ""
         self._idle = threading.Event()
         self._idle.set()
+        self._welcoming = threading.Lock()
+        """Held while newcomers are sent the version that is served."""
         self._failure: Exception | None = None
         self.figures: dict[str, float] = {}
         """Of the last version that was published: see `PublishSession.send`."""
@@ -75,6 +77,18 @@ class PublishThread:
         self._jobs.put(_Job(version, tensors, evaluate))
         if not self._beside_training:
             self.wait()
+
+    def take_back(self) -> dict[str, torch.Tensor]:
+        """The tensors of the version that is served, for the caller to write over. Newcomers wait for the next version.
+
+        Empty where the tensors are still needed: newcomers are being sent them just now, or deltas are made of them.
+        """
+        if not self._idle.is_set() or not self._welcoming.acquire(blocking=False):
+            return {}
+        try:
+            return self._publisher.take_back()
+        finally:
+            self._welcoming.release()
 
     def wait(self) -> None:
         """Until what was handed over is served everywhere, or the run is stopping.
@@ -127,12 +141,16 @@ class PublishThread:
                 job = self._jobs.get(timeout=POLL_S)
             except queue.Empty:
                 if self._beside_training:
-                    self._publisher.welcome_newcomers()
+                    self._welcome()
                 continue
             if job is None:
                 return
             if isinstance(job, _Job):
                 self.figures = self._publisher.publish(job.version, job.tensors, job.evaluate)
             else:
-                self._publisher.welcome_newcomers()
+                self._welcome()
             self._idle.set()
+
+    def _welcome(self) -> None:
+        with self._welcoming:
+            self._publisher.welcome_newcomers()

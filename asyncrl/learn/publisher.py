@@ -76,6 +76,10 @@ class Publisher:
         self.phase = ""
         return figures
 
+    def take_back(self) -> dict[str, torch.Tensor]:
+        """See `PublishSession.take_back`."""
+        return self._session.take_back() if self._session is not None else {}
+
     def close(self) -> None:
         if self._session is not None:
             self._session.close()

@@ -18,9 +18,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from asyncrl import devices
 from asyncrl.config.schema import Config
 from asyncrl.learn.batch_broadcast import broadcast_batch, broadcast_from_rank_0
-from asyncrl.learn.checkpoint import load, save
+from asyncrl.learn.checkpoint import load
+from asyncrl.learn.checkpoint_writer import CheckpointWriter
 from asyncrl.learn.coordinator import STOPPING, Coordinator, OtherRank, Rank0
 from asyncrl.learn.policy.model import compute_dtype
 from asyncrl.learn.publish_thread import PublishThread
@@ -54,8 +56,7 @@ def init_ranks(rank: int, world_size: int, rendezvous: str, on_gpu: bool, step_t
     timeout = timedelta(seconds=3 * step_timeout_s + RANK_MARGIN_S)
     store = dist.FileStore(rendezvous, world_size)
     store.set_timeout(timeout)
-    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    dist.init_process_group(devices.backend(on_gpu), store=store, rank=rank, world_size=world_size, timeout=timeout)
     group = dist.group.WORLD
     assert group is not None
     require_members(group, store, rank, world_size)
@@ -87,6 +88,7 @@ class LearnerWorker:
         mesh = init_device_mesh(device_type, (dist.get_world_size(),))
         link.phase(f"loading {config.model.path}")
         self._learner = Learner(config, mesh, num_steps)
+        self._checkpoints = CheckpointWriter(config.run.step_timeout_s)
         self._publish_dtype = compute_dtype(config.model, device_type)
         self._coordinator: Coordinator = OtherRank()
         if dist.get_rank() == 0:
@@ -125,6 +127,7 @@ class LearnerWorker:
             running = self._step()
         if self._state.step and not self._save_is_due:
             self._save()
+        self._tell_of_checkpoint(self._checkpoints.wait())
         self._coordinator.wait_for_publish()
         if running and self._evaluates:
             self._coordinator.evaluate(self._state.step)
@@ -160,13 +163,14 @@ class LearnerWorker:
         self._link.phase(f"training step {self._state.step}")
         figures: dict[str, MetricValue] = dict(self._learner.train(batch))
         trained_s = time.perf_counter()
-        self._state = TrainerState(batch.step + 1, self._learner.update)
+        self._state = self._learner.state(batch.step + 1)
         size = figures.get("policy/effective_sample_size")
         self._effective_sample_size = size if isinstance(size, float) and math.isfinite(size) else None
         publish = self._publish_when_due(batch.next_step)
         published_s = time.perf_counter()
         figures |= {**publish, **_batch_figures(batch)}
         self._rows.append({"step": self._state.step, **figures})
+        self._tell_of_checkpoint(self._checkpoints.written())
         if self._save_is_due:
             self._save()
         end_s = time.perf_counter()
@@ -206,7 +210,13 @@ class LearnerWorker:
         waited_s = time.perf_counter()
         self._link.phase(f"gathering version {version}")
         parameters = self._learner.policy.hf_parameters()
-        tensors = gather(parameters, self._publish_dtype, keep=self._coordinator.publishes)
+        tensors = gather(
+            parameters,
+            self._publish_dtype,
+            keep=self._coordinator.publishes,
+            bucket_bytes=self._config.publish.bucket_bytes,
+            memory=self._coordinator.take_back(),
+        )
         gathered_s = time.perf_counter()
         self._coordinator.publish(version, tensors, evaluate)
         wait_s = waited_s - start_s + time.perf_counter() - gathered_s
@@ -222,10 +232,17 @@ class LearnerWorker:
         return every > 0 and self._state.step % every == 0
 
     def _save(self) -> None:
+        """Copies the checkpoint's tensors; they are written while training goes on."""
         self._link.phase(f"saving version {self._state.step}")
-        save(checkpoint_dir(self._run_dir, self._state.step), self._learner, self._state, self._rows)
+        self._tell_of_checkpoint(self._checkpoints.wait())
+        directory = checkpoint_dir(self._run_dir, self._state.step)
+        self._checkpoints.begin(directory, self._learner, self._state, self._rows)
         self._rows = []
-        self._coordinator.checkpointed(self._state.step)
+
+    def _tell_of_checkpoint(self, step: int | None) -> None:
+        """The ledger drops the batches of the steps that a whole checkpoint contains."""
+        if step is not None:
+            self._coordinator.checkpointed(step)
 
 
 def _batch_figures(batch: Batch) -> dict[str, MetricValue]:

@@ -130,6 +130,9 @@ class LeaseTable:
             if generator in (None, lease.generator) and lease.lease_id not in kept
         ]
 
+    def unanswered_lease(self, lease_id: int) -> LeaseRecord | None:
+        return self._unanswered.get(lease_id)
+
     def index_of(self, lease_id: int) -> int | None:
         """The admission index of an unanswered lease."""
         lease = self._unanswered.get(lease_id)

@@ -116,6 +116,9 @@ class Ledger:
         return counters if self.served_version is None else {**counters, "served_version": self.served_version}
 
     def _note(self, record: PromptRecord) -> None:
+        before = self._changes.get(record.index)
+        if before is not None and record.solved is None:  # what was not committed yet must not be lost
+            record = replace(record, solved=before.solved)
         self._changes[record.index] = record
 
     def begin_session(self) -> None:
@@ -225,6 +228,12 @@ class Ledger:
     def index_of(self, lease_id: int) -> int | None:
         """The admission index of an unanswered lease."""
         return self._leases.index_of(lease_id)
+
+    def index_held(self, lease_id: int, generator: str) -> int | None:
+        """The admission index of a lease by which this generator still holds its prompt."""
+        lease = self._leases.unanswered_lease(lease_id)
+        holds = lease is not None and lease.generator == generator and self._leases.holds(lease)
+        return lease.index if lease is not None and holds else None
 
     def leases_of(self, generator: str) -> set[int]:
         """The ids of the leases that it has not answered."""

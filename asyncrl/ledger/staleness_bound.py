@@ -15,6 +15,9 @@ drawn after it, at most W are trained before it. So at consumption at most a + W
 s = ⌊position / B⌋ ≤ ⌊(a + W) / B⌋ < v + η + 1 consumes it. Generators that serve v or later sample its tokens. The lag
 of a token, s − (version that sampled it), is thus at most s − v ≤ η.  ∎
 
+That also holds for a completion that an earlier holder of the prompt had finished and replay hands on: it was sampled
+after the draw.
+
 The window costs nothing but room: W of the prompts that could be in play are not drawn. The run cannot stand still as
 long as a whole batch may be drawn for each version, (v + η + 1)·B − W ≥ (v + 1)·B, hence W ≤ η·B. That no prompt is
 overtaken by more than W is a matter of the oldest one that has not come back: whatever overtakes another one was drawn

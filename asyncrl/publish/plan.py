@@ -98,6 +98,42 @@ def cut(slices: Iterable[Slice], tensors: Mapping[str, torch.Tensor], max_bytes:
     return parts
 
 
+def joined(slices: Iterable[Slice]) -> list[Slice]:
+    """The same copies in fewer slices: those that follow each other at even distances on both sides, as the experts of
+    a layer do, become the rows of one."""
+    runs: list[list[Slice]] = []
+    for one in slices:
+        if runs and _goes_on(runs[-1], one):
+            runs[-1].append(one)
+        else:
+            runs.append([one])
+    return [_as_rows(run) if len(run) > 1 else run[0] for run in runs]
+
+
+def _goes_on(run: list[Slice], one: Slice) -> bool:
+    last = run[-1]
+    if (last.name, last.parameter) != (one.name, one.parameter):
+        return False
+    sides = [(last.source, one.source), (last.target, one.target)]
+    if any((old.shape, old.stride) != (new.shape, new.stride) for old, new in sides):
+        return False
+    steps = _steps(last, one)
+    return min(steps) > 0 and (len(run) == 1 or _steps(run[0], run[1]) == steps)
+
+
+def _steps(first: Slice, second: Slice) -> tuple[int, int]:
+    return second.source.offset - first.source.offset, second.target.offset - first.target.offset
+
+
+def _as_rows(run: list[Slice]) -> Slice:
+    first, steps = run[0], _steps(run[0], run[1])
+    source, target = (
+        Region(side.offset, (len(run), *side.shape), (step, *side.stride))
+        for side, step in zip((first.source, first.target), steps, strict=True)
+    )
+    return Slice(first.name, source, first.parameter, target)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

@@ -171,8 +171,12 @@ class Receiver:
         """In the thread: how long each bucket is, all buckets, then their checksums; reports to rank 0."""
         assert self._group is not None
         group = self._group.result()
-        with own_stream(self._device):
-            return self._receive_from(group, self._new_assembly(at_once))
+        try:
+            with own_stream(self._device):
+                return self._receive_from(group, self._new_assembly(at_once))
+        except Exception:
+            log.exception("a version was not received")  # the switch, which would raise it, may never come
+            raise
 
     def _receive_from(self, group: Group, assembly: Assembly) -> Assembly:
         lengths = torch.empty(len(self._buckets), dtype=torch.int64, device=self._device)

@@ -56,12 +56,12 @@ class PublishSession:
         self._metas = metas
         self._version: int | None = None
         self._served: list[Member] = []
-        self._tensors: Mapping[str, torch.Tensor] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
         self._num_groups = 0
         self._sender: Sender | None = None
         self._join(members)
 
-    def send(self, version: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    def send(self, version: int, tensors: dict[str, torch.Tensor]) -> dict[str, float]:
         """Every generator serves `version` when this returns. `time/publish_*_s` and the bytes that were received.
 
         `tensors` are kept for newcomers, until the next version.
@@ -76,6 +76,16 @@ class PublishSession:
         figures["time/publish_s"] = time.perf_counter() - start_s
         self._version, self._served = version, self._members
         return figures
+
+    def take_back(self) -> dict[str, torch.Tensor]:
+        """The tensors that `send` keeps, for the caller to write over. A newcomer then waits for the next `send`.
+
+        Empty with deltas, which are made of them.
+        """
+        if self._config.engine == "delta":
+            return {}
+        self._version, tensors, self._tensors = None, self._tensors, {}
+        return tensors
 
     def regroup(self, members: list[Member]) -> None:
         """Rebuilds the group for another set of generators; also the way on after a failed `send`.

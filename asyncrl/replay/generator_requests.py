@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from asyncrl.config.schema import Config
 from asyncrl.errors import WireError
 from asyncrl.ledger.ledger import Ledger
@@ -17,16 +19,26 @@ from asyncrl.ledger.zero_variance import rewards_differ
 from asyncrl.replay.counters import ReplayCounters
 from asyncrl.replay.evaluation import Evaluation
 from asyncrl.replay.failed_prompts import FailedPrompts
+from asyncrl.replay.kept_completions import KeptCompletions
 from asyncrl.replay.membership import Membership
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages.learning import Member
-from asyncrl.transport.messages.rollouts import Ack, GroupDone, GroupHeader, Hello, LeaseFailed, LeaseGrant, Serving
+from asyncrl.transport.messages.rollouts import (
+    Ack,
+    CompletionDone,
+    GroupDone,
+    GroupHeader,
+    Hello,
+    LeaseFailed,
+    LeaseGrant,
+    Serving,
+)
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.wire import Frame, check_group, sampled_versions
 from asyncrl.types import Prompt
 
-GeneratorRequest = Hello | Serving | GroupDone | LeaseFailed
-Send = Callable[[str, AnyMessage], None]
+GeneratorRequest = Hello | Serving | CompletionDone | GroupDone | LeaseFailed
+Send = Callable[[str, AnyMessage, Sequence[Frame]], None]
 
 
 class GeneratorRequests:
@@ -34,7 +46,8 @@ class GeneratorRequests:
 
     Args:
         draw: admission index → training prompt.
-        send: receiver, message.
+        kept: what has ended of groups that have not.
+        send: receiver, message, frames.
     """
 
     def __init__(
@@ -47,6 +60,7 @@ class GeneratorRequests:
         evaluation: Evaluation,
         failed_prompts: FailedPrompts,
         counters: ReplayCounters,
+        kept: KeptCompletions,
         link: ControlLink,
         send: Send,
     ) -> None:
@@ -58,6 +72,7 @@ class GeneratorRequests:
         self._evaluation = evaluation
         self._failed_prompts = failed_prompts
         self._counters = counters
+        self._kept = kept
         self._link = link
         self._send = send
         self._refills = config.algorithm.zero_variance == "refill"
@@ -74,21 +89,27 @@ class GeneratorRequests:
                 self._join(sender, request)
             case Serving():
                 self._membership.serves(sender)
+            case CompletionDone():
+                index = self._ledger.index_held(request.lease_id, sender)
+                if index is not None:  # else the prompt has gone to another
+                    self._kept.keep(index, request, frames)
             case GroupDone():
                 self._take_group(sender, request, frames)
             case LeaseFailed():
                 self._membership.answered(sender, request.lease_id)
                 self._fail_lease(sender, request.lease_id, request.reason)
-                self._send(sender, Ack(request.lease_id))
+                self._send(sender, Ack(request.lease_id), ())
 
     def grant_leases(self, now_s: float) -> None:
         """Grants one lease at a time to the generator with the most credit left. Held-out prompts go first."""
         while generator := self._membership.freest():
-            grant = self._evaluation.lease(generator, now_s) or self._train_grant(generator, now_s)
+            grant, frames = self._evaluation.lease(generator, now_s), list[Frame]()
+            if grant is None:
+                grant, frames = self._train_grant(generator, now_s)
             if grant is None:
                 return
             self._membership.granted(generator, grant.lease_id)
-            self._send(generator, grant)
+            self._send(generator, grant, frames)
 
     def expire_leases(self, now_s: float) -> None:
         """Takes back the leases whose deadline has passed.
@@ -116,7 +137,7 @@ class GeneratorRequests:
         except WireError as error:  # its prompt must not wait for the lease's deadline
             self._counters.num_refused += 1
             self._fail_lease(sender, done.lease_id, str(error))
-        self._send(sender, Ack(done.lease_id))
+        self._send(sender, Ack(done.lease_id), ())
 
     def _keep_group(self, done: GroupDone, frames: Sequence[Frame]) -> None:
         lease_id, header = done.lease_id, done.header
@@ -138,6 +159,7 @@ class GeneratorRequests:
         lacks_signal = self._refills and not rewards_differ(header.rewards)
         outcome = self._ledger.complete(lease_id, int(versions.min()), not lacks_signal, _solved(header))
         if outcome is not None:
+            self._kept.forget([index])
             self._counters.count_unscored(header)
         if outcome == "queued":
             self._store.put(index, StoredGroup(header, list(frames)))
@@ -154,9 +176,15 @@ class GeneratorRequests:
         if index is not None and outcome is not None:
             self._failed_prompts.prompt_failed(index, outcome, f"{generator}: {reason}")
 
-    def _train_grant(self, generator: str, now_s: float) -> LeaseGrant | None:
+    def _train_grant(self, generator: str, now_s: float) -> tuple[LeaseGrant | None, list[Frame]]:
+        """The next prompt with what is kept of it, but for what is over the bound already, as a straggler may be."""
+        self._kept.forget(self._ledger.quarantined)
         lease = self._ledger.lease(generator, now_s)
-        return None if lease is None else train_grant(lease, self._draw(lease.index), self._config)
+        if lease is None:
+            return None, []
+        oldest_version = self._ledger.next_step - self._config.replay.max_staleness
+        kept, frames = self._kept.hand_on(lease.index, oldest_version)
+        return msgspec.structs.replace(train_grant(lease, self._draw(lease.index), self._config), kept=kept), frames
 
 
 def _solved(header: GroupHeader) -> float | None:

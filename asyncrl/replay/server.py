@@ -1,7 +1,7 @@
 """The replay process: grants leases, queues finished groups, hands batches to the learner.
 
-Consumes   Hello, Serving, GroupDone, LeaseFailed from generators; BatchRequest, Published, Checkpointed, EvalRequest
-           from the learner; Gone and Drain from the launcher.
+Consumes   Hello, Serving, CompletionDone, GroupDone, LeaseFailed from generators; BatchRequest, Published,
+           Checkpointed, EvalRequest from the learner; Gone and Drain from the launcher.
 Produces   LeaseGrants as credit and admission permit; one BatchReply a step; EvalReplies; Newcomers; Drained. All that
            it sends is durable first, so a replay process that is started again knows every lease and every answer.
 Waits for  messages and the thread that writes the ledger, 100 ms at a time. It never waits for one peer: after a
@@ -30,6 +30,7 @@ from asyncrl.replay.evaluation import Evaluation
 from asyncrl.replay.failed_prompts import FailedPrompts
 from asyncrl.replay.generator_exits import GeneratorExits
 from asyncrl.replay.generator_requests import GeneratorRequests
+from asyncrl.replay.kept_completions import KeptCompletions
 from asyncrl.replay.learner_requests import LearnerRequests
 from asyncrl.replay.membership import Membership
 from asyncrl.transport.control_link import ControlLink
@@ -41,7 +42,7 @@ from asyncrl.transport.messages.learning import (
     MembersRequest,
     Published,
 )
-from asyncrl.transport.messages.rollouts import GroupDone, Hello, LeaseFailed, Serving
+from asyncrl.transport.messages.rollouts import CompletionDone, GroupDone, Hello, LeaseFailed, Serving
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import RefusedPeers, peer_name
 from asyncrl.transport.wire import Frame, decode, encode
@@ -80,6 +81,7 @@ class ReplayServer:
         self._store = store
         self._link = link
         self._commits = Commits(store, self._take_changes)
+        self._kept = KeptCompletions(config.algorithm.group_size)
         self._counters = ReplayCounters(config.reward.max_failures, store.counters().get("num_unscored", 0))
         failed_prompts = FailedPrompts(config, draw, ledger, link)
         self._membership = Membership()
@@ -94,6 +96,7 @@ class ReplayServer:
             evaluation,
             failed_prompts,
             self._counters,
+            self._kept,
             link,
             self._send,
         )
@@ -164,7 +167,7 @@ class ReplayServer:
 
     def _handle(self, sender: str, message: AnyMessage, frames: list[Frame]) -> None:
         match message:
-            case Hello() | Serving() | GroupDone() | LeaseFailed():
+            case Hello() | Serving() | CompletionDone() | GroupDone() | LeaseFailed():
                 self._generator_requests.handle(sender, message, frames)
                 if isinstance(message, Hello):
                     self._learner_requests.announce_newcomers()
@@ -182,7 +185,8 @@ class ReplayServer:
             "queue/commit_total_s": self._store.commit_total_s,
             "queue/batch_held_total_s": self._batch_held_total_s,
         }
-        metrics = {**self._counters.metrics(self._ledger), **totals_s}
+        kept = {"queue/kept": float(len(self._kept)), "queue/handed_on": float(self._kept.num_handed_on)}
+        metrics = {**self._counters.metrics(self._ledger), **kept, **totals_s}
         self._commits.send_when_durable(lambda: self._link.metrics(metrics))
 
     def _send(self, receiver: str, message: AnyMessage, frames: Sequence[Frame] = ()) -> None:

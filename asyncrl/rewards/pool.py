@@ -25,7 +25,7 @@ from asyncrl.rewards.judge import Judge, JudgeError
 from asyncrl.rewards.judge_config import JUDGE, judge_config
 from asyncrl.rewards.judge_store import JudgeStore
 from asyncrl.rewards.sample import Question, Sample, sample_values
-from asyncrl.rewards.worker import RewardFailure, Score, score_some, start
+from asyncrl.rewards.worker import RewardFailure, Score, do_nothing, score_some, start
 
 _GRACE_S = 1.0
 """What the hard limit allows beyond the alarm: for the alarm to act and the result to travel."""
@@ -63,6 +63,11 @@ class RewardPool:
         self._time_limit_s = time_limit_s
         self._pool = self._new_pool()
         self._turns = asyncio.Semaphore(num_workers + _SPARE_GROUPS)
+
+    def start(self) -> None:
+        """Starts the processes now, so that the first group does not wait for them."""
+        for _ in range(self._num_workers):
+            self._pool.schedule(do_nothing)
 
     async def score(
         self,

@@ -59,6 +59,10 @@ def start(terms: Sequence[RewardTerm]) -> None:
         warm_up()
 
 
+def do_nothing() -> None:
+    """The process is up."""
+
+
 def score_some(
     question: Question, samples: Sequence[Sample], terms: Sequence[int], time_limit_s: float
 ) -> list[list[float] | RewardFailure]:

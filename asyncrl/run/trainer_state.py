@@ -24,6 +24,10 @@ class TrainerState:
     """Steps done = the version of the saved policy."""
     update: int = 0
     """Optimizer updates done."""
+    entropy_coef: float | None = None
+    """Coefficient of the entropy bonus, where algorithm.entropy_target moves it."""
+    entropy_is_low: bool = True
+    """Whether the bonus acts in the next step."""
 
 
 def checkpoint_dir(run_dir: Path, step: int) -> Path:

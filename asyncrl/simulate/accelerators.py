@@ -89,9 +89,10 @@ def roofline(
     kv_bytes = kv_bytes_per_token(shape, parts, compute_bytes) * workload.context_mean
     forward_s = 2 * shape.num_parameters / flop_per_s
     backward = 4 if config.learner.gradient_checkpointing else 3
-    uses_nccl = topology.publish_engine == "nccl"
+    uses_nccl = topology.publish_transport == "nccl"
+    is_pipelined = uses_nccl and topology.publish_engine == "broadcast"
     of_parts = published_bytes(shape, topology, compute_bytes)
-    num_copies = 1 if uses_nccl else len(topology.generators)  # a broadcast is pipelined, gloo's slices go one by one
+    num_copies = 1 if is_pipelined else len(topology.generators)  # slices go one by one
     weights_bytes = compute_bytes * shape.num_parameters
     return Timings(
         decode_base_s=accelerator.step_overhead_s + weights_bytes / parts / memory,
@@ -101,7 +102,7 @@ def roofline(
         train_base_s=0.0,
         train_per_token_s=backward * forward_s,
         gather_s=weights_bytes / link if len(topology.learners) > 1 else 0.0,
-        transfer_s=num_copies * (max(of_parts) if uses_nccl else sum(of_parts)) / link,
+        transfer_s=num_copies * (max(of_parts) if is_pipelined else sum(of_parts)) / link,
         stall_s=SWITCH_S,
         overlaps=not uses_nccl,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -30,8 +31,11 @@ class Processes:
         self.told_to_end: set[str] = set()
         """Generators that are to end before the other roles."""
 
-    def start_all(self) -> None:
+    def start_all(self, while_waiting: Callable[[], None]) -> None:
         """Creates every role's process and sets it running.
+
+        Args:
+            while_waiting: hears the roles that are up already, and takes a moment.
 
         Raises:
             ConfigError: replay.port is in use.
@@ -39,8 +43,10 @@ class Processes:
         """
         placements = self._plan.topology.placements
         actors = {placement.name: self._cluster.create(self._plan, placement) for placement in placements}
+        for actor in actors.values():
+            actor.load.remote()  # what fails in it fails again in `run`, which says so
         timeout_s = self._plan.config.run.startup_timeout_s
-        replay_endpoint = ask(actors["replay"], "bind_replay", timeout_s, "replay")
+        replay_endpoint = ask(actors["replay"], "bind_replay", timeout_s, "replay", while_waiting)
         self._endpoints = (replay_endpoint, self._new_rendezvous())
         for placement in placements:
             self._run(placement, actors[placement.name])

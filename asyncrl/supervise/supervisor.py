@@ -57,7 +57,7 @@ class Supervisor:
             ConfigError: replay.port is in use.
             DeadlineError, RoleDiedError: a process did not start.
         """
-        self._processes.start_all()
+        self._processes.start_all(lambda: self._receive(POLL_MS))
 
     def watch(self, interrupts: Interrupts) -> Outcome:
         """Watches the roles until every learner has ended well, or Ctrl-C.

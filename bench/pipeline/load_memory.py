@@ -1,6 +1,6 @@
 """What loading a model costs in host memory, over all learner ranks of one machine.
 
-    .venv/bin/python bench/pipeline/load_memory.py [--ranks 4] [--layers 30] [--dtype float32] [--out FILE.json]
+    .venv/bin/python bench/pipeline/load_memory.py [--ranks 4] [--layers 30] [--dtype float32] [--out FILE.jsonl]
 
 The model is a random Qwen3 of 2 GB (its float32 master weights), made on the spot. `sharded` is the learner's own load,
 `whole` what it did before: each rank reads the model with `from_pretrained`, then FSDP cuts it. Every 10 ms the parent
@@ -11,13 +11,12 @@ for each, pages of mapped files included) and their own anonymous pages.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing.synchronize import Barrier
+from multiprocessing.synchronize import Barrier, Semaphore
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from asyncrl.config.schema import ModelConfig
 from asyncrl.learn.policy.model import load_policy
 from bench.support.generators import PRELOAD
+from bench.support.rows import Measurement, write_rows
 
 FIELDS = {"Pss": "pss", "Anonymous": "anonymous"}
 TIMEOUT_S = 300.0
@@ -42,11 +42,11 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--layers", type=int, default=30, help="30 are 2.0 GB in float32")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the files")
-    parser.add_argument("--out", type=Path, help="the figures, as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="writes each figure as a row")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model_bytes = make_model(Path(folder) / "model", arguments.layers, getattr(torch, arguments.dtype))
-        figures: dict[str, Any] = {"model_bytes": model_bytes, "ranks": arguments.ranks, "files": arguments.dtype}
+        figures: dict[str, dict[str, Any]] = {}
         for name in LOADS:
             figures[name] = measure(name, Path(folder), arguments.ranks)
             peaks = "  ".join(
@@ -56,7 +56,9 @@ def main() -> None:
             )
             print(f"{name:8} {figures[name]['seconds']:6.1f} s   {peaks}")
     if arguments.out:
-        arguments.out.write_text(json.dumps(figures, indent=1))
+        peaks_of = {name: figures[name]["pss"]["peak"] / model_bytes for name in LOADS}
+        rows = [Measurement(f"{name}: peak PSS, models", [peak], "less") for name, peak in peaks_of.items()]
+        write_rows(arguments.out, "load_memory", rows)
 
 
 def make_model(folder: Path, num_layers: int, dtype: torch.dtype) -> int:
@@ -85,9 +87,9 @@ def save_model(config: Qwen3Config, dtype: torch.dtype, folder: Path) -> None:
 
 def measure(name: str, folder: Path, num_ranks: int) -> dict[str, Any]:
     """Peak and final bytes over all ranks, beyond the start's."""
-    barrier = CONTEXT.Barrier(num_ranks + 1)
+    barrier, loaded = CONTEXT.Barrier(num_ranks + 1), CONTEXT.Semaphore(0)
     ranks = [
-        CONTEXT.Process(target=load, args=(name, rank, num_ranks, folder, barrier), daemon=True)
+        CONTEXT.Process(target=load, args=(name, rank, num_ranks, folder, barrier, loaded), daemon=True)
         for rank in range(num_ranks)
     ]
     for process in ranks:
@@ -97,7 +99,7 @@ def measure(name: str, folder: Path, num_ranks: int) -> dict[str, Any]:
     before = held(pids)
     barrier.wait(TIMEOUT_S)
     start_s, peak = time.perf_counter(), dict(before)
-    while barrier.n_waiting < num_ranks:
+    while loaded.get_value() < num_ranks:
         now = held(pids)
         peak = {field: max(value, now[field]) for field, value in peak.items()}
         time.sleep(0.01)
@@ -122,7 +124,7 @@ def held(pids: list[int | None]) -> dict[str, int]:
     return total
 
 
-def load(name: str, rank: int, num_ranks: int, folder: Path, barrier: Barrier) -> None:
+def load(name: str, rank: int, num_ranks: int, folder: Path, barrier: Barrier, loaded: Semaphore) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / f"store_{name}"), num_ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks, timeout=timedelta(seconds=TIMEOUT_S))
@@ -130,7 +132,7 @@ def load(name: str, rank: int, num_ranks: int, folder: Path, barrier: Barrier) -
     barrier.wait(TIMEOUT_S)
     barrier.wait(TIMEOUT_S)
     model = LOADS[name](str(folder / "model"), mesh)
-    barrier.wait(TIMEOUT_S)
+    loaded.release()
     barrier.wait(TIMEOUT_S)
     del model
     dist.destroy_process_group()

@@ -55,7 +55,7 @@ def gather_from_ranks(mesh: DeviceMesh, folder: Path) -> dict[str, torch.Tensor]
     """On a learner rank: the model's parameters as a publish would take them, on rank 0."""
     policy = load_policy(ModelConfig(path=str(folder)), mesh)
     keep = dist.get_rank() == 0
-    return gather(policy.hf_parameters(), torch.float32, keep=keep)
+    return gather(policy.hf_parameters(), torch.float32, keep=keep, bucket_bytes=4_000)
 
 
 def gathered(folder: Path, num_learners: int, model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -33,7 +33,7 @@ from asyncrl.publish import receiver, sender
 from asyncrl.publish.delta import decode, encode
 from asyncrl.publish.gather import metas
 from asyncrl.publish.session import PublishSession
-from asyncrl.publish.vllm import staging
+from asyncrl.publish.vllm import staged_layer, staging
 from asyncrl.transport.sockets import Network
 from bench.publish.flat_broadcast import FlatBroadcast
 from bench.support.generators import GeneratorProcess
@@ -127,7 +127,7 @@ def leave_out_checks_when(no_checksums: Path, no_checks: Path) -> None:
     for owner, name, files in (
         (receiver, "checksum", (no_checksums, no_checks)),
         (sender, "checksum", (no_checksums, no_checks)),
-        (staging, "word_sum", (no_checks,)),
+        (staged_layer, "word_sum", (no_checks,)),
         (staging.Staging, "verify", (no_checks,)),
     ):
         setattr(owner, name, switched(getattr(owner, name), *files))

@@ -105,6 +105,9 @@ class StandInEngine:
     def shutdown(self) -> None:
         self._receiver.leave()
 
+    async def kernels(self) -> dict[str, str]:
+        return {"attention": str(self._model.config._attn_implementation), "sampling": "torch.multinomial"}
+
     def _serve(self) -> None:
         """The sampler thread, for as long as the process lives."""
         while True:

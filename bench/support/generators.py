@@ -23,7 +23,7 @@ from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.sockets import Network, bind
 from asyncrl.types import Completion
 
-DEADLINE_S = 240.0
+DEADLINE_S = 480.0
 PUBLISH_TIMEOUT_S = 60.0
 
 PRELOAD = ["asyncrl.learn.checkpoint", "transformers.models.qwen3.modeling_qwen3", "asyncrl.generate.engines.vllm"]

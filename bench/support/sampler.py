@@ -49,6 +49,8 @@ class SamplingBatch:
         self._alive = torch.ones(len(prompts), dtype=torch.bool)
         most = [request.sampling.max_tokens for request in requests for _ in range(request.sampling.num_samples)]
         self._most = torch.tensor(most, dtype=torch.int64)
+        temperatures = [request.sampling.temperature or 1.0 for request in requests]
+        self._temperatures = torch.tensor(temperatures).repeat_interleave(torch.tensor(sizes))
         self._logprobs: list[Tensor] = []
         """[N] of each step."""
         self._versions: list[int] = []
@@ -87,16 +89,12 @@ class SamplingBatch:
 
     def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The next tokens and their logprobs, [N] each, after temperature. Each request has its own random numbers."""
-        chosen = torch.empty(len(logits), dtype=torch.int64)
-        logprobs = torch.empty(len(logits))
+        scores = (logits / self._temperatures[:, None]).log_softmax(-1)
+        chosen, probabilities = scores.argmax(-1), scores.exp()
         for request, generator, rows in zip(self._requests, self._generators, self._rows, strict=True):
-            temperature = request.sampling.temperature
-            scores = (logits[rows] / (temperature or 1.0)).log_softmax(-1)
-            best = scores.argmax(-1)
-            ids = torch.multinomial(scores.exp(), 1, generator=generator)[:, 0] if temperature else best
-            chosen[rows] = ids
-            logprobs[rows] = scores.gather(1, ids[:, None])[:, 0]
-        return chosen, logprobs
+            if request.sampling.temperature:
+                chosen[rows] = torch.multinomial(probabilities[rows], 1, generator=generator)[:, 0]
+        return chosen, scores.gather(1, chosen[:, None])[:, 0]
 
     def completions(self, tokenizer: Any) -> list[list[Completion]]:
         """Of each request, in order; once all sequences have ended."""

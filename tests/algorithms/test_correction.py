@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from asyncrl.algorithms.correction import bounds, correct
 from asyncrl.algorithms.loss import carried_ratio
 from asyncrl.algorithms.ratio import MAX_RATIO, clamped_log_ratio
-from asyncrl.algorithms.rejection import rejected
+from asyncrl.algorithms.rejection import largest_kept_square, rejected
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.config.checks.algorithm import ALGORITHM_CHOICES
 from tests.support.ragged import Ragged, Sequence, ragged
 
 CORRECTIONS = ALGORITHM_CHOICES["algorithm.correction"]
+REJECTIONS = [name for name in ALGORITHM_CHOICES["algorithm.rejection"] if name != "second_moment"]
+"""By the sequence; second_moment is by the whole mini-batch."""
 
 
 def rejection_loop(sequence: Sequence, ratios: list[float], algorithm: AlgorithmConfig) -> list[bool]:
@@ -77,7 +79,7 @@ configs = st.builds(
     correction_upper=st.sampled_from([1.1, 2.0, 5.0]),
     correction_lag_decay=st.sampled_from([1.0, 0.8]),
     correction_veto=st.sampled_from([0.0, 0.3]),
-    rejection=st.sampled_from(ALGORITHM_CHOICES["algorithm.rejection"]),
+    rejection=st.sampled_from(REJECTIONS),
     rejection_bound=st.sampled_from([0.02, 0.2]),
 )
 
@@ -85,7 +87,7 @@ configs = st.builds(
 def correction_of(data: Ragged, algorithm: AlgorithmConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights and scale, for a loss that carries the token's own ratio unless it is reinforce."""
     log_ratio, mask = clamped_log_ratio(data.packed("logprobs"), data.packed("behaviour")), data.packed("weights") > 0
-    carried = carried_ratio(log_ratio, mask, data.segment_ids, algorithm)
+    carried = carried_ratio(log_ratio, data.advantages, mask, data.segment_ids, algorithm)
     dropped = rejected(log_ratio, data.advantages, mask, data.segment_ids, algorithm)
     result = correct(log_ratio, carried, dropped, mask, data.segment_ids, data.packed("lags"), algorithm)
     return result.weights, result.scale
@@ -167,7 +169,7 @@ def test_a_sequence_is_never_cut_in_two_whatever_its_lags(name: str, data: Ragge
         loss=loss, correction=name, correction_lower=0.5, correction_upper=1.5, correction_lag_decay=0.8
     )
     log_ratio, mask = clamped_log_ratio(data.packed("logprobs"), data.packed("behaviour")), data.packed("weights") > 0
-    carried = carried_ratio(log_ratio, mask, data.segment_ids, algorithm)
+    carried = carried_ratio(log_ratio, data.advantages, mask, data.segment_ids, algorithm)
     dropped = torch.zeros_like(mask)
     result = correct(log_ratio, carried, dropped, mask, data.segment_ids, data.packed("lags"), algorithm)
     for values in (result.masked, result.truncated):
@@ -191,3 +193,23 @@ def test_deepseeks_mask_drops_a_sequence_that_is_both_unlikely_and_to_be_unlearn
     algorithm = AlgorithmConfig(rejection="negative_sequence_k1", rejection_bound=0.3)
     result = rejected(logprobs - behaviour, advantages, torch.ones(6, dtype=torch.bool), ids, algorithm)
     assert result.tolist() == [True, True, False, False, False, False]
+
+
+@given(st.lists(st.floats(0, 3), max_size=30), st.sampled_from([0.04, 0.5]))
+def test_the_largest_second_moments_are_dropped_until_their_mean_is_within_the_bound(
+    squares: list[float], bound: float
+) -> None:
+    kept = sorted(squares)
+    while kept and sum(kept) / len(kept) > bound:
+        largest = kept[-1]
+        kept = [square for square in kept if square < largest]
+    threshold = largest_kept_square(torch.tensor(squares, dtype=torch.float64), bound)
+    assert sorted(square for square in squares if square <= threshold) == kept
+
+
+def test_a_second_moment_above_the_mini_batchs_largest_is_not_trained_whatever_its_sign() -> None:
+    log_ratio = torch.tensor([0.1, -0.5, 0.6, 0.0])
+    algorithm = AlgorithmConfig(rejection="second_moment", rejection_bound=0.04)
+    mask, ids = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.int64)
+    dropped = rejected(log_ratio, torch.tensor([1.0, 1.0, -1.0, 1.0]), mask, ids, algorithm, largest_square=0.2)
+    assert dropped.tolist() == [False, True, True, False]

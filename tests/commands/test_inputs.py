@@ -1,9 +1,13 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from asyncrl.commands.inputs import eval_file, make_inputs, save_inputs, train_file
+from asyncrl.config.load import load
+from asyncrl.config.model_shape import read_model_shape
 from asyncrl.config.schema import Config, MixtureSet, RewardTerm
 from asyncrl.data.prompt_order import prompt_order
 from asyncrl.data.prompts import load_prompts
@@ -39,6 +43,23 @@ def test_inputs_say_what_was_read_and_dropped_and_how_many_steps_it_makes(config
         "held-out prompts: 3 of 3 rows",
     ]
     assert (Path(inputs.model_path) / "config.json").is_file()
+
+
+LAUNCHER = """
+import sys
+from asyncrl.commands.launch import make_inputs
+from asyncrl.config.load import load
+
+print(make_inputs(load(None, sys.argv[1:])).shape)
+print("torch" in sys.modules)
+"""
+
+
+def test_a_launcher_that_finds_the_tiny_model_made_does_not_import_torch(tmp_path):
+    overrides = ["model.path=tiny", "model.warmup_steps=0", "data.train=arithmetic", f"run.dir={tmp_path}"]
+    inputs = make_inputs(load(None, overrides))
+    result = subprocess.run([sys.executable, "-c", LAUNCHER, *overrides], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == [str(read_model_shape(inputs.model_path)), "False"]
 
 
 def test_saved_inputs_are_read_back_by_the_replay_role(config, tmp_path):

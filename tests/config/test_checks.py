@@ -167,6 +167,8 @@ OTHER_VALUES = {
     "overlong_buffer_tokens": 8,
     "clip_lower": 0.1,
     "clip_upper": 0.3,
+    "sapo_temperature_positive": 2,
+    "sapo_temperature_negative": 2,
     "dual_clip": 3,
     "proximal": "interpolate",
     "aggregation_constant": 8,
@@ -180,6 +182,8 @@ OTHER_VALUES = {
     "kl_in": "reward",
     "kl_unbiased": "true",
     "reference_ema_decay": 0.9,
+    "entropy_coef_step": 0.1,
+    "entropy_coef_max": 0.5,
 }
 READ = ["advantage=pass_at_k", "zero_variance=refill", "overlong=penalty", "loss=decoupled_ppo"]
 READ += [
@@ -189,6 +193,7 @@ READ += [
     "rejection_bound=1",
     "kl_coef=0.1",
     "reference=ema",
+    "entropy_target=0.3",
 ]
 
 
@@ -199,7 +204,8 @@ def test_a_value_that_nothing_reads_is_refused_and_one_that_is_read_is_not(key: 
     with pytest.raises(ConfigError, match=rf"algorithm\.{key}=.* is read only with algorithm\."):
         check(config_of("algorithm.loss=reinforce", value), "cpu")
     buffer = "algorithm.overlong_buffer_tokens=8"
-    check(config_of(*(f"algorithm.{setting}" for setting in READ), buffer, value), "cpu")
+    of_sapo = ["algorithm.loss=sapo", "algorithm.dual_clip=null"] if key.startswith("sapo") else []
+    check(config_of(*(f"algorithm.{setting}" for setting in READ), buffer, *of_sapo, value), "cpu")
 
 
 def test_all_problems_come_in_one_message() -> None:

@@ -62,3 +62,9 @@ def test_shards_are_taken_all_or_not_at_all(tmp_path_factory, total, missing):
     else:
         with pytest.raises(DataError, match=r"missing|no train split"):
             split_files(folder, "train")
+
+
+def test_two_sets_of_shards_side_by_side_are_refused(tmp_path):
+    touch(tmp_path, "train-00000-of-00001.parquet", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet")
+    with pytest.raises(DataError, match=r"train-00000-of-0000\d.parquet are both shard 0; remove one"):
+        split_files(tmp_path, "train")

@@ -143,3 +143,24 @@ def test_saved_prompts_load_as_they_were(tmp_path_factory, prompts):
     path = tmp_path_factory.mktemp("prompts") / "prompts.parquet"
     save_prompts(path, prompts)
     assert load_prompts(path) == prompts
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("é".encode("latin-1"), "cannot be read as UTF-8 text"),
+        (b" \n", "the file is empty"),
+        (b"{% for m in %}", r"rows\.jsonl:1: .*refused the messages \(Expected an expression"),
+        (
+            b"{{ messages[0].content[9] ~ x.y if messages[0].content == '2' else '.' }}",
+            r"rows\.jsonl:2: .*'x' is undef",
+        ),
+    ],
+)
+def test_a_template_file_that_cannot_be_used_is_named_and_so_is_the_row_that_it_refuses(
+    tokenizer, tmp_path, content, reason
+):
+    (tmp_path / "chat.jinja").write_bytes(content)
+    rows = [Row(str(number), "1", place=f"rows.jsonl:{number}") for number in (1, 2)]
+    with pytest.raises(ConfigError, match=reason):
+        tokenize_prompts(rows, tokenizer, DataConfig(chat_template=str(tmp_path / "chat.jinja")), "rows.jsonl")

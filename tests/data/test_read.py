@@ -54,6 +54,10 @@ def test_rows_are_read_in_order_and_numeric_answers_become_text(tmp_path, suffix
             "the last message has the role 'assistant'",
         ),
         ('{"prompt": " ", "answer": "1"}', "'prompt' is empty"),
+        (
+            json.dumps({"prompt": json.dumps([{"role": "user", "content": "x"}]), "answer": "1"}),
+            "'prompt' is a list of messages written as JSON text; store the list itself",
+        ),
         ('{"prompt": "\\ud800", "answer": "1"}', "not valid Unicode"),
     ],
 )
@@ -94,6 +98,12 @@ def test_a_file_without_rows_is_refused(tmp_path, content):
     file.write_bytes(content)
     with pytest.raises(DataError, match="has no rows"):
         pairs(file)
+
+
+def test_an_empty_shard_is_named(tmp_path):
+    good = write_lines(tmp_path / "train-0.jsonl", json.dumps(GOOD))
+    with pytest.raises(DataError, match=r"train-1\.jsonl has no rows, one of 2 shards; write the data set again"):
+        read_rows([good, write_lines(tmp_path / "train-1.jsonl", "")], Columns())
 
 
 def test_a_missing_file_and_an_unknown_suffix_are_refused(tmp_path):

@@ -16,8 +16,10 @@ from asyncrl.environments.pool import EnvironmentPool, EpisodeFailedError
 from asyncrl.errors import RunError
 from asyncrl.generate.engines.base import Sampling
 from asyncrl.generate.episodes import Episodes
+from asyncrl.generate.finished import Finished
 from asyncrl.generate.observation_tokens import ObservationTokens
 from asyncrl.transport.messages.rollouts import LeaseGrant
+from asyncrl.transport.wire import group_from_wire, group_to_wire
 from asyncrl.types import NO_VERSION, Completion, Group
 
 TOKENIZER = build_tokenizer([(string.ascii_letters + string.digits + " .:,[]+=", "")], 512)
@@ -55,7 +57,9 @@ def play() -> Iterator[Any]:
     """play(engine, environment, **config) → (group, reasons)."""
     pools = []
 
-    def run(engine: ScriptedEngine, name: str, prompt: str = "2+3=", **changes: Any) -> tuple[Group, list[str]]:
+    def run(
+        engine: ScriptedEngine, name: str, prompt: str = "2+3=", finished: Finished | None = None, **changes: Any
+    ) -> tuple[Group, list[str]]:
         config = Config()
         config.generator.max_tokens = changes.pop("max_tokens", 200)
         columns = changes.pop("columns", "")
@@ -65,7 +69,7 @@ def play() -> Iterator[Any]:
         pools.append(EnvironmentPool(config.environment))
         episodes = Episodes(engine, pools[-1], ObservationTokens(TOKENIZER), config)
         grant = LeaseGrant(3, 7, "train", 70, PROMPT, prompt, "5", len(engine.scripts), 0.7, 11, 60.0, columns)
-        return asyncio.run(episodes.roll_out(grant))
+        return asyncio.run(episodes.roll_out(grant, finished or Finished()))
 
     yield run
     for pool in pools:
@@ -96,6 +100,19 @@ def test_each_turn_goes_on_from_the_very_tokens_that_were_sampled_and_the_enviro
     assert group.truncated.tolist() == [False, False]
     assert group.sample_text == "2+3=aokbokdone"
     assert group.environment_s > 0
+
+
+def test_an_episode_that_had_ended_is_not_played_again_and_keeps_its_turns(play: Any) -> None:
+    engine, finished = ScriptedEngine(["a", "b", "done"], ["done"], ["a", "done"]), Finished()
+    whole, _ = play(engine, "Tells", finished=finished)
+    ended = {position: group_from_wire(*group_to_wire(group)) for position, group in finished.take_unsent()}
+    assert sorted(ended) == [0, 1, 2]
+    engine.prompts.clear()
+    group, _ = play(engine, "Tells", finished=Finished({0: ended[0], 1: ended[1]}))
+    assert {episode for episode, _ in engine.prompts} == {2}
+    for name in ("tokens", "logprobs", "versions", "lengths", "rewards", "correct", "truncated"):
+        assert np.array_equal(getattr(group, name), getattr(whole, name)), name
+    assert (group.spans, group.turn_rewards, group.sample_text) == (whole.spans, whole.turn_rewards, whole.sample_text)
 
 
 def test_an_environment_sees_its_row_and_what_was_sampled(play: Any) -> None:

@@ -8,17 +8,25 @@ import numpy as np
 import pytest
 
 from asyncrl.config.schema import Config
-from asyncrl.errors import RunError
+from asyncrl.errors import RunError, WireError
 from asyncrl.generate.engines.base import Sampling
+from asyncrl.generate.finished import Finished, finished_before
 from asyncrl.generate.rollout import roll_out
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rewards.worker import RewardFailure, Score
-from asyncrl.transport.messages.rollouts import LeaseGrant
+from asyncrl.transport.messages.rollouts import Kept, LeaseGrant
+from asyncrl.transport.wire import group_to_wire
 from tests.support.generator import ScriptedEngine, make_grant
 
 
-def run_roll_out(engine: ScriptedEngine, pool: RewardPool, grant: LeaseGrant, config: Config | None = None) -> Any:
-    return asyncio.run(roll_out(grant, engine, pool, (config or Config()).generator))
+def run_roll_out(
+    engine: ScriptedEngine,
+    pool: RewardPool,
+    grant: LeaseGrant,
+    config: Config | None = None,
+    finished: Finished | None = None,
+) -> Any:
+    return asyncio.run(roll_out(grant, finished or Finished(), engine, pool, (config or Config()).generator))
 
 
 class Notes:
@@ -78,7 +86,7 @@ def test_logprobs_that_are_not_finite_make_no_group(pool, logprob):
         run_roll_out(engine, pool, make_grant())
 
 
-@pytest.mark.parametrize(("texts", "reason"), [(["abc", ""], "completion 1 is empty"), (["abc"], "1 completions inst")])
+@pytest.mark.parametrize(("texts", "reason"), [(["abc", ""], "is empty"), (["abc"], "0 completions instead of 1")])
 def test_an_empty_or_missing_completion_makes_no_group(pool, texts, reason):
     engine = ScriptedEngine()
     engine.texts[1] = texts
@@ -89,13 +97,48 @@ def test_an_empty_or_missing_completion_makes_no_group(pool, texts, reason):
 def test_training_samples_as_configured_and_an_evaluation_from_the_whole_distribution(pool):
     engine, config = ScriptedEngine(), Config()
     engine.texts[1] = ["a", "b"]
-    config.generator.top_p, config.generator.top_k, config.generator.max_tokens = 0.9, 20, 64
+    config.generator.top_p, config.generator.top_k, config.generator.max_tokens = 0.9, 20, 512
     run_roll_out(engine, pool, make_grant(), config)
     run_roll_out(engine, pool, make_grant(kind="eval", lease_id=-3, temperature=0.0), config)
     config.generator.seeded_sampling = False
     run_roll_out(engine, pool, make_grant(), config)
-    train, evaluation, unseeded = engine.samplings
-    assert train == Sampling(2, temperature=0.7, top_p=0.9, top_k=20, max_tokens=64, seed=11)
-    assert evaluation == Sampling(2, temperature=0.0, top_p=1.0, top_k=-1, max_tokens=64, seed=11)
-    assert unseeded.seed is None
-    assert engine.calls == ["train-3", "eval--3", "train-3"]
+    train, evaluation, unseeded = engine.samplings[:2], engine.samplings[2:4], engine.samplings[4:]
+    settings = {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "max_tokens": 512}
+    assert train == [Sampling(1, **settings, seed=seed) for seed in (11, 12)]
+    whole = {"temperature": 0.0, "top_p": 1.0, "top_k": -1, "max_tokens": 512}
+    assert evaluation == [Sampling(1, **whole, seed=seed) for seed in (11, 12)]
+    assert [sampling.seed for sampling in unseeded] == [None, None]
+    assert engine.calls == ["train-3-0", "train-3-1", "eval--3-0", "eval--3-1", "train-3-0", "train-3-1"]
+
+
+def test_short_completions_of_a_group_are_one_request_as_nothing_is_kept_of_them(pool):
+    engine, config, finished = ScriptedEngine(), Config(), Finished()
+    engine.texts[1] = ["a", "b"]
+    config.generator.max_tokens = 255
+    group, _ = run_roll_out(engine, pool, make_grant(), config, finished)
+    assert (engine.calls, engine.samplings[0].num_samples, group.size) == (["train-3"], 2, 2)
+    assert finished.take_unsent() == []
+    config.generator.keep_finished = True
+    run_roll_out(engine, pool, make_grant(), config, finished)
+    assert [position for position, _ in finished.take_unsent()] == [0, 1]
+
+
+def test_what_an_earlier_holder_had_finished_is_not_sampled_again_and_keeps_its_tokens_and_versions(pool):
+    engine, finished = ScriptedEngine(), Finished()
+    engine.texts[1], engine.version = ["abc", "a", "abcdef"], 4
+    whole, _ = run_roll_out(engine, pool, make_grant(num_samples=3), finished=finished)
+    parts = {position: group_to_wire(group) for position, group in finished.take_unsent()}
+    assert finished.take_unsent() == []
+    kept = [Kept(position, parts[position][0]) for position in (0, 2)]
+    frames = [bytes(frame) for position in (0, 2) for frame in parts[position][1]]
+    grant = make_grant(num_samples=3, kept=kept)
+    engine.calls.clear()
+    engine.version = 5
+    group, _ = run_roll_out(engine, pool, grant, finished=finished_before(grant, frames))
+    assert engine.calls == ["train-3-1"]
+    assert engine.samplings[-1].seed == 12
+    assert group.versions.tolist() == [4, 4, 4, 5, 4, 4, 4, 4, 4, 4]
+    for name in ("tokens", "logprobs", "lengths", "rewards", "truncated"):
+        assert np.array_equal(getattr(group, name), getattr(whole, name)), name
+    with pytest.raises(WireError, match="7 frames of 2 completions"):
+        finished_before(grant, frames[1:])

@@ -7,10 +7,10 @@ import pytest
 
 from asyncrl.errors import RunError, WireError
 from asyncrl.transport.messages.publishing import Done, Failed, JoinGroup, Stage, Switch
-from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseFailed, Serving
+from asyncrl.transport.messages.rollouts import Ack, CompletionDone, GroupDone, Hello, LeaseFailed, Serving
 from asyncrl.transport.messages.supervision import Note
 from asyncrl.transport.wire import encode, group_from_wire
-from tests.support.generator import DIES, HANGS, EngineDiedError, ScriptedEngine, make_grant, run, working
+from tests.support.generator import DIES, HANGING_TEXT, HANGS, EngineDiedError, ScriptedEngine, make_grant, run, working
 
 
 def test_a_lease_comes_back_as_its_group_and_a_failed_reward_is_noted(pool):
@@ -53,6 +53,25 @@ def test_a_replay_process_that_is_new_hears_what_the_generator_has_and_gets_its_
     run(scenario())
 
 
+def test_what_has_ended_of_a_group_that_has_not_is_handed_in_once_and_again_to_a_new_replay_process(pool):
+    async def scenario() -> None:
+        engine = ScriptedEngine()
+        engine.texts[1] = ["abc", HANGING_TEXT]
+        async with working(engine, pool) as bench:
+            await bench.grant(make_grant())
+            done, frames = await bench.receive_any()
+            assert isinstance(done, CompletionDone)
+            assert (done.lease_id, done.position) == (3, 0)
+            assert group_from_wire(done.header, frames).sample_text == "abc"
+            await bench.replay_is_another()
+            hello, _ = await bench.receive()
+            assert hello.held == [3]
+            again, _ = await bench.receive_any()
+            assert (again.lease_id, again.position, again.header.lengths) == (3, 0, [3])
+
+    run(scenario())
+
+
 def test_leases_are_answered_as_they_finish_and_one_that_takes_too_long_fails_alone(pool):
     async def scenario() -> None:
         engine = ScriptedEngine()
@@ -65,8 +84,8 @@ def test_leases_are_answered_as_they_finish_and_one_that_takes_too_long_fails_al
             assert isinstance(answers[3], GroupDone)
             assert isinstance(answers[2], LeaseFailed)
             assert "replay.lease_timeout_s" in answers[2].reason
-            assert engine.num_cancelled == 1
-        assert engine.num_cancelled == 2  # the stop cancels what is in flight
+            assert engine.num_cancelled == 2  # its two completions
+        assert engine.num_cancelled == 4  # the stop cancels what is in flight
 
     run(scenario())
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from asyncrl.errors import DataError
+from asyncrl.learn import checkpoint
 from asyncrl.learn.checkpoint import export_hf, load, save
+from asyncrl.learn.checkpoint_writer import CheckpointWriter
 from asyncrl.learn.update.step import Learner
 from asyncrl.run.trainer_state import TrainerState, checkpoint_dir, latest, read_state
 from tests.support.families import FAMILIES, save_family
@@ -20,10 +28,11 @@ from tests.support.learn import full_parameters, full_reference, random_batch, r
 
 pytestmark = pytest.mark.system
 
-STATE = TrainerState(step=2, update=4)
+STATE = TrainerState(step=2, update=4, entropy_coef=0.03, entropy_is_low=True)
 DECAY = 0.75
 EMA = ["algorithm.kl_coef=0.1", "algorithm.reference=ema", f"algorithm.reference_ema_decay={DECAY}"]
-OVERRIDES = ["learner.mini_batch_size=2", "learner.schedule=cosine", "learner.warmup_steps=1", *EMA]
+ENTROPY = ["algorithm.entropy_coef=0.01", "algorithm.entropy_target=9", "algorithm.entropy_coef_step=0.01"]
+OVERRIDES = ["learner.mini_batch_size=2", "learner.schedule=cosine", "learner.warmup_steps=1", *EMA, *ENTROPY]
 
 
 def train_save_and_train_on(mesh: DeviceMesh, model: str, run_dir: Path) -> dict[str, Any]:
@@ -32,12 +41,15 @@ def train_save_and_train_on(mesh: DeviceMesh, model: str, run_dir: Path) -> dict
     for seed in range(2):
         learner.train(random_batch(seed))
         anchor = {name: DECAY * anchor[name] + (1 - DECAY) * value for name, value in full_parameters(learner).items()}
-    assert learner.update == STATE.update
+    assert learner.state(2) == STATE
     directory = checkpoint_dir(run_dir, STATE.step)
-    for _ in range(2):  # the second replaces the first
-        save(directory, learner, STATE)
+    save(directory, learner, STATE)
+    writer = CheckpointWriter(60.0)
+    writer.begin(directory, learner, STATE, [])  # replaces the first
     saved, reference, draws = full_parameters(learner), full_reference(learner), torch.rand(3)
-    metrics = learner.train(random_batch(2))
+    metrics = learner.train(random_batch(2))  # meanwhile
+    assert writer.wait() == STATE.step
+    dist.barrier()
     found = {"saved": saved, "draws": draws, "metrics": metrics, "after": full_parameters(learner)}
     return found | {"anchor": anchor, "reference": reference}
 
@@ -67,6 +79,37 @@ def save_with_a_nan(mesh: DeviceMesh, model: str, directory: Path) -> None:
     with torch.no_grad():
         next(learner.policy.hf.parameters()).fill_(torch.nan)
     save(directory, learner, STATE)
+
+
+def die_in_mid_save(mesh: DeviceMesh, model: str, run_dir: Path, place: str) -> None:
+    """kill -9 in the thread that writes the second checkpoint."""
+    learner = Learner(tiny_config(model), mesh, 5)
+    save(checkpoint_dir(run_dir, 1), learner, TrainerState(1))
+    owner, name = {"before .metadata": (dcp.FileSystemWriter, "finish"), "before the rename": (checkpoint, "_finish")}[
+        place
+    ]
+    setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    writer = CheckpointWriter(60.0)
+    writer.begin(checkpoint_dir(run_dir, 2), learner, TrainerState(2), [])
+    writer.wait()
+
+
+def save_again(mesh: DeviceMesh, model: str, run_dir: Path) -> list[Any]:
+    """What is there, what is told while the disk is slow, and what once it is done."""
+    learner = Learner(tiny_config(model), mesh, 5)
+    found: list[Any] = [load(latest(run_dir), learner).step]
+    goes_on, finish = threading.Event(), checkpoint._finish
+
+    def slowly(*arguments: Any) -> None:
+        goes_on.wait(60)
+        finish(*arguments)
+
+    checkpoint._finish = slowly
+    writer = CheckpointWriter(60.0)
+    writer.begin(checkpoint_dir(run_dir, 2), learner, TrainerState(2), [])
+    found += [writer.written(), latest(run_dir).name]
+    goes_on.set()
+    return [*found, writer.wait(), latest(run_dir).name, writer.wait()]
 
 
 def save_tokenizer(path: str) -> None:
@@ -100,6 +143,16 @@ def test_a_resumed_run_goes_on_bit_for_bit_and_other_numbers_of_ranks_agree(run:
         for key, atol in (("saved", 0.0), ("after", 1e-6)):
             for name, value in run["results"][0][key].items():
                 torch.testing.assert_close(resumed[key][name], value, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("place", ["before .metadata", "before the rename"])
+def test_a_learner_killed_in_mid_save_goes_on_from_the_checkpoint_before(place: str, tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", tied=True)
+    with pytest.raises(BrokenProcessPool):
+        run_ranks(1, die_in_mid_save, model, tmp_path, place)
+    assert (tmp_path / "checkpoints" / ".step_000002.partial").is_dir()
+    answers = run_ranks(1, save_again, model, tmp_path)[0]
+    assert answers == [1, None, "step_000001", 2, "step_000002", None]
 
 
 def test_an_ema_reference_follows_the_policy_on_every_rank(run: dict[str, Any]) -> None:

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 from asyncrl.config.schema import ModelConfig
 from asyncrl.errors import ConfigError
-from asyncrl.learn.policy.model import attention_of, load_policy
+from asyncrl.learn.policy import varlen_attention
+from asyncrl.learn.policy.model import Segments, attention_of, load_policy
 from tests.support.families import FAMILIES, save_family
 from tests.support.learn import run_ranks
 
@@ -18,6 +19,9 @@ ROWS = torch.tensor([[5, 9, 3, 40, 7, 7, 11, 2], [1, 30, 30, 4, 21, 8, 0, 0]])
 LENGTHS = (8, 6)
 WEIGHTS = torch.linspace(-1, 1, 2 * (sum(LENGTHS) - 2)).view(2, -1)
 """Of the logprob and the entropy of each token in the loss whose gradient is compared."""
+
+PACKED = [family for family in FAMILIES if "soft cap" not in family]
+"""Families whose attention torch's kernel for variable lengths can do."""
 
 Answer = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 
@@ -37,17 +41,25 @@ def of_transformers(path: str) -> Answer:
 
 
 def of_policies(mesh: DeviceMesh, paths: dict[str, str]) -> dict[str, Answer]:
-    return {family: of_policy(mesh, path) for family, path in paths.items()}
+    """By family, and for the packed layout by `packed FAMILY`."""
+    answers = {family: of_policy(mesh, path, packed=False) for family, path in paths.items()}
+    return answers | {f"packed {family}": of_policy(mesh, paths[family], packed=True) for family in PACKED}
 
 
-def of_policy(mesh: DeviceMesh, path: str) -> Answer:
+def of_policy(mesh: DeviceMesh, path: str, packed: bool) -> Answer:
     """Both ranks have the same tokens, so that the mean of their gradients is the gradient."""
-    policy = load_policy(ModelConfig(path=path), mesh)
-    mask = torch.arange(8) < torch.tensor(LENGTHS)[:, None]
-    positions = torch.arange(8).expand(2, 8)
+    policy = load_policy(ModelConfig(path=path, attention=varlen_attention.NAME if packed else "auto"), mesh)
     indices = torch.cat([torch.arange(7), torch.arange(8, 13)])
     targets = torch.cat([ROWS[0, 1:8], ROWS[1, 1:6]])
-    logprobs, entropy = policy(ROWS, positions, mask.long(), indices, targets, TEMPERATURE)
+    if packed:
+        assert policy.packs_sequences
+        tokens, positions = torch.cat([ROWS[0], ROWS[1, :6]])[None], torch.cat([torch.arange(8), torch.arange(6)])[None]
+        segments = Segments(torch.tensor([0, 8, 14], dtype=torch.int32), 8)
+        logprobs, entropy = policy(tokens, positions, None, indices, targets, TEMPERATURE, segments)
+    else:
+        mask = torch.arange(8) < torch.tensor(LENGTHS)[:, None]
+        positions = torch.arange(8).expand(2, 8)
+        logprobs, entropy = policy(ROWS, positions, mask.long(), indices, targets, TEMPERATURE)
     (WEIGHTS * torch.stack([logprobs, entropy])).sum().backward()
     gradients = {
         name: parameter.grad.full_tensor()  # type: ignore[attr-defined]
@@ -67,12 +79,12 @@ def answers(paths: dict[str, str]) -> dict[str, Answer]:
     return run_ranks(2, of_policies, paths)[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *(f"packed {family}" for family in PACKED)])
 def test_every_family_has_transformers_logprobs_entropies_and_gradients(
     family: str, paths: dict[str, str], answers: dict[str, Answer]
 ) -> None:
     logprobs, entropy, gradients = answers[family]
-    expected_logprobs, expected_entropy, expected_gradients = of_transformers(paths[family])
+    expected_logprobs, expected_entropy, expected_gradients = of_transformers(paths[family.removeprefix("packed ")])
     torch.testing.assert_close(logprobs, expected_logprobs, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(entropy, expected_entropy, rtol=1e-5, atol=1e-5)
     assert gradients.keys() == expected_gradients.keys()

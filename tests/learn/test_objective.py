@@ -15,6 +15,7 @@ from asyncrl.algorithms.kl import K3_TANGENT_FROM
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.config.checks.algorithm import ALGORITHM_CHOICES
 from asyncrl.learn.update.objective import Objective, correction_of, objective
+from tests.algorithms.test_correction import REJECTIONS
 from tests.algorithms.test_correction import loop as correction_loop
 from tests.support.ragged import Ragged, Sequence, ragged
 
@@ -29,7 +30,8 @@ algorithms = st.builds(
     correction_upper=st.sampled_from([1.2, 2.0]),
     correction_lag_decay=st.sampled_from([1.0, 0.9]),
     correction_veto=st.sampled_from([0.0, 0.2]),
-    rejection=st.sampled_from(ALGORITHM_CHOICES["algorithm.rejection"]),
+    rejection=st.sampled_from([*REJECTIONS]),
+    sapo_temperature_negative=st.sampled_from([1.05, 3.0]),
     rejection_bound=st.just(0.1),
     behaviour_coef=st.sampled_from([0.0, 0.3]),
     kl_coef=st.sampled_from([0.0, 0.2]),
@@ -66,6 +68,9 @@ def policy_terms(sequence: Sequence, proximal: list[float], algorithm: Algorithm
         elif algorithm.loss == "cispo":
             held = min(max(ratio, 1 - algorithm.clip_lower), 1 + algorithm.clip_upper)
             terms.append((-held * advantage * logprob, -held * advantage))
+        elif algorithm.loss == "sapo":
+            temperature, gate = sapo_gate(ratio, advantage, algorithm)
+            terms.append((-advantage * 4 / temperature * gate, -advantage * 4 * ratio * gate * (1 - gate)))
         elif algorithm.loss == "dppo_tv":
             moved = math.exp(logprob) - math.exp(mu)
             dropped = moved > algorithm.clip_upper if advantage > 0 else moved < -algorithm.clip_lower
@@ -73,6 +78,11 @@ def policy_terms(sequence: Sequence, proximal: list[float], algorithm: Algorithm
         else:
             terms.append((-advantage * logprob, -advantage))
     return terms
+
+
+def sapo_gate(ratio: float, advantage: float, algorithm: AlgorithmConfig) -> tuple[float, float]:
+    temperature = algorithm.sapo_temperature_positive if advantage > 0 else algorithm.sapo_temperature_negative
+    return temperature, 1 / (1 + math.exp(-temperature * (ratio - 1)))
 
 
 def factors(sequence: Sequence, proximal: list[float], algorithm: AlgorithmConfig) -> list[float]:
@@ -88,6 +98,9 @@ def factors(sequence: Sequence, proximal: list[float], algorithm: AlgorithmConfi
         )
     if algorithm.loss == "cispo":
         carried = [min(max(ratio, 1 - algorithm.clip_lower), 1 + algorithm.clip_upper) for ratio in carried]
+    if algorithm.loss == "sapo":
+        gates = [sapo_gate(ratio, sequence.advantage, algorithm)[1] for ratio in carried]
+        carried = [4 * ratio * gate * (1 - gate) for ratio, gate in zip(carried, gates, strict=True)]
     return [scale for _, scale in correction_loop(sequence, algorithm, carried)]
 
 

@@ -14,7 +14,14 @@ from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.errors import StalenessError
 from asyncrl.learn.update.batch_metrics import batch_metrics
 from asyncrl.learn.update.mini_batches import mini_batches
-from asyncrl.learn.update.packing import Layout, build_micro_batch, num_tokens_of, plan_micro_batches, rows_of
+from asyncrl.learn.update.packing import (
+    Layout,
+    build_micro_batch,
+    cost_of,
+    num_tokens_of,
+    plan_micro_batches,
+    rows_of,
+)
 from asyncrl.types import Batch
 from tests.support.learn import random_batch
 
@@ -26,7 +33,8 @@ layouts = st.sampled_from(["padded", "shared", "packed"])
 def test_each_sequence_is_planned_once_within_the_budget_and_ranks_stay_in_step(
     lengths: list[int], num_ranks: int, budget: int, layout: Layout
 ) -> None:
-    plan = plan_micro_batches(lengths, num_ranks, budget, layout)
+    costs = [cost_of(length, 8) for length in lengths]
+    plan = plan_micro_batches(lengths, costs, num_ranks, budget, layout)
     assert len(plan) == num_ranks
     assert len({len(micro_batches) for micro_batches in plan}) == 1
     planned = [sequence for micro_batches in plan for chosen in micro_batches for sequence in chosen]
@@ -36,8 +44,10 @@ def test_each_sequence_is_planned_once_within_the_budget_and_ranks_stay_in_step(
             sizes = [lengths[sequence] for sequence in chosen]
             num_tokens = sum(sizes) if layout == "packed" else max(sizes, default=0) * len(sizes)
             assert num_tokens <= budget or len(chosen) == 1
-    loads = [sum(lengths[sequence] for chosen in micro_batches for sequence in chosen) for micro_batches in plan]
-    assert max(loads) - min(loads) <= max(lengths, default=0)
+    of_each = [[sum(costs[sequence] for sequence in chosen) for chosen in micro_batches] for micro_batches in plan]
+    loads = [sum(of_micro_batches) for of_micro_batches in of_each]
+    assert max(loads) - min(loads) <= max(costs, default=0) * (1 + 1e-9)
+    assert all(of_micro_batches == sorted(of_micro_batches, reverse=True) for of_micro_batches in of_each)
 
 
 @given(st.integers(0, 20), st.integers(1, 3), st.integers(5, 60), layouts)
@@ -48,7 +58,7 @@ def test_a_micro_batch_predicts_each_sampled_token_from_the_token_before_it(
     rows = rows_of(mini_batch, mini_batch.trained_sequences, layout, num_ranks, budget)
     lengths = [num_tokens_of(mini_batch, row) for row in rows]
     seen = torch.zeros(len(mini_batch.actions.targets), dtype=torch.int64)
-    for micro_batches in plan_micro_batches(lengths, num_ranks, budget, layout):
+    for micro_batches in plan_micro_batches(lengths, lengths, num_ranks, budget, layout):
         for numbers in micro_batches:
             chosen = [rows[number] for number in numbers]
             micro_batch = build_micro_batch(mini_batch, chosen, layout)
@@ -68,6 +78,15 @@ def test_a_micro_batch_predicts_each_sampled_token_from_the_token_before_it(
             assert torch.equal(positions, prompt_lengths - 1 + in_sequence)
             seen[places] += 1
     assert torch.equal(seen, torch.ones_like(seen))
+
+
+def test_packs_of_lognormal_lengths_are_full_and_cost_every_rank_the_same() -> None:
+    lengths = np.random.default_rng(0).lognormal(7.3, 1.0, 1024).astype(int).clip(1, 16384).tolist()
+    costs = [cost_of(length, 1024) for length in lengths]
+    plan = plan_micro_batches(lengths, costs, 4, 16384, "packed")
+    loads = [sum(costs[row] for chosen in micro_batches for row in chosen) for micro_batches in plan]
+    assert max(loads) <= 1.001 * sum(loads) / 4
+    assert sum(lengths) >= 0.97 * 16384 * sum(len(micro_batches) for micro_batches in plan)
 
 
 @given(st.integers(0, 20), st.integers(1, 40))

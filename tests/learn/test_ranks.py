@@ -54,6 +54,15 @@ SEQUENCES = [
     "algorithm.kl_coef=0.1",
     "algorithm.kl_unbiased=true",
 ]
+PASSES = [
+    "algorithm.loss=sapo",
+    "algorithm.correction=none",
+    "algorithm.rejection=second_moment",
+    "algorithm.rejection_bound=0.3",
+    "algorithm.entropy_coef=0.02",
+    "algorithm.entropy_target=3.0",
+    "learner.epochs_per_batch=2",
+]
 # name → (tied embeddings, layout, overrides); cases of one letter must agree with each other
 CASES: dict[str, tuple[bool, str, list[str]]] = {
     "a padded": (True, "padded", [*RICH, "learner.micro_batch_tokens=10000"]),
@@ -73,6 +82,9 @@ CASES: dict[str, tuple[bool, str, list[str]]] = {
     "c shared": (True, "shared", [*DECOUPLED, "learner.micro_batch_tokens=30"]),
     "d padded": (False, "padded", [*SEQUENCES, "learner.micro_batch_tokens=10000"]),
     "d packed": (False, "packed", [*SEQUENCES, "learner.micro_batch_tokens=30"]),
+    "e padded": (True, "padded", [*PASSES, "learner.micro_batch_tokens=10000"]),
+    "e packed": (True, "packed", [*PASSES, "learner.micro_batch_tokens=30"]),
+    "e shared": (True, "shared", [*PASSES, "learner.micro_batch_tokens=30"]),
     "d shared": (False, "shared", [*SEQUENCES, "learner.micro_batch_tokens=10000"]),
 }
 
@@ -198,7 +210,7 @@ def test_more_ranks_train_as_one_does(by_num_ranks: dict[int, dict[str, Any]], n
     [
         "a small micro-batches",
         "a checkpointed",
-        *(f"{case} {layout}" for case in "abcd" for layout in ("packed", "shared")),
+        *(f"{case} {layout}" for case in "abcde" for layout in ("packed", "shared")),
     ],
 )
 def test_layout_and_micro_batch_size_change_nothing(by_num_ranks: dict[int, dict[str, Any]], case: str) -> None:

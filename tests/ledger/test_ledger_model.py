@@ -18,7 +18,11 @@ from asyncrl.ledger.curriculum import Curriculum
 from asyncrl.ledger.ledger import Ledger
 from asyncrl.ledger.records import PromptRecord
 from asyncrl.ledger.store import LedgerStore
+from asyncrl.replay.kept_completions import KeptCompletions
+from asyncrl.transport.messages.rollouts import CompletionDone
+from asyncrl.transport.wire import group_from_wire, group_to_wire
 from tests.support.naive_ledger import IN_PLAY, NaiveLedger
+from tests.support.wire import make_group
 
 GENERATORS = ("generator-0", "generator-1")
 TIMEOUT_S = 10.0
@@ -77,6 +81,9 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
         self.state: dict[int, str] = {}
         self.solved: dict[int, float] = {}
         self.came_back_at: dict[int, int] = {}
+        self.kept = KeptCompletions(group_size=2)
+        self.kept_of: dict[int, set[int]] = {}  # index → versions of its kept completions
+        self.sampled_by: dict[int, int] = {}  # lease → the oldest version among what it was given and samples itself
         self.finished: list[int] = []  # in order of completion
         self.batches: list[list[int]] = []
         self.leases: dict[int, tuple[int, str, float, int]] = {}  # id → index, generator, deadline, version then
@@ -100,10 +107,33 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
             self.state[index] = "skipped"
         assert lease.lease_id not in self.leases
         self.leases[lease.lease_id] = (lease.index, generator, lease.deadline_s, self.frontier)
+        oldest = self.step - self.max_staleness
+        kept, frames = self.kept.hand_on(lease.index, oldest)
+        versions = [
+            int(group_from_wire(each.header, frames[4 * n : 4 * n + 4]).versions.min()) for n, each in enumerate(kept)
+        ]
+        expected_kept = {version for version in self.kept_of.get(lease.index, set()) if version >= oldest}
+        assert set(versions) == expected_kept
+        self.kept_of[lease.index] = expected_kept
+        self.sampled_by[lease.lease_id] = min([self.frontier, *versions])
         self.unanswered.add(lease.lease_id)
         self.valid[lease.index] = lease.lease_id
         self.state[lease.index] = "leased"
         self.drawn_under.setdefault(lease.index, self.eta)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.unanswered)
+    def a_completion_of_a_group_ends(self, data):
+        """Also under leases that have been taken back, from whose holders nothing is kept."""
+        lease_id = data.draw(st.sampled_from(sorted(self.unanswered)))
+        index, generator, _, version = self.leases[lease_id]
+        held = self.ledger.index_held(lease_id, generator)
+        assert held == (index if self.valid.get(index) == lease_id else None)
+        assert self.ledger.index_held(lease_id, "another") is None
+        if held is not None and not self.kept_of.get(index):
+            header, frames = group_to_wire(make_group(index, version, rewards=(1.0,)))
+            self.kept.keep(index, CompletionDone(lease_id, 0, header), frames)
+            self.kept_of[index] = {version}
 
     @rule(data=st.data())
     def move_eta(self, data):
@@ -124,7 +154,7 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
         self.complete_lease(lease_id, data.draw(st.booleans()), data.draw(SOLVED))
 
     def complete_lease(self, lease_id, rewards_differ=True, solved=0.5):
-        index, _, _, version = self.leases[lease_id]
+        index, version = self.leases[lease_id][0], self.sampled_by[lease_id]
         counts = lease_id in self.unanswered and self.state[index] in ("leased", "waiting")
         self.unanswered.discard(lease_id)
         outcome = self.ledger.complete(lease_id, version, rewards_differ, solved)
@@ -132,6 +162,8 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
             assert outcome is None
             return
         self.valid.pop(index, None)
+        self.kept.forget([index])
+        self.kept_of.pop(index, None)
         self.solved[index], self.came_back_at[index] = solved, self.step
         if not rewards_differ and index in self.first_drawn_of_step():
             assert outcome == "filtered"
@@ -215,6 +247,7 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
         self.store.close()
         self.store = LedgerStore(Path(self.folder.name) / "ledger.sqlite", "off")
         self.store.begin_session(began_anew=with_the_whole_run)
+        self.kept, self.kept_of = KeptCompletions(group_size=2), {}
         snapshot = self.store.snapshot()
         curriculum = self.curriculum(self.store.history(), snapshot.next_step)
         self.ledger = Ledger(**self.rules, curriculum=curriculum, snapshot=snapshot, now_s=self.now_s)

@@ -17,6 +17,7 @@ from asyncrl.publish.plan import (
     Slice,
     buckets,
     cut,
+    joined,
     own_pieces,
     pack,
     place_alone,
@@ -197,3 +198,37 @@ def test_a_damaged_delta_is_an_error_or_shows_in_the_checksum(
     except ValueError:
         return
     assert torch.equal(old, new) or checksum(old) != checksum(new)
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.sampled_from(["gate", "up", "both"]))
+def test_the_experts_of_a_layer_are_one_slice_that_copies_the_same(
+    num_experts: int, rows: int, columns: int, loaded: str
+) -> None:
+    fused = torch.arange(num_experts * 2 * rows * columns).view(num_experts, 2 * rows, columns)
+    target = torch.zeros(num_experts, 2 * rows, columns, dtype=torch.int64)
+    halves = {"gate": [0], "up": [1], "both": [0, 1]}[loaded]
+    slices = [
+        Slice(
+            "gate_up_proj",
+            Region.of(fused[expert].chunk(2)[half]),
+            "w13",
+            Region.of(target[expert].chunk(2)[1 - half]),  # the kernel wants them the other way round
+        )
+        for half in halves
+        for expert in range(num_experts)
+    ]
+    whole = joined(slices)
+    assert len(whole) == len(halves)
+    for one in whole:
+        one.target.view(target).copy_(one.source.view(fused))
+    for half in halves:
+        assert torch.equal(target.chunk(2, dim=1)[1 - half], fused.chunk(2, dim=1)[half])
+
+
+def test_slices_that_do_not_follow_each_other_evenly_stay_apart() -> None:
+    place = Region(0, (2,), (1,))
+    moved = [Region(offset, (2,), (1,)) for offset in (4, 10)]
+    slices = [Slice("a", place, "w", place), *(Slice("a", one, "w", one) for one in moved)]
+    assert joined(slices) == [Slice("a", Region(0, (2, 2), (4, 1)), "w", Region(0, (2, 2), (4, 1))), slices[2]]
+    assert joined([slices[0], Slice("b", moved[0], "w", moved[0])]) == [slices[0], Slice("b", moved[0], "w", moved[0])]
+    assert joined([slices[0], slices[0]]) == [slices[0], slices[0]]

@@ -1,8 +1,9 @@
 """Generators that die, join and leave, on real sockets: scripted generators and the real ReplayClient."""
 
-from asyncrl.transport.messages.rollouts import Hello, Serving
+from asyncrl.transport.messages.rollouts import CompletionDone, Hello, LeaseGrant, Serving
 from asyncrl.transport.messages.scaling import Drain, Drained, Gone
 from asyncrl.transport.messages.supervision import Note
+from asyncrl.transport.wire import group_from_wire, group_to_wire
 from tests.support.replay import (
     PATIENCE_S,
     SOON_S,
@@ -13,7 +14,7 @@ from tests.support.replay import (
     only_acks_come,
     serving,
 )
-from tests.support.wire import peer
+from tests.support.wire import make_group, peer
 
 
 def test_the_prompts_of_a_dead_generator_go_to_another_at_once_and_what_it_sent_late_is_refused(served, config):
@@ -29,6 +30,35 @@ def test_the_prompts_of_a_dead_generator_go_to_another_at_once_and_what_it_sent_
             answer(dead, lost[0])
             assert dead.hears_nothing()
     assert [note.text for note in served.reports(Note)] == ["2 prompts of generator-0 go to the next free generator"]
+
+
+def finished(grant: LeaseGrant, position: int, version: int = 0) -> tuple[CompletionDone, list]:
+    header, frames = group_to_wire(make_group(grant.index, version, rewards=(0.0,)))
+    return CompletionDone(grant.lease_id, position, header), frames
+
+
+def test_what_a_dead_generator_had_finished_goes_to_the_next_holder_and_nobody_elses_word_counts(served):
+    with generator(served, "generator-0", 2) as dead, learner(served) as client:
+        client.published(0, PATIENCE_S)
+        lost = grants(dead, 2)
+        dead.send(*finished(lost[0], position=1))
+        with generator(served, "generator-1", 4) as other:
+            (mine, _) = grants(other, 2)
+            other.send(*finished(lost[1], position=0))  # it does not hold that prompt
+            other.send(*finished(mine, position=2))  # a group has two
+            dead.send(*finished(lost[0], position=1))  # as after a reconnection
+            dead.send(Hello("tcp://generator-0", 1, 2, serves=True, held=[grant.lease_id for grant in lost]))
+            client.members(PATIENCE_S)
+            served.control.send("replay", Gone("generator-0", "failed: its process died"))
+            (first, frames), (second, none) = [other.receive() for _ in range(2)]
+            assert [(first.index, len(first.kept)), (second.index, len(second.kept))] == [(0, 1), (1, 0)]
+            assert first.kept[0].position == 1
+            assert (first.kept[0].header.lengths, none) == ([1], [])
+            assert group_from_wire(first.kept[0].header, frames).versions.tolist() == [0]
+            answer(other, first)
+            answer(other, second)
+            batch, _ = client.batch(0, PATIENCE_S)
+            assert [header.index for header in batch.headers] == [0, 1]
 
 
 def test_a_prompt_that_took_its_generators_down_is_quarantined_with_the_reason(served):

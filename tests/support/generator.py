@@ -18,7 +18,7 @@ from asyncrl.generate.worker import GeneratorWorker
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.control_server import ControlServer
-from asyncrl.transport.messages.rollouts import Ack, Hello, LeaseGrant
+from asyncrl.transport.messages.rollouts import Ack, CompletionDone, Hello, LeaseGrant
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import Network, bind, connect, connect_watched
 from asyncrl.transport.wire import Frame, decode, encode
@@ -27,6 +27,7 @@ from tests.support.wire import PATIENCE_MS, bind_again
 
 HANGS = -1
 DIES = -2
+HANGING_TEXT = "hangs"
 
 
 class EngineDiedError(Exception):
@@ -56,7 +57,12 @@ class ScriptedEngine:
             except asyncio.CancelledError:
                 self.num_cancelled += 1
                 raise
-        return [self._completion(text) for text in self.texts[prompt_token_ids[0]]]
+        texts = self.texts[prompt_token_ids[0]]
+        if sampling.num_samples == 1:
+            texts = texts[int(request_id.rpartition("-")[2]) :][:1]
+        if texts == [HANGING_TEXT]:
+            await asyncio.Event().wait()
+        return [self._completion(text) for text in texts]
 
     def _completion(self, text: str) -> Completion:
         return Completion(
@@ -130,6 +136,12 @@ class Bench:
         self.running = asyncio.create_task(self.worker.run(self.publish_endpoint))
 
     async def receive(self) -> tuple[AnyMessage, list[Frame]]:
+        """The next message; completions that are handed in by themselves are passed over."""
+        while isinstance((received := await self.receive_any())[0], CompletionDone):
+            pass
+        return received
+
+    async def receive_any(self) -> tuple[AnyMessage, list[Frame]]:
         assert await self.replay.poll(PATIENCE_MS), "the worker sent nothing"
         _, *parts = await self.replay.recv_multipart()
         return decode(parts)

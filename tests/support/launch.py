@@ -18,7 +18,7 @@ from asyncrl.run.metrics import read_rows
 from asyncrl.run.trainer_state import latest, read_state
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 280.0
+DEADLINE_S = 560.0
 
 STAND_IN = "generator.engine=bench.standin.engine:StandInEngine"
 """Real weights and exact logprobs, up in 2 s: for tests of what happens around an engine, not in it."""

@@ -23,9 +23,10 @@ from asyncrl.config.schema import Config
 from asyncrl.learn.policy.model import PolicyModel
 from asyncrl.learn.update.step import Learner
 from asyncrl.types import NO_VERSION, Batch, Group
-from bench.support.generators import PRELOAD
 
 VOCABULARY = 48
+PRELOAD = ["asyncrl.learn.checkpoint", "transformers.models.qwen3.modeling_qwen3"]
+"""What the one fork server of this process imports."""
 
 
 def save_tiny_model(path: Path, *, tied: bool, num_hidden_layers: int = 2) -> str:

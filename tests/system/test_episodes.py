@@ -15,6 +15,7 @@ from asyncrl.config.schema import Config, PublishConfig
 from asyncrl.environments.base import Action, Row, Step
 from asyncrl.environments.pool import EnvironmentPool
 from asyncrl.generate.episodes import Episodes
+from asyncrl.generate.finished import Finished
 from asyncrl.generate.observation_tokens import ObservationTokens
 from asyncrl.learn.update.mini_batches import mini_batches
 from asyncrl.publish.session import PublishSession
@@ -87,7 +88,7 @@ async def play(folder: Path, gate: Path) -> tuple[Group, list[int], dict[int, fl
             await asyncio.to_thread(session.send, 0, perturbed(model))
             first = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             first.load_state_dict(model.state_dict())
-            playing = asyncio.create_task(Episodes(engine, pool, tokens, config).roll_out(grant))
+            playing = asyncio.create_task(Episodes(engine, pool, tokens, config).roll_out(grant, Finished()))
             await all_held(gate.with_suffix(".held"))
             await asyncio.to_thread(session.send, 1, perturbed(model))  # every episode is in its midst
             gate.touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,28 +11,41 @@ from pathlib import Path
 import pytest
 
 import asyncrl
-from tests.support.launch import DEADLINE_S, STAND_IN
-from tests.system.conftest import ROOT
+from tests.support.installed import install_wheel
+from tests.support.launch import DEADLINE_S, ROOT, STAND_IN
 
 pytestmark = pytest.mark.system
 
 QUICK = [STAND_IN, "learner.batch_size=8", "algorithm.group_size=4", "model.warmup_steps=100"]
 
 
-def run_example(name: str, folder: Path, *arguments: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # for the stand-in; asyncrl itself is installed
-    command = [sys.executable, str(ROOT / "examples" / name), *arguments]
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a fresh environment with the wheel."""
+    return install_wheel(tmp_path_factory.mktemp("installed"))
+
+
+def run_example(python: Path, name: str, folder: Path, *arguments: str) -> str:
+    """In a folder outside of the checkout, which has a copy of the example and the stand-in engine's package."""
+    shutil.copy(ROOT / "examples" / name, folder)
+    (folder / "bench").symlink_to(ROOT / "bench")
     result = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env=environment, timeout=DEADLINE_S, check=False
+        [str(python), name, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        timeout=DEADLINE_S,
+        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
-def test_a_script_trains_with_a_reward_of_its_own_and_reads_its_run(tmp_path: Path) -> None:
-    output = run_example("train.py", tmp_path, *QUICK, "run.steps=4", "run.name=mine")
+def test_a_script_trains_with_a_reward_of_its_own_and_reads_its_run(python: Path, tmp_path: Path) -> None:
+    output = run_example(python, "train.py", tmp_path, *QUICK, "run.steps=4", "run.name=mine")
     run = asyncrl.Run(tmp_path / "runs" / "mine")
-    assert run.config.reward.terms[0].function == f"{ROOT / 'examples' / 'train.py'}:near"
+    assert run.config.reward.terms[0].function == f"{tmp_path / 'train.py'}:near"
     assert str(run.metrics().column("reward/mean")[-1].as_py()) in output.splitlines()[-1]
     assert run.prompts().column("state").to_pylist().count("trained") == 4 * 8
     assert run.checkpoints().column("step").to_pylist() == [4]
@@ -49,8 +63,10 @@ def test_a_script_that_launches_without_a_guard_is_refused_before_anything_start
     assert 'put the call of launch under `if __name__ == "__main__":`' in result.stderr
 
 
-def test_the_loop_in_one_file_is_on_policy_at_first_then_as_stale_as_it_says(tmp_path: Path) -> None:
-    steps = [line.split() for line in run_example("loop.py", tmp_path, "4").splitlines() if line.startswith("step")]
+def test_the_loop_in_one_file_is_on_policy_at_first_then_as_stale_as_it_says(python: Path, tmp_path: Path) -> None:
+    steps = [
+        line.split() for line in run_example(python, "loop.py", tmp_path, "4").splitlines() if line.startswith("step")
+    ]
     figures = [dict(zip(words[2::2], map(float, words[3::2]), strict=True)) for words in steps]
     assert [step["lag"] for step in figures] == [0, 1, 2, 2]
     assert figures[0]["ratio"] == 1

@@ -38,15 +38,15 @@ def launched_on(cluster: Cluster, folder: Path) -> Iterator[Launched]:
         "cluster.allow_open_ray=true",
         *quick(100_000, "run.eval_every=0", STAND_IN),
     ]
-    run = launch(folder, *settings)
+    run = launch(folder, *settings, name="nodes")
     try:
         yield run
     finally:
         run.process.kill()
 
 
-def test_a_generator_whose_node_has_left_goes_on_on_another(cluster: Cluster, tmp_path: Path) -> None:
-    with launched_on(cluster, tmp_path) as run:
+def test_a_generator_whose_node_has_left_goes_on_on_another(cluster: Cluster, runs: Path) -> None:
+    with launched_on(cluster, runs) as run:
         run.wait_for_step(3)
         node = cluster.add_node(num_cpus=4)
         assert cli.main(["scale", str(run.run_dir), "--generators", "2"]) == 0

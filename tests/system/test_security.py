@@ -28,7 +28,7 @@ from asyncrl.errors import ConfigError
 from tests.support import stranger
 from tests.support.launch import Launched, launch, quick
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.xdist_group("security")]  # one run, ended by the last test that has it
 
 SECRETS = {name: secrets.token_hex(20) for name in ("HF_TOKEN", "WANDB_API_KEY")}
 """The user's own, in the launcher's environment."""
@@ -36,10 +36,12 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become 
 
 
 @pytest.fixture(scope="module")
-def run() -> Iterator[Launched]:
+def run(runs: Path) -> Iterator[Launched]:
     """A live run, in a folder that every user can look into."""
     folder = Path(tempfile.mkdtemp(prefix="open-", dir="/tmp"))
     folder.chmod(0o755)
+    if (runs / "models").is_dir():
+        shutil.copytree(runs / "models", folder / "models")
     live = launch(folder, *quick(100_000, "run.eval_every=0"), variables={**os.environ, **SECRETS})
     try:
         live.wait_for_step(3)
@@ -98,7 +100,7 @@ def test_another_user_gets_nothing_out_of_a_run_and_nothing_into_it(run: Launche
             "uid": pwd.getpwnam("nobody").pw_uid,
         }
         command = [sys.executable, stranger.__file__, json.dumps(attack)]
-        attempt = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+        attempt = subprocess.run(command, capture_output=True, text=True, timeout=500, check=True)
         assert not any(json.loads(attempt.stdout).values()), attempt.stdout
     run.wait_for_more_steps(2)
     run.wait_until(lambda: float(run.rows()[-1]["queue/peers_refused"]) > 0, "refused peers")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ ALGORITHM_CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm.credit": ("episode", "turn"),
     "algorithm.zero_variance": ("keep", "filter", "refill"),
     "algorithm.overlong": ("none", "mask", "penalty"),
-    "algorithm.loss": ("ppo_clip", "decoupled_ppo", "gspo", "cispo", "dppo_tv", "reinforce"),
+    "algorithm.loss": ("ppo_clip", "decoupled_ppo", "gspo", "cispo", "sapo", "dppo_tv", "reinforce"),
     "algorithm.proximal": ("recompute", "interpolate"),
     "algorithm.aggregation": ("token_mean", "sequence_mean", "sequence_sum", "prompt_mean"),
     "algorithm.correction": (
@@ -34,6 +34,7 @@ ALGORITHM_CHOICES: dict[str, tuple[str, ...]] = {
         "sequence_max_k2",
         "sequence_max_k3",
         "negative_sequence_k1",
+        "second_moment",
     ),
     "algorithm.kl_estimator": ("k1", "k2", "k3"),
     "algorithm.kl_in": ("loss", "reward"),
@@ -45,9 +46,14 @@ ALGORITHM_POSITIVE = (
     "algorithm.pass_k",
     "algorithm.max_refill_batches",
     "algorithm.clip_upper",
+    "algorithm.sapo_temperature_positive",
+    "algorithm.sapo_temperature_negative",
     "algorithm.aggregation_constant",
     "algorithm.correction_upper",
     "algorithm.rejection_bound",
+    "algorithm.entropy_target",
+    "algorithm.entropy_coef_step",
+    "algorithm.entropy_coef_max",
 )
 
 ALGORITHM_NOT_NEGATIVE = (
@@ -75,8 +81,14 @@ READ_ONLY_WITH: dict[str, tuple[str, Callable[[AlgorithmConfig], bool]]] = {
     "pass_k": ("advantage=pass_at_k", lambda algorithm: algorithm.advantage == "pass_at_k"),
     "max_refill_batches": ("zero_variance=refill", lambda algorithm: algorithm.zero_variance == "refill"),
     "overlong_buffer_tokens": ("overlong=penalty", lambda algorithm: algorithm.overlong == "penalty"),
-    "clip_lower": ("loss other than reinforce", lambda algorithm: algorithm.loss != "reinforce"),
-    "clip_upper": ("loss other than reinforce", lambda algorithm: algorithm.loss != "reinforce"),
+    **dict.fromkeys(
+        ("clip_lower", "clip_upper"),
+        ("loss other than reinforce and sapo", lambda algorithm: algorithm.loss not in ("reinforce", "sapo")),
+    ),
+    **dict.fromkeys(
+        ("sapo_temperature_positive", "sapo_temperature_negative"),
+        ("loss=sapo", lambda algorithm: algorithm.loss == "sapo"),
+    ),
     "dual_clip": ("loss=ppo_clip or decoupled_ppo", lambda algorithm: algorithm.loss in _PPO),
     "proximal": ("loss=decoupled_ppo", lambda algorithm: algorithm.loss == "decoupled_ppo"),
     "aggregation_constant": ("aggregation=sequence_sum", lambda algorithm: algorithm.aggregation == "sequence_sum"),
@@ -90,6 +102,10 @@ READ_ONLY_WITH: dict[str, tuple[str, Callable[[AlgorithmConfig], bool]]] = {
         ("kl_coef above 0", lambda algorithm: algorithm.kl_coef > 0),
     ),
     "reference_ema_decay": ("reference=ema", lambda algorithm: algorithm.reference == "ema"),
+    **dict.fromkeys(
+        ("entropy_coef_step", "entropy_coef_max"),
+        ("entropy_target", lambda algorithm: algorithm.entropy_target is not None),
+    ),
 }
 """Key of the section → what it needs to be read at all."""
 
@@ -107,6 +123,7 @@ def algorithm_problems(config: Config) -> list[str]:
         *_correction_problems(algorithm),
         *_unused_problems(algorithm),
         *_overlong_problems(algorithm, config.generator.max_tokens),
+        *_entropy_problems(algorithm),
         *_proximal_problems(config),
     ]
 
@@ -119,6 +136,12 @@ def algorithm_warnings(config: Config) -> list[str]:
         warnings.append(
             f"algorithm.loss={algorithm.loss} with algorithm.correction=none and replay.max_staleness="
             f"{config.replay.max_staleness}: tokens of older policies are trained on as if they were this one's"
+        )
+    if algorithm.loss == "reinforce" and algorithm.correction == "none" and config.learner.epochs_per_batch > 1:
+        warnings.append(
+            "algorithm.loss=reinforce with algorithm.correction=none and learner.epochs_per_batch="
+            f"{config.learner.epochs_per_batch}: from the second pass on the tokens are another policy's, and nothing "
+            "bounds how far it goes; set algorithm.correction=token_mask, or a loss with a clip"
         )
     k1_in_loss = algorithm.kl_estimator == "k1" and algorithm.kl_in == "loss"
     if algorithm.kl_coef > 0 and k1_in_loss and not algorithm.kl_unbiased:
@@ -176,9 +199,10 @@ def _correction_problems(algorithm: AlgorithmConfig) -> list[str]:
             f"algorithm.correction_upper={algorithm.correction_upper} must be 1 or above: the band has to hold a ratio "
             "of 1"
         )
-    if algorithm.loss == "cispo" and algorithm.correction.endswith("_truncate"):
+    own_cut = {"cispo": "clip_lower, clip_upper", "sapo": "its gate"}.get(algorithm.loss)
+    if own_cut and algorithm.correction.endswith("_truncate"):
         problems.append(
-            f"{chosen} with algorithm.loss=cispo, which cuts the importance weight itself (clip_lower, clip_upper); "
+            f"{chosen} with algorithm.loss={algorithm.loss}, which cuts the importance weight itself ({own_cut}); "
             "set algorithm.correction=none or a mask"
         )
     if algorithm.loss == "gspo" and algorithm.correction.startswith("token_"):
@@ -187,7 +211,7 @@ def _correction_problems(algorithm: AlgorithmConfig) -> list[str]:
             "set algorithm.correction=none, or one that starts with sequence or geometric"
         )
     rejection = f"algorithm.rejection={algorithm.rejection}"
-    if algorithm.loss == "gspo" and algorithm.rejection.startswith("token_"):
+    if algorithm.loss == "gspo" and algorithm.rejection.startswith(("token_", "second_moment")):
         problems.append(
             f"{rejection} with algorithm.loss=gspo: a bound for single tokens on a loss of whole sequences; "
             "set algorithm.rejection=sequence_mean_k3 or another of sequences"
@@ -221,14 +245,24 @@ def _overlong_problems(algorithm: AlgorithmConfig, max_tokens: int) -> list[str]
     return []
 
 
+def _entropy_problems(algorithm: AlgorithmConfig) -> list[str]:
+    if algorithm.entropy_target is not None and algorithm.entropy_coef > algorithm.entropy_coef_max:
+        return [
+            f"algorithm.entropy_coef={algorithm.entropy_coef} is above algorithm.entropy_coef_max="
+            f"{algorithm.entropy_coef_max}, the largest that algorithm.entropy_target may set; lower it"
+        ]
+    return []
+
+
 def _proximal_problems(config: Config) -> list[str]:
     """Interpolation is by the lag: at lag 0, after the step's first update, it can only take μ for π_prox."""
     algorithm, learner = config.algorithm, config.learner
-    several_updates = learner.mini_batch_size not in (None, learner.batch_size)
+    several_updates = learner.mini_batch_size not in (None, learner.batch_size) or learner.epochs_per_batch > 1
     if algorithm.proximal == "interpolate" and config.replay.max_staleness == 0 and several_updates:
         return [
             "algorithm.proximal=interpolate with replay.max_staleness=0 and several updates a step "
-            f"(learner.mini_batch_size={learner.mini_batch_size}): every token has lag 0, where π_prox would be μ and "
+            f"(learner.mini_batch_size={learner.mini_batch_size}, learner.epochs_per_batch="
+            f"{learner.epochs_per_batch}): every token has lag 0, where π_prox would be μ and "
             "nothing would correct the mismatch of the engines; set algorithm.proximal=recompute, or "
             "algorithm.loss=ppo_clip for the ratio to μ"
         ]

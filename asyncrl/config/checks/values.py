@@ -44,6 +44,7 @@ _POSITIVE = (
     "learner.count",
     "learner.batch_size",
     "learner.mini_batch_size",
+    "learner.epochs_per_batch",
     "learner.micro_batch_tokens",
     "learner.lr",
     "learner.eps",

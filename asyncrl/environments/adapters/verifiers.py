@@ -27,8 +27,8 @@ from asyncrl.config.user_code import import_file, is_file_name
 from asyncrl.environments.adapters import verifiers_chat
 from asyncrl.environments.base import Action, Observation, Row, Step
 
-HELD_OUT = 0.1
-"""Share of the tasks, the last ones, that is for evaluations."""
+HELD_OUT = 10
+"""One task in so many is for evaluations."""
 CHAT = "asyncrl_chat"
 Messages = list[dict[str, str]]
 
@@ -58,12 +58,15 @@ class Verifiers:
 
     def rows(self, split: str, seed: int) -> list[tuple[str, str]]:
         """Each task's prompt and its number; for the warm-up, the prompts of those that have an answer, with it."""
-        first_held_out = len(self._tasks) - max(1, round(HELD_OUT * len(self._tasks)))
-        numbered = [(task.data.prompt_text or ".", str(number)) for number, task in enumerate(self._tasks)]
+        of_split = [
+            (task, number)
+            for number, task in enumerate(self._tasks)
+            if (number % HELD_OUT == HELD_OUT - 1) == (split == "test")
+        ]
         if split == "warmup":
-            answers = [getattr(task.data, "answer", None) for task in self._tasks[:first_held_out]]
-            return [(prompt, f"{said}") for (prompt, _), said in zip(numbered, answers, strict=False) if said]
-        return numbered[:first_held_out] if split == "train" else numbered[first_held_out:]
+            answers = [(task.data.prompt_text, getattr(task.data, "answer", None)) for task, _ in of_split]
+            return [(prompt, f"{answer}") for prompt, answer in answers if answer]
+        return [(task.data.prompt_text or ".", f"{number}") for task, number in of_split]
 
     async def reset(self, row: Row) -> Observation | None:
         """The rollout of the task whose number is the row's answer, up to its first request."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from asyncrl.publish.second_copy import SecondCopy
 from asyncrl.types import Completion
 
 
@@ -38,6 +39,8 @@ class EngineSpec:
     seed: int
     on_cpu: bool
     trust_remote_code: bool
+    second_copy: SecondCopy | None = None
+    """What the next version would take beside the one that serves, in GPU memory; None = it is not put there."""
 
 
 class Engine(Protocol):
@@ -72,3 +75,6 @@ class Engine(Protocol):
     async def resume(self, version: int) -> None: ...
 
     def shutdown(self) -> None: ...
+
+    async def kernels(self) -> dict[str, str]:
+        """What computes `attention` and `sampling`, and whatever else a person would want named. Only for people."""

@@ -11,13 +11,15 @@ from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from asyncrl.config.schema import CPU_KV_CACHE_BYTES, GeneratorConfig
 from asyncrl.errors import RunError
 from asyncrl.generate.engines.base import EngineSpec, Sampling
-from asyncrl.publish.vllm.worker_extension import BACKEND
+from asyncrl.publish.vllm.worker_extension import BACKEND, STAGE_ON_DEVICE
 from asyncrl.types import Completion, FinishReason
 
 GPU_DEFAULT_BATCH_TOKENS = 2048
@@ -32,9 +34,12 @@ class VllmEngine:
     def __init__(self, spec: EngineSpec, config: GeneratorConfig) -> None:
         engine_config = _engine_args(spec, config).create_engine_config()
         if spec.on_cpu:
-            from asyncrl.generate.engines.vllm_cpu import use_fork
+            from asyncrl.generate.engines.vllm_cpu import start_fast
 
-            use_fork()
+            start_fast()
+            if engine_config.model_config.use_mla:
+                # Else vLLM 0.32 takes AMX_MLA where there is AMX, and a publish cannot see what that has packed.
+                engine_config.attention_config.backend = AttentionBackendEnum.CPU_MLA
         self._llm = AsyncLLM.from_vllm_config(engine_config, disable_log_stats=True)
         self._version = -1  # the weights that vLLM loaded itself; training never sees them
         self._running = asyncio.Event()
@@ -93,9 +98,14 @@ class VllmEngine:
     def shutdown(self) -> None:
         self._llm.shutdown()
 
+    async def kernels(self) -> dict[str, str]:
+        (first, *_) = await self._llm.collective_rpc("kernels")
+        return dict(first)
+
 
 def _engine_args(spec: EngineSpec, config: GeneratorConfig) -> AsyncEngineArgs:
     kv_cache_bytes = config.kv_cache_bytes or (CPU_KV_CACHE_BYTES if spec.on_cpu else None)
+    utilization, stage_on_device = _leaving_room(spec, config)
     return AsyncEngineArgs(
         model=spec.model_path,
         dtype=spec.dtype,
@@ -104,7 +114,7 @@ def _engine_args(spec: EngineSpec, config: GeneratorConfig) -> AsyncEngineArgs:
         tensor_parallel_size=config.tensor_parallel,
         seed=spec.seed,
         enforce_eager=config.enforce_eager or spec.on_cpu,
-        gpu_memory_utilization=config.gpu_memory_utilization,
+        gpu_memory_utilization=utilization,
         kv_cache_memory_bytes=kv_cache_bytes,
         enable_prefix_caching=True,
         # A seeded request whose prefill is cut into chunks kills vLLM 0.32's CPU worker ("CPU Generator does not use
@@ -114,9 +124,21 @@ def _engine_args(spec: EngineSpec, config: GeneratorConfig) -> AsyncEngineArgs:
         logprobs_mode="processed_logprobs",
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         worker_extension_cls=WORKER_EXTENSION,
+        additional_config={STAGE_ON_DEVICE: stage_on_device},
         trust_remote_code=spec.trust_remote_code,
         generation_config="vllm",  # sampling comes from our config alone, never from the model's folder
     )
+
+
+def _leaving_room(spec: EngineSpec, config: GeneratorConfig) -> tuple[float, bool]:
+    """The share of GPU memory that vLLM may take, and whether the next version has room beside it."""
+    utilization = config.gpu_memory_utilization
+    if spec.second_copy is None:
+        return utilization, False
+    gpu_bytes = current_platform.get_device_total_memory()
+    if not spec.second_copy.fits(gpu_bytes, utilization, config.kv_cache_bytes):
+        return utilization, False
+    return utilization - spec.second_copy.weights_bytes / gpu_bytes, True
 
 
 def _batch_tokens(spec: EngineSpec) -> int | None:

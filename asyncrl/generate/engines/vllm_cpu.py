@@ -1,21 +1,26 @@
-"""vLLM on CPU starts with `fork` instead of `spawn`. One shim, for CPU alone.
+"""vLLM on CPU starts with `fork` instead of `spawn`, and compiles nothing. One shim, for CPU alone.
 
 vLLM's CPU platform starts its engine and workers with `spawn`, also inside a Ray actor. That imports everything again:
 47 s instead of 15 s to the first token on two cores. Fork is safe here because OMP_NUM_THREADS=1 is set before Python
 starts, so no OpenMP pool exists that a fork could break.
 
-Expiry: vLLM 0.32; remove when fork can be asked for by a public option, or spawn starts in less than ~20 s.
+Although `enforce_eager` is on, it compiles a few lines of its sampler with torch.compile at the first token: 2 s, and
+8 s on a machine where it has never run.
+
+Expiry: vLLM 0.32; remove when fork can be asked for by a public option, or spawn starts in less than ~20 s, and when
+`enforce_eager` holds for the sampler.
 """
 
 from __future__ import annotations
 
 import os
 
+import torch
 from vllm.utils import system_utils
 from vllm.v1.executor import multiproc_executor
 
 
-def use_fork() -> None:
+def start_fast() -> None:
     """Call between `create_engine_config()`, which forces spawn, and the engine's start."""
 
     def leave_as_is() -> None:
@@ -24,3 +29,4 @@ def use_fork() -> None:
     system_utils._maybe_force_spawn = leave_as_is
     multiproc_executor._maybe_force_spawn = leave_as_is
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    torch.compiler.set_stance("force_eager")  # in the forks too

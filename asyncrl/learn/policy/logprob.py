@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asyncrl import devices
 from asyncrl.config.logit_transform import LogitTransform
 
 CPU_CHUNK_BYTES = 2**28
@@ -126,9 +127,7 @@ class _HeadLogprobs(torch.autograd.Function):
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     """Of the T tokens, each with at most `chunk_bytes` of logits."""
-    device = hidden.device
-    gpu_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    size = max(1, chunk_bytes(gpu_bytes) // (BYTES_PER_LOGIT * len(weight)))
+    size = max(1, chunk_bytes(devices.memory_bytes(hidden.device)) // (BYTES_PER_LOGIT * len(weight)))
     return [slice(start, start + size) for start in range(0, len(hidden), size)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,32 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
+from asyncrl import devices
 from asyncrl.config.logit_transform import read_logit_transform
 from asyncrl.config.schema import ModelConfig
 from asyncrl.errors import ConfigError, DataError
+from asyncrl.learn.policy import varlen_attention
 from asyncrl.learn.policy.logprob import token_logprobs
 from asyncrl.learn.policy.sharded_load import Shards, fill, read_sharded
+
+
+class Segments(NamedTuple):
+    """N sequences one after another in a row; computed once, so that no layer has to."""
+
+    starts: Tensor
+    """[N + 1] int32: where each begins, and where the last one ends."""
+    longest: int
+    """Tokens."""
+
+    @property
+    def kernel_arguments(self) -> dict[str, Any]:
+        """As transformers names them."""
+        return {
+            "cu_seq_lens_q": self.starts,
+            "cu_seq_lens_k": self.starts,
+            "max_length_q": self.longest,
+            "max_length_k": self.longest,
+        }
 
 
 class PolicyModel(nn.Module):
@@ -31,7 +53,7 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.hf = hf
         self.logit_transform = read_logit_transform(hf, hf.name_or_path)
-        self.packs_sequences = str(hf.config._attn_implementation).startswith("flash_attention")
+        self.packs_sequences = hf.config._attn_implementation.startswith(("flash_attention", varlen_attention.NAME))
         """Whether the attention kernel keeps sequences that share a row apart at no cost."""
         self.takes_branch_masks = hf.config._attn_implementation == "sdpa" and _attends_to_all(hf.config)
         """Whether a mask alone decides who sees whom."""
@@ -44,6 +66,7 @@ class PolicyModel(nn.Module):
         indices: Tensor,
         targets: Tensor,
         temperature: float,
+        segments: Segments | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies of T target tokens.
 
@@ -54,13 +77,19 @@ class PolicyModel(nn.Module):
             indices: [T] int64 into the flattened [N · S]: the position whose output predicts the target.
             targets: [T] int64.
             temperature: divides the logits.
+            segments: where packed sequences lie, for a kernel that packs.
 
         Returns:
             logprobs [T] and entropy [T] (nats), float32.
         """
+        kernel_arguments = segments.kernel_arguments if segments is not None and self.packs_sequences else {}
         # transformers finds packed sequences by their position ids, but only when there is no KV cache.
         output = self.hf.get_decoder()(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            use_cache=False,
+            **kernel_arguments,
         )
         hidden = output.last_hidden_state.flatten(0, 1)[indices]
         return token_logprobs(hidden, self.hf.get_output_embeddings(), targets, temperature, self.logit_transform)
@@ -91,7 +120,7 @@ def load_policy(
     if gradient_checkpointing:
         policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
     _shard(policy, model, mesh, offload=offload, keep_root_gathered=True)
-    fill(policy, hf, shards, torch.device(mesh.device_type), offload=offload)
+    fill(hf, shards, torch.device(mesh.device_type), offload=offload)
     return policy
 
 
@@ -103,7 +132,7 @@ def load_reference(model: ModelConfig, mesh: DeviceMesh, *, offload: bool = Fals
     hf, shards = _read_causal_lm(model, mesh)
     reference = PolicyModel(hf).eval().requires_grad_(False)
     _shard(reference, model, mesh, offload=offload, keep_root_gathered=False)
-    fill(reference, hf, shards, torch.device(mesh.device_type), offload=offload)
+    fill(hf, shards, torch.device(mesh.device_type), offload=offload)
     return reference
 
 
@@ -164,21 +193,28 @@ def attention_of(model: ModelConfig, config: PretrainedConfig, device_type: str)
     """transformers' name of the attention to use.
 
     Raises:
-        ConfigError: sdpa is asked for and the model caps its attention scores.
+        ConfigError: an attention is asked for that leaves out the cap of the model's scores.
     """
     # sdpa leaves a soft cap of the attention scores out, without a word, and the engine does not.
     is_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-    if model.attention == "sdpa" and is_capped:
+    if model.attention in ("sdpa", varlen_attention.NAME) and is_capped:
         raise ConfigError(
-            f"model.attention=sdpa with model.path={model.path!r}, whose attn_logit_softcapping it would leave out; "
-            "set model.attention=auto"
+            f"model.attention={model.attention} with model.path={model.path!r}, whose attn_logit_softcapping it would "
+            "leave out; set model.attention=auto"
         )
     if model.attention != "auto":
         return model.attention
     half = compute_dtype(model, device_type) != torch.float32  # flash attention has no float32 kernels
-    if device_type == "cuda" and half and is_flash_attn_2_available():
+    if devices.is_accelerator(device_type) and half and is_flash_attn_2_available():
         return "flash_attention_2"
+    if half and not is_capped and varlen_attention.runs_on(torch.device(device_type), _head_dim(config)):
+        return varlen_attention.NAME
     return "eager" if is_capped else "sdpa"
+
+
+def _head_dim(config: PretrainedConfig) -> int:
+    text = config.get_text_config()
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
 def _attends_to_all(config: PretrainedConfig) -> bool:

@@ -1,7 +1,7 @@
 """A model's weights, read so that no process ever holds more than its own shards of them.
 
     meta model ── every parameter a DTensor without data ──▶ transformers reads and converts this rank's rows alone
-    Shards     ── after FSDP has cut the model ──▶ copied into its parameters, one by one
+    Shards     ── after FSDP has cut the model ──▶ its parameters, as they are
 
 transformers' own loader does the reading, so names, conversions and types are what `from_pretrained` gives.
 """
@@ -77,21 +77,24 @@ def read_sharded(
     return hf, set(loading["missing_keys"]), _take_out(hf)
 
 
-def fill(module: nn.Module, hf: PreTrainedModel, shards: Shards, device: torch.device, *, offload: bool) -> None:
-    """Gives a sharded model on the meta device memory, and moves the shards there, one by one.
+def fill(hf: PreTrainedModel, shards: Shards, device: torch.device, *, offload: bool) -> None:
+    """Gives a sharded model on the meta device its shards, without a second copy of them.
 
     Args:
-        module: what was sharded; it holds `hf`.
         hf: has the parameters under the names of `shards`.
         shards: emptied.
         device: where the model computes.
-        offload: keep the parameters, but not the buffers, in host memory.
+        offload: leave the parameters, but not the buffers, in host memory.
     """
-    module.to_empty(device="cpu" if offload else device)
-    with torch.no_grad():
-        for name, parameter in hf.named_parameters():
-            assert isinstance(parameter, DTensor)
-            parameter.to_local().copy_(shards.parameters.pop(name))
+    filled: dict[nn.Parameter, nn.Parameter] = {}
+    state = {}
+    for name, parameter in hf.named_parameters(remove_duplicate=False):
+        if parameter not in filled:
+            shard = shards.parameters.pop(name)
+            value = DTensor(shard if offload else shard.to(device), parameter._spec, requires_grad=False)
+            filled[parameter] = nn.Parameter(value, requires_grad=parameter.requires_grad)
+        state[name] = filled[parameter]
+    hf.load_state_dict(state, strict=False, assign=True)  # FSDP takes what is assigned for its own
     for name, _ in list(hf.named_buffers()):
         owner, _, leaf = name.rpartition(".")
         hf.get_submodule(owner)._buffers[leaf] = shards.buffers.pop(name).to(device)

@@ -15,10 +15,15 @@ from asyncrl.learn.update.packing import (
     Layout,
     MicroBatch,
     build_micro_batch,
+    cost_of,
     num_tokens_of,
     plan_micro_batches,
     rows_of,
 )
+
+ROW_TOKENS_PER_HIDDEN = 2
+"""The longest row that completions share: a token's matrix products cost about 24 · hidden², its attention under a mask
+4 · hidden · (tokens of the row), at twice the hidden size a third of the products."""
 
 
 @dataclass
@@ -28,17 +33,18 @@ class Forward:
     mesh: DeviceMesh
     """One dimension, all learner ranks."""
     layout: Layout
-    row_tokens: int
-    """Longest row that completions share; more would cost more in attention than it saves."""
+    hidden_size: int
+    """Of the model: it says what attention costs beside the matrix products."""
     micro_batch_tokens: int
     temperature: float
 
     def micro_batches(self, mini_batch: MiniBatch, sequences: Sequence[int]) -> Iterator[MicroBatch]:
         """This rank's share of `sequences`, on its device; the same micro-batches whenever it is asked again."""
-        limit = min(self.row_tokens, self.micro_batch_tokens)
+        limit = min(ROW_TOKENS_PER_HIDDEN * self.hidden_size, self.micro_batch_tokens)
         rows = rows_of(mini_batch, sequences, self.layout, self.mesh.size(), limit)
         lengths = [num_tokens_of(mini_batch, row) for row in rows]
-        plan = plan_micro_batches(lengths, self.mesh.size(), self.micro_batch_tokens, self.layout)
+        costs = [cost_of(length, self.hidden_size) for length in lengths]
+        plan = plan_micro_batches(lengths, costs, self.mesh.size(), self.micro_batch_tokens, self.layout)
         for chosen in plan[self.mesh.get_local_rank()]:
             micro_batch = build_micro_batch(mini_batch, [rows[row] for row in chosen], self.layout)
             yield micro_batch.to(torch.device(self.mesh.device_type))
@@ -52,6 +58,7 @@ class Forward:
             micro_batch.indices,
             micro_batch.actions.targets,
             self.temperature,
+            micro_batch.segments,
         )
         return outputs
 

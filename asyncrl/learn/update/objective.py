@@ -7,6 +7,7 @@ Legend: T action tokens.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -40,6 +41,7 @@ def objective(
     reference_logprobs: Tensor | None = None,
     proximal_logprobs: Tensor | None = None,
     progress: float = 0.0,
+    largest_square: float = math.inf,
     mean_correction: float = 1.0,
 ) -> Objective:
     """This micro-batch's share of the mini-batch's loss, and of its parts.
@@ -52,9 +54,12 @@ def objective(
         reference_logprobs: [T] log of the reference; None leaves the KL out.
         proximal_logprobs: [T] log π_prox of decoupled_ppo with proximal=recompute; None = π_θ itself.
         progress: share of the step's updates made before this one, for proximal=interpolate.
+        largest_square: of (log ρ)² that rejection=second_moment keeps; global.
         mean_correction: divides the corrections; global, see correction_normalise.
     """
-    log_ratio, correction = _log_ratio_and_correction(logprobs, proximal_logprobs, actions, algorithm, progress)
+    log_ratio, correction = _log_ratio_and_correction(
+        logprobs, proximal_logprobs, actions, algorithm, progress, largest_square
+    )
     behaviour = actions.behaviour_logprobs
     policy = policy_loss(
         logprobs, behaviour, log_ratio, actions.advantages, actions.mask, actions.segment_ids, algorithm
@@ -82,9 +87,29 @@ def correction_of(
     actions: ActionTokens,
     algorithm: AlgorithmConfig,
     progress: float,
+    largest_square: float = math.inf,
 ) -> Correction:
     """What `objective` corrects by. Arguments as there."""
-    return _log_ratio_and_correction(logprobs, proximal_logprobs, actions, algorithm, progress)[1]
+    return _log_ratio_and_correction(logprobs, proximal_logprobs, actions, algorithm, progress, largest_square)[1]
+
+
+def log_ratios(
+    logprobs: Tensor,
+    proximal_logprobs: Tensor | None,
+    actions: ActionTokens,
+    algorithm: AlgorithmConfig,
+    progress: float,
+) -> tuple[Tensor, Tensor]:
+    """[T] log of the ratio that the loss clips, which carries the gradient, and of the one to be corrected."""
+    behaviour = actions.behaviour_logprobs
+    if algorithm.loss != "decoupled_ppo":
+        log_ratio = clamped_log_ratio(logprobs, behaviour)
+        return log_ratio, log_ratio
+    if algorithm.proximal == "interpolate":
+        proximal = interpolated(logprobs, behaviour, actions.lags, progress)
+    else:
+        proximal = logprobs.detach() if proximal_logprobs is None else proximal_logprobs
+    return clamped_log_ratio(logprobs, proximal), clamped_log_ratio(proximal, behaviour)
 
 
 def _log_ratio_and_correction(
@@ -93,17 +118,11 @@ def _log_ratio_and_correction(
     actions: ActionTokens,
     algorithm: AlgorithmConfig,
     progress: float,
+    largest_square: float,
 ) -> tuple[Tensor, Correction]:
     """[T] log of the ratio that the loss clips, which carries the gradient, and the correction."""
-    behaviour, mask, segment_ids = actions.behaviour_logprobs, actions.mask, actions.segment_ids
-    if algorithm.loss != "decoupled_ppo":
-        log_ratio = to_correct = clamped_log_ratio(logprobs, behaviour)
-    else:
-        if algorithm.proximal == "interpolate":
-            proximal = interpolated(logprobs, behaviour, actions.lags, progress)
-        else:
-            proximal = logprobs.detach() if proximal_logprobs is None else proximal_logprobs
-        log_ratio, to_correct = clamped_log_ratio(logprobs, proximal), clamped_log_ratio(proximal, behaviour)
-    carried = carried_ratio(log_ratio, mask, segment_ids, algorithm)
-    dropped = rejected(to_correct, actions.advantages, mask, segment_ids, algorithm)
+    mask, segment_ids, advantages = actions.mask, actions.segment_ids, actions.advantages
+    log_ratio, to_correct = log_ratios(logprobs, proximal_logprobs, actions, algorithm, progress)
+    carried = carried_ratio(log_ratio, advantages, mask, segment_ids, algorithm)
+    dropped = rejected(to_correct, advantages, mask, segment_ids, algorithm, largest_square)
     return log_ratio, correct(to_correct, carried, dropped, mask, segment_ids, actions.lags, algorithm)

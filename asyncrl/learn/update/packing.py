@@ -2,7 +2,7 @@
 
 Three layouts:
 
-    padded   each sequence in a row of its own, right-padded, with an attention mask
+    padded   each sequence in a row of its own, right-padded; under a causal mask no token sees what pads its row
     shared   a group's completions in one row behind their prompt, which is computed once; the mask keeps them apart
     packed   all one after another in a single row whose position ids restart, without a mask, for kernels that know
              sequences of variable length (flash attention)
@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from asyncrl.learn.policy.model import Segments
 from asyncrl.learn.update.mini_batches import ActionTokens, MiniBatch
 
 Layout = Literal["padded", "shared", "packed"]
@@ -37,15 +38,17 @@ class MicroBatch:
     input_ids: Tensor
     """[N, S] int64; packed: N = 1."""
     position_ids: Tensor
-    """[N, S] int64, from 0 in each sequence."""
+    """[N, S] int64, from 0 in each sequence; padding counts on, lest a new sequence be seen there."""
     attention_mask: Tensor | None
-    """padded: [N, S] int64, 1 = token, 0 = padding. shared: [N, 1, S, S] bool, who sees whom. packed: None."""
+    """shared: [N, 1, S, S] bool, who sees whom. Else None."""
     indices: Tensor
     """[T] int64 into the flattened [N · S]: the position whose output predicts the action token."""
     actions: ActionTokens
     """[T]"""
     is_idle: bool = False
     """It holds one token of no sequence, of weight 0, to keep the rank in step."""
+    segments: Segments | None = None
+    """packed: where the sequences lie."""
 
     def to(self, device: torch.device) -> MicroBatch:
         return MicroBatch(
@@ -55,6 +58,7 @@ class MicroBatch:
             self.indices.to(device, non_blocking=True),
             self.actions.to(device),
             self.is_idle,
+            None if self.segments is None else self.segments._replace(starts=self.segments.starts.to(device)),
         )
 
 
@@ -83,26 +87,40 @@ def num_tokens_of(mini_batch: MiniBatch, row: Row) -> int:
     return len(mini_batch.prompts[row[0]]) + sum(len(mini_batch.completions[sequence]) for sequence in row)
 
 
-def plan_micro_batches(lengths: Sequence[int], num_ranks: int, budget: int, layout: Layout) -> Plan:
-    """Balance rows over ranks, then fill each rank's micro-batches up to the budget.
+def cost_of(num_tokens: int, hidden_size: int) -> float:
+    """Of a row, in tokens without attention.
+
+    A token's matrix products take about 24 · hidden² operations, causal attention 2 · hidden · (tokens of the row).
+    """
+    return num_tokens + num_tokens**2 / (12 * hidden_size)
+
+
+def plan_micro_batches(
+    lengths: Sequence[int], costs: Sequence[float], num_ranks: int, budget: int, layout: Layout
+) -> Plan:
+    """Balance rows over ranks by their costs, then fill each rank's micro-batches up to the budget.
 
     Ranks are balanced by longest-processing-time-first (Graham 1969: within 4/3 of the best), micro-batches filled by
     first-fit decreasing. FSDP's collectives need every rank to run the same number of micro-batches, so the ranks with
-    fewer get empty ones. A row over the budget has a micro-batch of its own.
+    fewer get empty ones, and each begins with its dearest, so that those of one turn are alike. A row over the budget
+    has a micro-batch of its own.
 
     Args:
         lengths: tokens of each row.
+        costs: of each row, rising with its tokens.
         num_ranks: learner ranks.
         budget: tokens of one micro-batch, padding included.
         layout: how the tokens are counted: packed = the sum, else rows · longest.
     """
-    loads = [(0, rank) for rank in range(num_ranks)]
+    loads = [(0.0, rank) for rank in range(num_ranks)]
     per_rank: list[list[int]] = [[] for _ in range(num_ranks)]
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
         load, rank = heapq.heappop(loads)
         per_rank[rank].append(row)
-        heapq.heappush(loads, (load + lengths[row], rank))
+        heapq.heappush(loads, (load + costs[row], rank))
     plan = [_fill(rows, lengths, budget, layout) for rows in per_rank]
+    for micro_batches in plan:
+        micro_batches.sort(key=lambda chosen: -sum(costs[row] for row in chosen))
     num_micro_batches = max(len(micro_batches) for micro_batches in plan)
     return [micro_batches + [[]] * (num_micro_batches - len(micro_batches)) for micro_batches in plan]
 
@@ -131,18 +149,20 @@ def build_micro_batch(mini_batch: MiniBatch, rows: list[Row], layout: Layout) ->
     laid = [_lay_out(mini_batch, row) for row in rows]
     lengths = np.array([len(row.token_ids) for row in laid])
     width = lengths.max()
+    segments = None
     if layout == "packed":
         starts = np.cumsum(lengths) - lengths
         input_ids = np.concatenate([row.token_ids for row in laid])[None]
         position_ids = np.concatenate([row.position_ids for row in laid])[None]
         attention_mask = None
+        segments = Segments(torch.from_numpy(np.append(starts, lengths.sum()).astype(np.int32)), int(width))
     else:
         starts = np.arange(len(rows)) * width
         input_ids = _padded([row.token_ids for row in laid], width)
-        position_ids = _padded([row.position_ids for row in laid], width)
-        is_token = np.arange(width) < lengths[:, None]
-        attention_mask = torch.from_numpy(is_token.astype(np.int64))
+        position_ids = np.tile(np.arange(width), (len(rows), 1))
+        attention_mask = None
         if layout == "shared":
+            position_ids = _padded([row.position_ids for row in laid], width)
             branches = torch.from_numpy(_padded([row.branches for row in laid], width, fill=-1))
             attention_mask = _branch_mask(branches)
     sequences = [sequence for row in rows for sequence in row]
@@ -153,6 +173,7 @@ def build_micro_batch(mini_batch: MiniBatch, rows: list[Row], layout: Layout) ->
         attention_mask,
         torch.from_numpy(np.concatenate([start + row.predictors for start, row in zip(starts, laid, strict=True)])),
         mini_batch.actions.select(torch.from_numpy(np.concatenate(actions))),
+        segments=segments,
     )
 
 
@@ -202,6 +223,7 @@ def _branch_mask(branches: Tensor) -> Tensor:
 
 def _idle_micro_batch(layout: Layout) -> MicroBatch:
     zero = torch.zeros(1, dtype=torch.int64)
-    masks = {"padded": torch.ones(1, 1, dtype=torch.int64), "shared": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool) if layout == "shared" else None
     actions = ActionTokens(zero, zero.float(), zero, zero, zero.float(), weights=zero.float())
-    return MicroBatch(zero[None], zero[None], masks.get(layout), zero, actions, is_idle=True)
+    segments = Segments(torch.tensor([0, 1], dtype=torch.int32), 1) if layout == "packed" else None
+    return MicroBatch(zero[None], zero[None], mask, zero, actions, is_idle=True, segments=segments)

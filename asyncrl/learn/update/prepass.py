@@ -10,12 +10,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from asyncrl.algorithms.kl import KL_ESTIMATORS
+from asyncrl.algorithms.rejection import largest_kept_square
 from asyncrl.algorithms.segments import segment_sum
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.learn.policy.model import PolicyModel
 from asyncrl.learn.update.forward import Forward
 from asyncrl.learn.update.mini_batches import MiniBatch
-from asyncrl.learn.update.objective import correction_of
+from asyncrl.learn.update.objective import correction_of, log_ratios
 
 Proximal = list[Tensor]
 """log π_prox, [T] for each micro-batch of this rank."""
@@ -34,22 +35,54 @@ def mean_correction(
     proximal: Proximal | None,
     algorithm: AlgorithmConfig,
     progress: float,
+    largest_square: float,
 ) -> float:
     """Mean corrected importance weight over the trained tokens of all ranks; 1 when every weight is 0.
 
-    It does not change while gradients add up, since the policy changes only after the last micro-batch. `progress` is
-    as in `objective`.
+    It does not change while gradients add up, since the policy changes only after the last micro-batch. `progress` and
+    `largest_square` are as in `objective`.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=forward.mesh.device_type)
     for position, micro_batch in enumerate(forward.micro_batches(mini_batch, mini_batch.trained_sequences)):
         logprobs, actions = forward.logprobs(policy, micro_batch), micro_batch.actions
         proximal_logprobs = None if proximal is None else proximal[position]
-        correction = correction_of(logprobs, proximal_logprobs, actions, algorithm, progress)
+        correction = correction_of(logprobs, proximal_logprobs, actions, algorithm, progress, largest_square)
         sums[0] += correction.weights.where(actions.mask, 0.0).sum(dtype=torch.float64)
         sums[1] += actions.mask.sum()
     dist.all_reduce(sums, group=forward.mesh.get_group())
     total, num_tokens = sums.tolist()
     return total / num_tokens if total > 0 else 1.0
+
+
+def largest_square(
+    forward: Forward,
+    policy: PolicyModel,
+    mini_batch: MiniBatch,
+    proximal: Proximal | None,
+    algorithm: AlgorithmConfig,
+    progress: float,
+) -> float:
+    """Of (log ρ)² of all ranks' trained tokens, the largest that `rejection=second_moment` keeps."""
+    assert algorithm.rejection_bound is not None
+    device = torch.device(forward.mesh.device_type)
+    squares = [torch.zeros(0, device=device)]
+    for position, micro_batch in enumerate(forward.micro_batches(mini_batch, mini_batch.trained_sequences)):
+        logprobs, actions = forward.logprobs(policy, micro_batch), micro_batch.actions
+        proximal_logprobs = None if proximal is None else proximal[position]
+        log_ratio = log_ratios(logprobs, proximal_logprobs, actions, algorithm, progress)[1]
+        squares.append(log_ratio[actions.mask].square())
+    return largest_kept_square(_of_all_ranks(torch.cat(squares), forward), algorithm.rejection_bound)
+
+
+def _of_all_ranks(values: Tensor, forward: Forward) -> Tensor:
+    """The values of every rank, one rank after another. Collective."""
+    group, num_ranks = forward.mesh.get_group(), forward.mesh.size()
+    lengths = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(num_ranks)]
+    dist.all_gather(lengths, torch.tensor([len(values)], device=values.device), group=group)
+    longest = int(torch.cat(lengths).max())
+    gathered = [values.new_zeros(longest) for _ in range(num_ranks)]
+    dist.all_gather(gathered, torch.nn.functional.pad(values, (0, longest - len(values))), group=group)
+    return torch.cat([each[:length] for each, length in zip(gathered, lengths, strict=True)])
 
 
 def completion_kl(forward: Forward, reference: PolicyModel, parts: list[MiniBatch], estimator: str) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -17,21 +18,18 @@ from asyncrl.config.schema import Config
 from asyncrl.learn.policy.model import PolicyModel, load_policy, load_reference, move_towards
 from asyncrl.learn.policy.optimizer import build_optimizer, learning_rate
 from asyncrl.learn.update.batch_metrics import Metrics, batch_metrics
+from asyncrl.learn.update.entropy_control import EntropyControl
 from asyncrl.learn.update.forward import Forward
 from asyncrl.learn.update.mini_batches import MiniBatch, mini_batches
 from asyncrl.learn.update.objective import objective
 from asyncrl.learn.update.packing import Layout, MicroBatch
-from asyncrl.learn.update.prepass import Proximal, completion_kl, mean_correction, proximal_logprobs
+from asyncrl.learn.update.prepass import Proximal, completion_kl, largest_square, mean_correction, proximal_logprobs
 from asyncrl.learn.update.quarantine import quarantine_broken_logprobs
 from asyncrl.learn.update.token_metrics import TokenMetrics
+from asyncrl.run.trainer_state import TrainerState
 from asyncrl.types import Batch
 
 log = logging.getLogger(__name__)
-
-
-ROW_TOKENS_PER_HIDDEN = 2
-"""A token's matrix products cost about 24 · hidden², its attention 4 · hidden · (tokens of the row). At twice the
-hidden size attention costs a third of the products."""
 
 
 class Learner:
@@ -64,19 +62,21 @@ class Learner:
         self.forward = Forward(
             mesh,
             layout=_layout(self.policy, self.device),
-            row_tokens=ROW_TOKENS_PER_HIDDEN * self.policy.hf.config.hidden_size,
+            hidden_size=self.policy.hf.config.get_text_config().hidden_size,
             micro_batch_tokens=learner.micro_batch_tokens,
             temperature=config.generator.temperature,
         )
         self.mini_batch_size = learner.mini_batch_size or learner.batch_size
-        updates_per_step = learner.batch_size // self.mini_batch_size
+        updates_per_step = learner.epochs_per_batch * (learner.batch_size // self.mini_batch_size)
         self.num_warmup = learner.warmup_steps * updates_per_step
         self.num_updates = num_steps * updates_per_step
         self.update = 0
         """Updates made so far, skipped ones included."""
+        self.entropy = EntropyControl.start(config.algorithm)
+        """Of algorithm.entropy_target; without one it stays as it is."""
 
     def train(self, batch: Batch) -> Metrics:
-        """Train on one batch: batch_size / mini_batch_size updates. Collective.
+        """Train on one batch: epochs_per_batch · batch_size / mini_batch_size updates. Collective.
 
         An update whose gradient is not finite is skipped and counted, and so is one without a trained token.
 
@@ -88,19 +88,41 @@ class Learner:
         proximals = self._proximals(parts)
         tokens = TokenMetrics(self.device)
         grad_norms = [
-            self._update(part, proximal, position / len(parts), tokens)
-            for position, (part, proximal) in enumerate(zip(parts, proximals, strict=True))
+            self._update(part, proximal, position / len(proximals), tokens)
+            for position, (part, proximal) in enumerate(zip(cycle(parts), proximals, strict=False))
         ]
         if self.reference is not None and self.config.algorithm.reference == "ema":
             move_towards(self.reference, self.policy, self.config.algorithm.reference_ema_decay)
         made = [norm for norm in grad_norms if math.isfinite(norm)]
         metrics = batch_metrics(batch, self.config.replay.max_staleness) | penalty
         metrics |= tokens.reduce(self.mesh.get_group())
+        metrics |= self._control_entropy(metrics)
         return metrics | {
             "optim/grad_norm": sum(made) / len(made) if made else math.nan,
             "optim/lr": self.optimizer.param_groups[0]["lr"],
             "optim/skipped_updates": float(len(grad_norms) - len(made)),
         }
+
+    def state(self, step: int) -> TrainerState:
+        """What a checkpoint after `step` steps says beside the tensors."""
+        if self.config.algorithm.entropy_target is None:
+            return TrainerState(step, self.update)
+        return TrainerState(step, self.update, self.entropy.coef, self.entropy.acts)
+
+    def restore(self, state: TrainerState) -> None:
+        """The learner is as it was when `state` made this."""
+        self.update = state.update
+        if state.entropy_coef is not None:
+            self.entropy = EntropyControl(state.entropy_coef, state.entropy_is_low)
+
+    def _control_entropy(self, metrics: Metrics) -> Metrics:
+        """The coefficient that acted in this step; nothing without a target."""
+        entropy = metrics.get("policy/entropy")
+        if self.config.algorithm.entropy_target is None or not isinstance(entropy, float):
+            return {}
+        acted = self.entropy.apply(self.config.algorithm).entropy_coef
+        self.entropy = self.entropy.after(entropy, self.config.algorithm)
+        return {"optim/entropy_coef": acted}
 
     def _mini_batches(self, batch: Batch) -> tuple[list[MiniBatch], Metrics]:
         """The step's updates, and what the KL took from the rewards, where it does."""
@@ -115,9 +137,12 @@ class Learner:
 
     def _proximals(self, parts: list[MiniBatch]) -> list[Proximal | None]:
         """π_prox for each update, the policy as it is now; the first update needs no forward pass, since it is π_θ."""
+        num_epochs = self.config.learner.epochs_per_batch
         if self.config.algorithm.loss != "decoupled_ppo" or self.config.algorithm.proximal != "recompute":
-            return [None] * len(parts)
-        return [None, *(proximal_logprobs(self.forward, self.policy, part) for part in parts[1:])]
+            return [None] * (num_epochs * len(parts))
+        num_not_needed = 1 if num_epochs == 1 else 0
+        computed = [proximal_logprobs(self.forward, self.policy, part) for part in parts[num_not_needed:]]
+        return [None, *computed] if num_epochs == 1 else [None, *computed[1:], *(computed * (num_epochs - 1))]
 
     def _update(self, mini_batch: MiniBatch, proximal: Proximal | None, progress: float, tokens: TokenMetrics) -> float:
         """One optimizer update. Returns the gradient norm before clipping; not finite = the update was skipped.
@@ -125,16 +150,14 @@ class Learner:
         `progress` is the share of the step's updates that are made.
         """
         sequences = mini_batch.trained_sequences
-        algorithm, learner = self.config.algorithm, self.config.learner
+        learner = self.config.learner
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.update, learner, self.num_warmup, self.num_updates)
         self.update += 1
         tokens.begin_update()
-        divisor = 1.0
-        if algorithm.correction_normalise:
-            divisor = mean_correction(self.forward, self.policy, mini_batch, proximal, algorithm, progress)
+        known = self._before_backward(mini_batch, proximal, progress)
         for position, micro_batch in enumerate(self.forward.micro_batches(mini_batch, sequences)):
-            self._backward(micro_batch, None if proximal is None else proximal[position], progress, divisor, tokens)
+            self._backward(micro_batch, None if proximal is None else proximal[position], known, tokens)
         if not sequences:
             return math.nan
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), learner.max_grad_norm)
@@ -152,13 +175,18 @@ class Learner:
         self.optimizer.zero_grad()
         return grad_norm
 
+    def _before_backward(self, mini_batch: MiniBatch, proximal: Proximal | None, progress: float) -> dict[str, float]:
+        """What `objective` has to know of the whole mini-batch."""
+        algorithm, known = self.config.algorithm, {"progress": progress}
+        arguments = (self.forward, self.policy, mini_batch, proximal, algorithm, progress)
+        if algorithm.rejection == "second_moment":
+            known["largest_square"] = largest_square(*arguments)
+        if algorithm.correction_normalise:
+            known["mean_correction"] = mean_correction(*arguments, known.get("largest_square", math.inf))
+        return known
+
     def _backward(
-        self,
-        micro_batch: MicroBatch,
-        proximal: Tensor | None,
-        progress: float,
-        mean_correction: float,
-        tokens: TokenMetrics,
+        self, micro_batch: MicroBatch, proximal: Tensor | None, known: dict[str, float], tokens: TokenMetrics
     ) -> None:
         """Forward and backward; the gradients add up, reduced and sharded after each micro-batch to save memory."""
         reference_logprobs = None
@@ -169,11 +197,10 @@ class Learner:
             logprobs,
             entropy,
             micro_batch.actions,
-            self.config.algorithm,
+            self.entropy.apply(self.config.algorithm),
             reference_logprobs=reference_logprobs,
             proximal_logprobs=proximal,
-            progress=progress,
-            mean_correction=mean_correction,
+            **known,
         )
         # FSDP averages gradients over the ranks, and the weights already hold the global counts: the sum is wanted.
         (losses["loss/total"] * self.mesh.size()).backward()

@@ -22,16 +22,18 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 from vllm.model_executor.model_loader.reload.utils import get_layer_params_buffers
 
 from asyncrl.errors import PublishError
-from asyncrl.publish.plan import Region, Slice
+from asyncrl.publish.plan import Region, Slice, joined
+from asyncrl.publish.vllm.checkpoint_names import as_in_checkpoint
 
 
-def find_slices(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[Slice]:
+def find_slices(model: torch.nn.Module, model_type: str, tensors: Mapping[str, torch.Tensor]) -> list[Slice]:
     """What this worker keeps of each checkpoint tensor.
 
     The model must not run meanwhile: its parameters are replaced by empty ones, and put back at the end.
 
     Args:
-        tensors: Hugging Face name → meta tensor.
+        model_type: as in its config.json.
+        tensors: name in transformers → meta tensor.
 
     Raises:
         PublishError: a loader computes with the weights instead of copying parts of them.
@@ -40,10 +42,10 @@ def find_slices(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> 
     try:
         recorder = _CopyRecorder(tensors, _unloaded_parameters(model))
         with recorder:
-            model.load_weights(tensors.items())  # type: ignore[operator]
+            model.load_weights(as_in_checkpoint(tensors, model_type))  # type: ignore[operator]
     finally:
         abandon_reload(model)
-    return recorder.slices
+    return joined(recorder.slices)
 
 
 def abandon_reload(model: torch.nn.Module) -> None:

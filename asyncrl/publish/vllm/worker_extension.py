@@ -9,9 +9,11 @@ Importing this module registers the engine with vLLM as `BACKEND`. vLLM's worker
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -19,12 +21,17 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-from asyncrl.errors import PublishError
+from asyncrl.publish.plan import Slice
 from asyncrl.publish.receiver import JoinInfo, Receiver
+from asyncrl.publish.vllm.latent_attention import refuse_what_cannot_be_proved
 from asyncrl.publish.vllm.slice_discovery import abandon_reload, find_slices
-from asyncrl.publish.vllm.staging import Spare, Staging, has_experts
+from asyncrl.publish.vllm.staging import Spare, Staging, reserve
+
+log = logging.getLogger(__name__)
 
 BACKEND = "asyncrl"
+STAGE_ON_DEVICE = "asyncrl_stage_on_device"
+"""Key of vLLM's `additional_config`: a second copy of the weights was left room for in GPU memory."""
 
 
 @dataclass
@@ -48,12 +55,9 @@ class AsyncrlWeightTransferEngine(Receiver, WeightTransferEngine[InitInfo, Updat
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Returns at once, see `Receiver.begin`."""
-        if self.model_config.use_mla:
-            raise PublishError("asyncrl cannot publish to a model with multi-head latent attention")
-        if self.device.type != "cpu" and has_experts(self.model):
-            raise PublishError("asyncrl cannot publish to a mixture of experts on a GPU, where vLLM reorders them")
-        self._spare: Spare = {}
-        slices = find_slices(self.model, init_info.metas())
+        refuse_what_cannot_be_proved(self.model)
+        slices = find_slices(self.model, self.model_config.hf_text_config.model_type, init_info.metas())
+        self._spare, self._staged_in = self._reserve(slices, init_info.delta)
         self.begin(init_info, slices, self.parallel_config.rank, self.parallel_config.world_size)
 
     def start_weight_update(self) -> None:
@@ -72,15 +76,41 @@ class AsyncrlWeightTransferEngine(Receiver, WeightTransferEngine[InitInfo, Updat
     def shutdown(self) -> None:
         self.leave()
 
+    def _reserve(self, slices: list[Slice], delta: bool) -> tuple[Spare, torch.device]:
+        """Memory for the next version: where the model lies, if room was left there; else it comes from the host.
+
+        Deltas need the version before as well, and have both in host memory.
+        """
+        additional = self.vllm_config.additional_config
+        if delta or not (isinstance(additional, dict) and additional.get(STAGE_ON_DEVICE)):
+            return {}, torch.device("cpu")
+        self._spare = {}  # of an earlier group: the allocator gives it out again
+        try:
+            return reserve(self.model, slices, self.device), self.device
+        except torch.OutOfMemoryError:
+            log.warning("no room for the next version in the memory of %s after all; it goes to the host", self.device)
+            return {}, torch.device("cpu")
+
     def _new_assembly(self, at_once: bool) -> Staging:
-        spare = None if self._keeps_last else self._spare
-        return Staging(self.model, self._slices, self._pieces, self._device, at_once, spare)
+        memory = self.device if at_once else self._staged_in
+        return Staging(
+            self.model,
+            self.model_config.dtype,
+            self._slices,
+            self._pieces,
+            transport_device=self._device,
+            device=self.device,
+            memory=memory,
+            at_once=at_once,
+            spare=None if self._keeps_last else self._spare,
+        )
 
 
 class WorkerExtension:
     """vLLM's `worker_extension_cls`: its workers import this module, and their class gets these methods."""
 
     weight_transfer_engine: WeightTransferEngine[Any, Any]
+    model_runner: Any
     _weight_update_active: bool
 
     def stage_weights(self) -> None:
@@ -97,6 +127,19 @@ class WorkerExtension:
         self._weight_update_active = False
         self.weight_transfer_engine.shutdown()
         abandon_reload(self.weight_transfer_engine.model)
+
+    def kernels(self) -> dict[str, str]:
+        """See `Engine.kernels`."""
+        runner = self.model_runner
+        modules = self.weight_transfer_engine.model.modules()
+        backends = {type(impl).__name__ for module in modules if (impl := getattr(module, "impl", None)) is not None}
+        sampler = getattr(runner, "sampler", None)
+        drawing = getattr(getattr(sampler, "topk_topp_sampler", None), "forward", sampler)
+        return {
+            "attention": ", ".join(sorted(backends)),
+            "sampling": getattr(drawing, "__qualname__", type(drawing).__qualname__),
+            "runner": f"{type(runner).__module__}.{type(runner).__name__}",
+        }
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:

@@ -1,6 +1,6 @@
 """Generators and replay: leases go out, groups come back.
 
-generator ─ Hello, Serving, GroupDone, LeaseFailed ──▶ replay ── LeaseGrant, Ack ──▶ generator
+generator ─ Hello, Serving, CompletionDone, GroupDone, LeaseFailed ──▶ replay ── LeaseGrant, Ack ──▶ generator
 """
 
 from __future__ import annotations
@@ -53,8 +53,16 @@ class Serving(Message, frozen=True):
     """The generator has the learner's weights. Replay answers with LeaseGrants as admission permits."""
 
 
+class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A completion that an earlier holder of the prompt had finished, as a group of one."""
+
+    position: int
+    """In the group."""
+    header: GroupHeader
+
+
 class LeaseGrant(Message, frozen=True):
-    """A prompt to be sampled by this generator alone, until the deadline."""
+    """A prompt to be sampled by this generator alone, until the deadline. Four frames a kept completion follow."""
 
     lease_id: int
     index: int
@@ -72,6 +80,17 @@ class LeaseGrant(Message, frozen=True):
     """Further values of the row that the rewards take by name, as a JSON object (`Prompt.columns`)."""
     data_set: str = ""
     """As in `types.Prompt`."""
+    kept: list[Kept] = msgspec.field(default_factory=list)
+    """These need not be sampled again."""
+
+
+class CompletionDone(Message, frozen=True):
+    """A completion of a group that has not ended yet; four frames follow. Not answered: what is lost, is resampled."""
+
+    lease_id: int
+    position: int
+    header: GroupHeader
+    """Of a group of one."""
 
 
 class GroupDone(Message, frozen=True):

@@ -14,11 +14,11 @@ from asyncrl.transport.messages.learning import (
     Published,
 )
 from asyncrl.transport.messages.publishing import Done, Failed, JoinGroup, LeaveGroup, Stage, Switch
-from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
+from asyncrl.transport.messages.rollouts import Ack, CompletionDone, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
 from asyncrl.transport.messages.scaling import Drain, Drained, Gone, Scale, Scaled
 from asyncrl.transport.messages.supervision import Alive, DumpStacks, EvalRow, Note, Stacks, Status, StepRow, Stop
 
-Rollouts = Hello | Serving | LeaseGrant | GroupDone | LeaseFailed | Ack
+Rollouts = Hello | Serving | LeaseGrant | CompletionDone | GroupDone | LeaseFailed | Ack
 Learning = (
     MembersRequest
     | Members

@@ -1,0 +1,1 @@
+"""What `asyncrl selftest` checks: a file a check. docs/selftest.md says what each means."""

@@ -1,0 +1,55 @@
+"""Which model is tested: the configuration's own, or in place of `tiny` a random one with room for long prompts."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import AutoTokenizer, GenerationConfig
+
+from asyncrl.config.schema import Config
+from asyncrl.data.tiny_model import build_tiny_model
+from asyncrl.selftest.system import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS
+
+CHARACTERS = string.ascii_letters + string.digits
+TINY_NOISE, OWN_NOISE = 2.0, 0.1
+"""How far versions are apart: a random model may change altogether; a trained one shall stay a language model."""
+
+
+def with_model(config: Config, parent: Path) -> Config:
+    """The configuration to test.
+
+    Args:
+        parent: of the tiny model's folder.
+    """
+    if config.model.path != "tiny":
+        return config
+    rows = [(CHARACTERS, CHARACTERS), ("a" * 100, "b")]
+    folder = build_tiny_model(parent.resolve(), rows, warmup_steps=0, seed=config.run.seed)
+    return replace(
+        config,
+        model=replace(config.model, path=str(folder)),
+        data=replace(config.data, max_prompt_tokens=max(MAX_PROMPT_TOKENS, config.data.max_prompt_tokens)),
+        generator=replace(config.generator, max_tokens=max(MAX_NEW_TOKENS, config.generator.max_tokens)),
+    )
+
+
+def noise_scale(config: Config) -> float:
+    """
+    Args:
+        config: as it was before `with_model`.
+    """
+    return TINY_NOISE if config.model.path == "tiny" else OWN_NOISE
+
+
+def token_ids(config: Config) -> tuple[int, list[int]]:
+    """How many tokens the tokenizer knows; and the EOS, first the tokenizer's own, then the model folder's others."""
+    path, trust = config.model.path, config.model.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+    try:
+        others = GenerationConfig.from_pretrained(path).eos_token_id or []
+    except OSError:
+        others = []
+    others = [others] if isinstance(others, int) else list(others)
+    return len(tokenizer), list(dict.fromkeys([tokenizer.eos_token_id, *others]))

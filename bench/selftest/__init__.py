@@ -1,0 +1,1 @@
+"""Seeded bugs that `asyncrl selftest` has to find."""

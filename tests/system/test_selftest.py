@@ -1,0 +1,61 @@
+"""`asyncrl selftest` on Ray, with its real processes; and seeded bugs in the real vLLM."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asyncrl.config.schema import VLLM
+from asyncrl.selftest.model import with_model
+from asyncrl.selftest.suite import CHECKS
+from bench.selftest.local_system import config_of, local_system
+from bench.selftest.mutants import MUTANTS, installed, results_of
+from tests.support.fresh import run_fresh
+from tests.support.launch import DEADLINE_S
+from tests.system.conftest import ROOT
+
+pytestmark = pytest.mark.system
+
+IN_VLLM = [
+    "one label for a request that spans two versions",
+    "logprobs are those before temperature",
+    "a prompt that an older version has cached is not computed anew",
+    "weights arrive and are not applied",
+    "checksums are not compared",
+    "a tied head keeps the weights of before",
+]
+
+
+def test_a_selftest_finds_an_engines_one_bug_and_says_what_to_do(tmp_path: Path):
+    engine = "generator.engine=tests.support.careless_engine:CarelessEngine"
+    command = [sys.executable, "-m", "asyncrl", "selftest", f"run.dir={tmp_path}", engine]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    (file,) = tmp_path.glob("selftest-*/selftest.json")
+    results = json.loads(file.read_text())["results"]
+    assert [result["check"] for result in results] == [check.name for check in CHECKS]
+    assert {result["check"]: result["reason"] for result in results if result["status"] != "passed"} == {
+        "seeds": "generator-0: one seed gave two different groups of completions"
+    }
+    assert "✗ seeds: generator-0: one seed gave two different groups of completions" in ended.stdout
+    assert "set generator.seeded_sampling=false" in ended.stdout
+
+
+def found_in_vllm(parent: Path) -> dict[str, str]:
+    """What each bug's check says."""
+    found = {}
+    with installed(VLLM) as mutants, local_system(with_model(config_of("tiny", VLLM), parent)) as system:
+        for one in (one for one in mutants if one.name in IN_VLLM):
+            (result,) = results_of(system, one)
+            found[one.name] = f"{result.check} {result.status}"
+    return found
+
+
+def test_bugs_that_are_seeded_in_vllm_are_found_by_the_checks_that_name_them(tmp_path: Path):
+    expected = {one.name: f"{one.check} failed" for one in MUTANTS if one.name in IN_VLLM}
+    assert len(expected) == len(IN_VLLM)
+    assert run_fresh(found_in_vllm, tmp_path) == expected
