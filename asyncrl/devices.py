@@ -56,6 +56,15 @@ def is_accelerator(device_type: str) -> bool:
     return device_type == TORCH_TYPE
 
 
+def is_ampere_or_later(device: torch.device) -> bool:
+    """Whether it is a GPU of NVIDIA's of this generation or a later one."""
+    import torch
+
+    if device.type != TORCH_TYPE or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def count() -> int:
     """Devices that torch sees on this machine."""
     if version("torch").endswith("+cpu"):

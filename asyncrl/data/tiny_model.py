@@ -7,16 +7,17 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 
 if TYPE_CHECKING:
     from transformers import Qwen3Config
 
-_RECIPE_VERSION = 2
+_RECIPE_VERSION = 3
 """Raise it when the code makes another folder from the same arguments."""
 
 _SHAPE_FILE = "shape.json"
@@ -64,7 +65,7 @@ def build_tiny_model(
     partial = Path(tempfile.mkdtemp(prefix=".tiny-", dir=parent))
     try:
         _build(partial, rows, warmup_steps, seed, tie_word_embeddings, hidden_size)
-        (partial / _SHAPE_FILE).write_text(json.dumps(asdict(read_model_shape(str(partial)))))
+        (partial / _SHAPE_FILE).write_bytes(msgspec.json.encode(read_model_shape(str(partial))))
         (partial / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
         try:
             partial.rename(folder)
@@ -78,7 +79,7 @@ def build_tiny_model(
 
 def tiny_model_shape(folder: Path) -> ModelShape:
     """Of a model that was made here; needs no torch."""
-    return ModelShape(**json.loads((folder / _SHAPE_FILE).read_text()))
+    return msgspec.json.decode((folder / _SHAPE_FILE).read_bytes(), type=ModelShape)
 
 
 def _build(

@@ -10,6 +10,8 @@ from asyncrl.selftest.system import Part, Sampled, System, wait
 
 NUM_REQUESTS = 16
 PROMPT_TOKENS = 8
+NUM_TRIES = 5
+"""Publishes, until one has met a request in its middle."""
 
 
 class Load:

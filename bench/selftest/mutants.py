@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -435,8 +436,10 @@ def _(engine: Any) -> list[Patch]:
 @mutant("a training step computes at another temperature than the engine", "training")
 def _(engine: Any) -> list[Patch]:
     def forward(original: Any, self: PolicyModel, *args: Any) -> Any:
-        *others, temperature = args
-        return original(self, *others, 1.3 * temperature if torch.is_grad_enabled() else temperature)
+        call = signature(original).bind(self, *args)
+        if torch.is_grad_enabled():
+            call.arguments["temperature"] *= 1.3
+        return original(*call.args, **call.kwargs)
 
     return [(PolicyModel, "forward", forward)]
 

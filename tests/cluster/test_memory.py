@@ -172,7 +172,9 @@ def test_an_adapter_leaves_the_weights_once_in_the_compute_type_and_no_reference
     assert by_name["adapter, gradients, AdamW moments, float32"] == 16 * num_adapter
     assert not any("reference" in item.name for place in items.values() for item in place.items)
     changed = 2 * 36 * (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * inner)
-    assert items["a generator worker, host"].num_bytes == 2 * changed
+    by_name = {item.name: item.num_bytes for item in items["a generator worker, GPU"].items}
+    assert by_name["publish: the next version"] == by_name["weights"]  # its first is the base
+    assert items["a generator worker, host"].num_bytes == changed
     config.lora.targets = ["q_proj", "o_proj"]
     assert num_adapter_parameters(config.lora, qwen3_8b) == 36 * 16 * 4 * hidden
 

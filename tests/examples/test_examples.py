@@ -53,7 +53,8 @@ def test_each_config_is_possible_and_its_rows_and_episodes_fit(file: Path) -> No
     for prompt, answer in [*train, *test]:
         ids = tokenizer(prompt)["input_ids"]
         assert len(ids) <= config.data.max_prompt_tokens
-        assert tokenizer.unk_token_id not in [*ids, *tokenizer(answer)["input_ids"]]
+        said = [] if config.environment.name.startswith("reasoning_gym:") else tokenizer(answer)["input_ids"]
+        assert tokenizer.unk_token_id not in [*ids, *said]  # reasoning-gym's answer is a place, for its own code alone
 
 
 def test_the_calculator_answers_calls_and_scores_answers() -> None:
@@ -77,7 +78,7 @@ def test_a_task_of_reasoning_gym_scores_its_own_questions() -> None:
     pytest.importorskip("reasoning_gym", reason="the extra `environments` is not installed")
     environment = load(EXAMPLES / "reasoning_gym.yaml").environment
     (question, place), *_ = environment_rows(environment, "test", 3)
-    a, sign, b = question.partition(":")[2].replace("=", "").split()
+    a, sign, b = question.removeprefix("Calculate ").removesuffix(".").split()
     total = {"+": int(a) + int(b), "-": int(a) - int(b)}[sign]
     for said, reward in [(f"{total}", 1.0), (f"it is <answer>{total}</answer>", 1.0), (f"{total + 1}", 0.0)]:
         assert play("reasoning_gym.yaml", place, said) == [Step(reward=reward, done=True)]

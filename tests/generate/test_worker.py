@@ -63,7 +63,7 @@ def test_what_has_ended_of_a_group_that_has_not_is_handed_in_once_and_again_to_a
             assert isinstance(done, CompletionDone)
             assert (done.lease_id, done.position) == (3, 0)
             assert group_from_wire(done.header, frames).sample_text == "abc"
-            await bench.replay_is_another()
+            await bench.replay_is_another(num_unacknowledged=0)
             hello, _ = await bench.receive()
             assert hello.held == [3]
             again, _ = await bench.receive_any()

@@ -172,6 +172,7 @@ class Bench:
         self.link.close()
         self.control.close()
         self.handshakes.close()
+        self.publish_server.close()
         for socket in self.sockets:
             socket.close(0)
         self.context.term()

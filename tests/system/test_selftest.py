@@ -15,8 +15,7 @@ from asyncrl.selftest.suite import CHECKS
 from bench.selftest.local_system import config_of, local_system
 from bench.selftest.mutants import MUTANTS, installed, results_of
 from tests.support.fresh import run_fresh
-from tests.support.launch import DEADLINE_S
-from tests.system.conftest import ROOT
+from tests.support.launch import DEADLINE_S, ROOT
 
 pytestmark = pytest.mark.system
 

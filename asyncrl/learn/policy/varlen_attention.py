@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from asyncrl import devices
 from asyncrl.errors import ConfigError
 
 NAME = "asyncrl_varlen"
@@ -48,7 +49,7 @@ def varlen_attention(
     if cu_seq_lens_q is None or max_length_q is None or softcap is not None:
         reason = "caps its attention scores" if softcap is not None else "does not tell its layers where sequences lie"
         raise ConfigError(f"{type(module).__name__} {reason}, so model.attention={NAME} cannot be; set sdpa or eager")
-    attend = _torch_varlen() if query.device.type == "cuda" else by_sequence
+    attend = _torch_varlen() if devices.is_accelerator(query.device.type) else by_sequence
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
     query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))
     has_groups = query.shape[1] != key.shape[1]
@@ -88,9 +89,7 @@ def by_sequence(
 
 def runs_on(device: torch.device, head_dim: int) -> bool:
     """Whether torch's kernel can be used there: an NVIDIA GPU from Ampere on, heads of at most 256."""
-    if device.type != "cuda" or head_dim > 256 or torch.version.hip is not None:
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 0) and _takes_what_is_passed()
+    return head_dim <= 256 and devices.is_ampere_or_later(device) and _takes_what_is_passed()
 
 
 def _takes_what_is_passed() -> bool:

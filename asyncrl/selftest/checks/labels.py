@@ -6,11 +6,10 @@ import numpy as np
 
 from asyncrl.errors import SelftestError
 from asyncrl.selftest.agreement import TOLERANCES, differences
-from asyncrl.selftest.load import Load
+from asyncrl.selftest.load import NUM_TRIES, Load
 from asyncrl.selftest.result import Check, Figures
 from asyncrl.selftest.system import Part, Sampled, System
 
-NUM_TRIES = 5
 MOST_SCORED = 24
 
 
