@@ -42,7 +42,9 @@ def train(mesh: DeviceMesh, model: str, folder: Path) -> dict[str, Any]:
     directory = folder / f"ranks_{mesh.size()}"
     save(directory, learner, TrainerState(step=2, update=4))
     after = full_parameters(learner)
-    adapter_alone = VersionTensors(learner.policy, torch.float32, adapter_alone=True).gather(keep=True)
+    adapter_alone = VersionTensors(learner.policy, torch.float32, True, 1 << 20).gather(
+        keep=mesh.get_rank() == 0, memory={}
+    )
     metrics.append(learner.train(random_batch(2)))
     return {
         "before": before,

@@ -63,6 +63,7 @@ async def play(folder: Path, gate: Path) -> tuple[Group, list[int], dict[int, fl
     config.generator.max_tokens = 50
     config.environment.name, config.environment.args = f"{__name__}:Gate", {"file": str(gate)}
     config.environment.max_turns, config.environment.max_turn_tokens, config.environment.time_limit_s = 4, 6, 60.0
+    config.environment.num_workers = GROUP_SIZE  # a process for each episode that is held
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     pool = EnvironmentPool(config.environment)
     try:

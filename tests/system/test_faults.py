@@ -139,7 +139,7 @@ def test_whoever_dies_learner_replay_or_launcher_every_prompt_is_trained_once(st
     run.process.kill()
     assert_all_gone(processes)
 
-    num_steps = max(int(path.name[-6:]) for path in (run.run_dir / "checkpoints").iterdir()) + 10
+    num_steps = max(int(path.name[-6:]) for path in (run.run_dir / "checkpoints").glob("step_*")) + 10
     roles = ("learner.count=1", "generator.count=2")
     resumed = start("all-die", "--resume", str(run.run_dir), f"run.steps={num_steps}", *roles)
     assert resumed.wait() == 0, resumed.output

@@ -59,8 +59,10 @@ def begin_adapter(
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    add_adapter(model, lora)
     rows = shards.parameters
+    for name in rows:
+        rows[name] = rows[name].to(dtype)
+    add_adapter(model, lora)
     generator = torch.Generator().manual_seed(seed)
     for weight, layer in adapted_layers(model).items():
         name = weight.removesuffix(".weight")
