@@ -12,6 +12,8 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+ROUNDING = 1e-12
+"""Equal values differ from their mean by less, as a share of it."""
 Z_95 = 1.959964
 """Of the normal distribution, 97.5 % lies below it."""
 
@@ -71,9 +73,11 @@ def mean_with_interval(values: Sequence[float]) -> Estimate:
     num_prompts = len(values)
     mean = math.fsum(values) / num_prompts
     variance = math.fsum((value - mean) ** 2 for value in values) / num_prompts
-    effective = num_prompts * mean * (1 - mean) / variance if variance > 0 else float(num_prompts)
+    share = 1 / num_prompts  # one ÷ the effective number of prompts, which may be too large for a float
+    if variance > (ROUNDING * mean) ** 2:
+        share = variance / (num_prompts * mean * (1 - mean))
     z_squared = Z_95**2
-    centre = (mean + z_squared / (2 * effective)) / (1 + z_squared / effective)
-    spread = mean * (1 - mean) / effective + z_squared / (4 * effective**2)
-    half = Z_95 * math.sqrt(spread) / (1 + z_squared / effective)
+    centre = (mean + z_squared * share / 2) / (1 + z_squared * share)
+    spread = mean * (1 - mean) * share + z_squared * share**2 / 4
+    half = Z_95 * math.sqrt(spread) / (1 + z_squared * share)
     return Estimate(mean, min(mean, max(0.0, centre - half)), max(mean, min(1.0, centre + half)))

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asyncrl.evaluation.estimators import Z_95, majority_at_k, mean_with_interval, pass_at_k
@@ -60,6 +60,7 @@ def test_of_right_and_wrong_the_interval_is_wilsons(num_prompts: int, num_correc
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+@example([2.2850674099506054e-125] * 5)
 def test_the_interval_holds_the_mean_and_stays_within_0_and_1(values: list[float]) -> None:
     estimate = mean_with_interval(values)
     assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
