@@ -15,8 +15,8 @@ from asyncrl.errors import PublishError
 def refuse(model: torch.nn.Module) -> None:
     """A model with latent attention is not published to.
 
-    Once in two runs of its test it then sampled from something else than what was published, by 0.15 in a logprob, though
-    all tensors had been compared. Expiry: when that is understood.
+    Once in two runs of its test it then sampled from something else than what was published, by 0.15 in a logprob,
+    though all tensors had been compared. Expiry: when that is understood.
 
     Raises:
         PublishError: this model has it.
