@@ -14,34 +14,15 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
 from asyncrl.ledger.records import PromptRecord, State
 from asyncrl.ledger.store import SYNCHRONOUS, LedgerStore, StoredGroup
 from asyncrl.transport.wire import group_to_wire
-from asyncrl.types import Group
+from bench.support.groups import group_of
 from bench.support.rows import Measurement, write_rows
 
-BYTES_A_TOKEN = 12  # token, log-probability, version
-GROUP_SIZE = 8
 
-
-def stored_group(index: int, num_tokens: int) -> StoredGroup:
-    lengths = np.full(GROUP_SIZE, num_tokens // GROUP_SIZE, np.int32)
-    num_tokens = int(lengths.sum())
-    group = Group(
-        index=index,
-        row=index,
-        prompt_token_ids=np.zeros(100, np.int32),
-        lengths=lengths,
-        tokens=np.zeros(num_tokens, np.int32),
-        logprobs=np.zeros(num_tokens, np.float32),
-        versions=np.zeros(num_tokens, np.int32),
-        rewards=np.zeros(GROUP_SIZE, np.float32),
-        correct=np.zeros(GROUP_SIZE, np.bool_),
-        truncated=np.zeros(GROUP_SIZE, np.bool_),
-    )
-    header, frames = group_to_wire(group)
+def stored_group(index: int, num_bytes: int) -> StoredGroup:
+    header, frames = group_to_wire(group_of(num_bytes, index))
     return StoredGroup(header, [bytes(frame) for frame in frames])
 
 
@@ -50,11 +31,11 @@ def records(state: State, indices: range) -> list[PromptRecord]:
 
 
 def run(
-    path: Path, durability: str, num_groups: int, groups_a_commit: int, num_tokens: int
+    path: Path, durability: str, num_groups: int, groups_a_commit: int, num_bytes: int
 ) -> tuple[float, list[float]]:
     """Groups a second, and the seconds of each commit that had groups in it."""
     store = LedgerStore(path, durability)
-    groups = [stored_group(index, num_tokens) for index in range(groups_a_commit)]
+    groups = [stored_group(index, num_bytes) for index in range(groups_a_commit)]
     commits_s = []
     start_s = time.perf_counter()
     for first in range(0, num_groups, groups_a_commit):
@@ -84,8 +65,7 @@ def main() -> None:
     for kilobytes in (16, 200):
         for durability in SYNCHRONOUS:
             with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-                num_tokens = kilobytes * 1000 // BYTES_A_TOKEN
-                settings = (durability, arguments.groups, arguments.a_commit, num_tokens)
+                settings = (durability, arguments.groups, arguments.a_commit, 1000 * kilobytes)
                 rate, commits_s = run(Path(folder) / "ledger.sqlite", *settings)
             p50_ms, p99_ms = 1e3 * statistics.median(commits_s), 1e3 * statistics.quantiles(commits_s, n=100)[98]
             rows.append(Measurement(f"{kilobytes} KB, {durability}: groups_per_s", [rate], "more"))

@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
 import zmq
 
 from asyncrl.config.load import load
@@ -39,11 +38,10 @@ from asyncrl.transport.control_server import ControlServer
 from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseGrant, Serving
 from asyncrl.transport.sockets import Keys, Network, bind, connect
 from asyncrl.transport.wire import check_group, decode, encode, group_to_wire
-from asyncrl.types import Group, Prompt
+from asyncrl.types import Prompt
+from bench.support.groups import GROUP_SIZE, PROMPT_TOKENS, group_of
 from bench.support.rows import Measurement, write_rows
 
-BYTES_A_TOKEN = 12  # token, log-probability, version
-GROUP_SIZE = 8
 WINDOW = 64
 """Groups in flight while throughput is measured. Replay acknowledges after up to 10 ms, so that groups share a
 transaction: with fewer in flight, that wait is all that would be measured."""
@@ -81,24 +79,6 @@ def servers() -> dict[str, Server]:
     }
 
 
-def group_of(num_bytes: int, index: int = 0) -> Group:
-    """A group whose arrays take about `num_bytes`."""
-    lengths = np.full(GROUP_SIZE, max(num_bytes // BYTES_A_TOKEN // GROUP_SIZE, 1), np.int32)
-    num_tokens = int(lengths.sum())
-    return Group(
-        index=index,
-        row=index,
-        prompt_token_ids=np.zeros(100, np.int32),
-        lengths=lengths,
-        tokens=np.zeros(num_tokens, np.int32),
-        logprobs=np.zeros(num_tokens, np.float32),
-        versions=np.zeros(num_tokens, np.int32),
-        rewards=np.zeros(GROUP_SIZE, np.float32),
-        correct=np.zeros(GROUP_SIZE, np.bool_),
-        truncated=np.zeros(GROUP_SIZE, np.bool_),
-    )
-
-
 def serve(server: Server, folder: str, pipe: Connection) -> None:
     """Runs in a process of its own, until it is killed."""
     context: zmq.Context = zmq.Context.instance()
@@ -123,7 +103,7 @@ def _serve_replay(server: Server, folder: str, socket: zmq.Socket) -> None:
     store = LedgerStore(Path(folder) / "ledger.sqlite", str(server.durability))
     control = ControlServer(server.network, ["replay"])
     link = ControlLink("replay", server.network, control.endpoint, 600.0, 600.0)
-    prompt = Prompt(0, [1] * 100, "", "")
+    prompt = Prompt(0, [1] * PROMPT_TOKENS, "", "")
     ledger = ledger_of(config, num_steps=1)
     ReplayServer(socket, config, lambda index: prompt, Evaluation([], config), ledger, store, link).run()
 
