@@ -5,6 +5,8 @@ Every function is collective. Each mini-batch is laid out as it will be for the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,7 +17,7 @@ from asyncrl.algorithms.segments import segment_sum
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.learn.policy.model import BaseOfPolicy, PolicyModel
 from asyncrl.learn.update.forward import Forward
-from asyncrl.learn.update.mini_batches import MiniBatch
+from asyncrl.learn.update.mini_batches import ActionTokens, MiniBatch
 from asyncrl.learn.update.objective import correction_of, log_ratios
 
 Proximal = list[Tensor]
@@ -43,9 +45,7 @@ def mean_correction(
     `largest_square` are as in `objective`.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=forward.mesh.device_type)
-    for position, micro_batch in enumerate(forward.micro_batches(mini_batch, mini_batch.trained_sequences)):
-        logprobs, actions = forward.logprobs(policy, micro_batch), micro_batch.actions
-        proximal_logprobs = None if proximal is None else proximal[position]
+    for logprobs, proximal_logprobs, actions in _log_policies(forward, policy, mini_batch, proximal):
         correction = correction_of(logprobs, proximal_logprobs, actions, algorithm, progress, largest_square)
         sums[0] += correction.weights.where(actions.mask, 0.0).sum(dtype=torch.float64)
         sums[1] += actions.mask.sum()
@@ -66,12 +66,19 @@ def largest_square(
     assert algorithm.rejection_bound is not None
     device = torch.device(forward.mesh.device_type)
     squares = [torch.zeros(0, device=device)]
-    for position, micro_batch in enumerate(forward.micro_batches(mini_batch, mini_batch.trained_sequences)):
-        logprobs, actions = forward.logprobs(policy, micro_batch), micro_batch.actions
-        proximal_logprobs = None if proximal is None else proximal[position]
+    for logprobs, proximal_logprobs, actions in _log_policies(forward, policy, mini_batch, proximal):
         log_ratio = log_ratios(logprobs, proximal_logprobs, actions, algorithm, progress)[1]
         squares.append(log_ratio[actions.mask].square())
     return largest_kept_square(_of_all_ranks(torch.cat(squares), forward), algorithm.rejection_bound)
+
+
+def _log_policies(
+    forward: Forward, policy: PolicyModel, mini_batch: MiniBatch, proximal: Proximal | None
+) -> Iterator[tuple[Tensor, Tensor | None, ActionTokens]]:
+    """log π_θ, log π_prox and the actions of each micro-batch of this rank."""
+    for position, micro_batch in enumerate(forward.micro_batches(mini_batch, mini_batch.trained_sequences)):
+        proximal_logprobs = None if proximal is None else proximal[position]
+        yield forward.logprobs(policy, micro_batch), proximal_logprobs, micro_batch.actions
 
 
 def _of_all_ranks(values: Tensor, forward: Forward) -> Tensor:
