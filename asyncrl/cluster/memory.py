@@ -77,11 +77,6 @@ def activation_values(shape: ModelShape) -> int:
     return 6 * shape.hidden_size + 4 * attention + 4 * shape.intermediate_size
 
 
-def kv_bytes_per_token(shape: ModelShape, tensor_parallel: int, compute_bytes: int) -> int:
-    """Bytes per token of one worker, keys and values of all layers: 2·L·max(1, K/k)·d·c."""
-    return 2 * shape.num_layers * max(1, shape.num_kv_heads // tensor_parallel) * shape.head_dim * compute_bytes
-
-
 def bytes_per_value(config: Config, topology: Topology) -> int:
     """Bytes of one value of the compute type. Weights are published in this type too."""
     if config.model.dtype == "auto":
@@ -227,7 +222,7 @@ def _generator(
         staged.append(Item("publish: two buckets", 2 * bucket, "2·publish.bucket_bytes"))
     if topology.device == "cpu":
         items += staged
-    per_token = kv_bytes_per_token(shape, parts, compute_bytes)
+    per_token = shape.kv_bytes_per_token(parts, compute_bytes)
     if kv_cache_bytes is not None or topology.device == "cpu":
         kv_bytes: float = kv_cache_bytes or CPU_KV_CACHE_BYTES
         source = "generator.kv_cache_bytes"
@@ -257,7 +252,7 @@ def second_copy(config: Config, shape: ModelShape, topology: Topology) -> Second
     compute_bytes = bytes_per_value(config, topology)
     longest = config.data.max_prompt_tokens + config.generator.max_tokens
     num_completions = config.generator.max_groups_in_flight * config.algorithm.group_size
-    kv_bytes = kv_bytes_per_token(shape, topology.tensor_parallel, compute_bytes) * longest * num_completions
+    kv_bytes = shape.kv_bytes_per_token(topology.tensor_parallel, compute_bytes) * longest * num_completions
     return SecondCopy(compute_bytes * shape.num_parameters / topology.tensor_parallel, kv_bytes)
 
 
