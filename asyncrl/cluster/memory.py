@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from asyncrl.cluster.topology import Topology
+from asyncrl.config.engines import engine_names
 from asyncrl.config.lora import LoraConfig
 from asyncrl.config.model_shape import LinearLayer, ModelShape
-from asyncrl.config.schema import CPU_KV_CACHE_BYTES, VLLM, Config
+from asyncrl.config.schema import CPU_KV_CACHE_BYTES, SGLANG, VLLM, Config
 from asyncrl.learn.policy.logprob import BYTES_PER_LOGIT, chunk_bytes
 from asyncrl.publish.second_copy import ENGINE_OVERHEAD_BYTES, SecondCopy
 
@@ -50,7 +51,7 @@ class Estimate:
 
 
 def estimate(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: int | None = None) -> list[Estimate]:
-    """Estimates for a learner rank, a generator worker (when its engine is vLLM) and replay.
+    """Estimates for a learner rank, a generator worker (of vLLM, on a CPU also of SGLang) and replay.
 
     Args:
         config: a checked configuration.
@@ -61,7 +62,8 @@ def estimate(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: i
     compute_bytes = bytes_per_value(config, topology)
     gpu_bytes = gpu_bytes or ASSUMED_GPU_BYTES
     estimates = _learner(config, shape, topology, compute_bytes, gpu_bytes)
-    if config.generator.engine == VLLM:
+    estimated = {VLLM, SGLANG} if topology.device == "cpu" else {VLLM}
+    if estimated & set(engine_names(config.generator)):
         estimates += _generator(config, shape, topology, compute_bytes, gpu_bytes)
     return [*estimates, _replay(config)]
 
