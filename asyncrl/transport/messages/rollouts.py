@@ -33,6 +33,7 @@ class GroupHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     environment_s: float = 0.0
     term_means: dict[str, float] = msgspec.field(default_factory=dict)
     data_set: str = ""
+    engine: str = ""
 
 
 class Hello(Message, frozen=True):
