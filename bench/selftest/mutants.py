@@ -165,6 +165,9 @@ mutant("one label for a request that spans two versions", "labels")(
 mutant("a completion takes another token's logprob", "logprobs")(
     _changing(lambda one: replace(one, logprobs=np.roll(one.logprobs, 1)))
 )
+mutant("temperature 0 is taken for 1", "seeds")(
+    _asking(lambda sampling: replace(sampling, temperature=sampling.temperature or 1.0))
+)
 mutant("the seed is ignored", "seeds")(_asking(lambda sampling: replace(sampling, seed=None)))
 
 
