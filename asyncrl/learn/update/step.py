@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from asyncrl.config.reward_labels import reward_weights
 from asyncrl.config.schema import Config
 from asyncrl.learn.policy.model import BaseOfPolicy, PolicyModel, load_policy, load_reference, move_towards
 from asyncrl.learn.policy.optimizer import build_optimizer, learning_rate
@@ -129,7 +130,7 @@ class Learner:
         """The step's updates, and what the KL took from the rewards, where it does."""
         algorithm = self.config.algorithm
         cut = (algorithm, self.config.replay.max_staleness, self.mini_batch_size, self.config.generator.max_tokens)
-        parts = mini_batches(batch, *cut)
+        parts = mini_batches(batch, *cut, term_weights=reward_weights(self.config.reward.terms))
         if self.reference is None or algorithm.kl_in != "reward":
             return parts, {}
         penalties = algorithm.kl_coef * completion_kl(self.forward, self.reference, parts, algorithm.kl_estimator)
