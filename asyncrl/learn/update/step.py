@@ -24,7 +24,7 @@ from asyncrl.learn.update.forward import Forward
 from asyncrl.learn.update.mini_batches import MiniBatch, mini_batches
 from asyncrl.learn.update.objective import objective
 from asyncrl.learn.update.packing import Layout, MicroBatch
-from asyncrl.learn.update.prepass import Proximal, completion_kl, largest_square, mean_correction, proximal_logprobs
+from asyncrl.learn.update.prepass import Known, Proximal, completion_kl, known_before_backward, proximal_logprobs
 from asyncrl.learn.update.quarantine import quarantine_broken_logprobs
 from asyncrl.learn.update.token_metrics import TokenMetrics
 from asyncrl.run.trainer_state import TrainerState
@@ -157,9 +157,11 @@ class Learner:
             group["lr"] = learning_rate(self.update, learner, self.num_warmup, self.num_updates)
         self.update += 1
         tokens.begin_update()
-        known = self._before_backward(mini_batch, proximal, progress)
+        algorithm = self.config.algorithm
+        known = known_before_backward(self.forward, self.policy, mini_batch, proximal, algorithm, progress)
         for position, micro_batch in enumerate(self.forward.micro_batches(mini_batch, sequences)):
-            self._backward(micro_batch, None if proximal is None else proximal[position], known, tokens)
+            of_micro_batch = None if proximal is None else proximal[position]
+            self._backward(micro_batch, of_micro_batch, progress, known, tokens)
         if not sequences:
             return math.nan
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), learner.max_grad_norm)
@@ -177,18 +179,8 @@ class Learner:
         self.optimizer.zero_grad()
         return grad_norm
 
-    def _before_backward(self, mini_batch: MiniBatch, proximal: Proximal | None, progress: float) -> dict[str, float]:
-        """What `objective` has to know of the whole mini-batch."""
-        algorithm, known = self.config.algorithm, {"progress": progress}
-        arguments = (self.forward, self.policy, mini_batch, proximal, algorithm, progress)
-        if algorithm.rejection == "second_moment":
-            known["largest_square"] = largest_square(*arguments)
-        if algorithm.correction_normalise:
-            known["mean_correction"] = mean_correction(*arguments, known.get("largest_square", math.inf))
-        return known
-
     def _backward(
-        self, micro_batch: MicroBatch, proximal: Tensor | None, known: dict[str, float], tokens: TokenMetrics
+        self, micro_batch: MicroBatch, proximal: Tensor | None, progress: float, known: Known, tokens: TokenMetrics
     ) -> None:
         """Forward and backward; the gradients add up, reduced and sharded after each micro-batch to save memory."""
         reference_logprobs = None
@@ -202,7 +194,8 @@ class Learner:
             self.entropy.apply(self.config.algorithm),
             reference_logprobs=reference_logprobs,
             proximal_logprobs=proximal,
-            **known,
+            progress=progress,
+            **known._asdict(),
         )
         # FSDP averages gradients over the ranks, and the weights already hold the global counts: the sum is wanted.
         (losses["loss/total"] * self.mesh.size()).backward()
