@@ -40,6 +40,8 @@ def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> Non
         (["algorithm.loss=ppo_clips"], "algorithm.loss='ppo_clips' is none of ppo_clip, decoupled_ppo, gspo, cispo"),
         (["model.dtype=float16"], "model.dtype='float16' is none of auto, float32, bfloat16"),
         (["data.chat_template=sometimes"], "data.chat_template='sometimes' is none of"),
+        (["learner.checkpointing_keeps=matmuls"], "is read only with learner.gradient_checkpointing=true"),
+        (["learner.keep_gathered=weights"], "learner.keep_gathered='weights' is none of nothing, gradients, all"),
         (["learner.lr=0"], "learner.lr=0.0 must be above 0"),
         (["learner.lr=.nan"], "learner.lr=nan must be above 0"),
         (["generator.count=0"], "generator.count=0 must be above 0"),

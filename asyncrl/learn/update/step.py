@@ -18,6 +18,7 @@ from asyncrl.config.reward_labels import reward_weights
 from asyncrl.config.schema import Config
 from asyncrl.learn.policy.model import BaseOfPolicy, PolicyModel, load_policy, load_reference, move_towards
 from asyncrl.learn.policy.optimizer import build_optimizer, learning_rate
+from asyncrl.learn.policy.sharding import keep_gathered
 from asyncrl.learn.update.batch_metrics import Metrics, batch_metrics
 from asyncrl.learn.update.entropy_control import EntropyControl
 from asyncrl.learn.update.forward import Forward
@@ -55,9 +56,8 @@ class Learner:
             config.model,
             mesh,
             lora=config.lora,
+            learner=learner,
             seed=config.run.seed,
-            gradient_checkpointing=learner.gradient_checkpointing,
-            offload=learner.offload,
         )
         self.reference = _reference(config, mesh, self.policy)
         self.optimizer = build_optimizer(self.policy.parameters(), learner)
@@ -160,6 +160,7 @@ class Learner:
         algorithm = self.config.algorithm
         known = known_before_backward(self.forward, self.policy, mini_batch, proximal, algorithm, progress)
         for position, micro_batch in enumerate(self.forward.micro_batches(mini_batch, sequences)):
+            keep_gathered(self.policy, learner.keep_gathered, is_last=micro_batch.is_last)
             of_micro_batch = None if proximal is None else proximal[position]
             self._backward(micro_batch, of_micro_batch, progress, known, tokens)
         if not sequences:
