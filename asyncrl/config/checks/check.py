@@ -58,7 +58,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *publish_problems(config, device),
     ]
     if shape is not None:
-        problems += model_problems(config, shape) + target_problems(config.lora, shape)
+        problems += model_problems(config, device, shape) + target_problems(config.lora, shape)
     if problems:
         raise ConfigError("\n".join(problems))
     return config_warnings(config, device)
