@@ -105,6 +105,8 @@ class Group:
     """Label of each reward term → [G] unweighted scores, NaN where the reward is; empty where there is one term."""
     data_set: str = ""
     """As `Prompt.data_set`."""
+    engine: str = ""
+    """That sampled it, where generators run different ones (`config/engines.py`)."""
 
     @property
     def size(self) -> int:
@@ -141,6 +143,11 @@ class Batch:
     """Finished groups left in the queue when this batch was taken."""
     eta: int = 0
     """η of admission when this batch was taken: replay.max_staleness, or less where a controller moves it."""
+
+    @property
+    def engines(self) -> list[str]:
+        """That sampled it, where generators run different ones; else empty."""
+        return sorted({group.engine for group in self.groups} - {""})
 
 
 def first_of_each(prompts: Sequence[Prompt], num_prompts: int | None) -> list[Prompt]:

@@ -52,8 +52,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["generator.max_tokens=100"], "= 108 tokens, but the model takes 64 (max_position_embeddings)"),
         (["reward.terms=[{function: no_module:f}]"], "reward.terms: 'no_module:f': cannot import 'no_module'"),
         (
-            ["generator.engine=sglang"],
-            "generator.engine: unknown Class 'sglang'; use vllm, module:Class or file.py:Class",
+            ["generator.engine=tgi"],
+            "generator.engine: unknown Class 'tgi'; use vllm, sglang, module:Class or file.py:Class",
         ),
         (["model.path=./none"], "model.path=./none: no such folder"),
         (["data.train=none"], "data.train: none does not exist"),

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from asyncrl.cluster.activations import activation_values, kept_values
 from asyncrl.cluster.topology import Topology
+from asyncrl.config.engines import engine_names
 from asyncrl.config.lora import LoraConfig
 from asyncrl.config.model_shape import LinearLayer, ModelShape
-from asyncrl.config.schema import CPU_KV_CACHE_BYTES, VLLM, Config
+from asyncrl.config.schema import CPU_KV_CACHE_BYTES, SGLANG, VLLM, Config
 from asyncrl.learn.policy.logprob import BYTES_PER_LOGIT, chunk_bytes
 from asyncrl.publish.second_copy import ENGINE_OVERHEAD_BYTES, SecondCopy
 
@@ -51,7 +52,7 @@ class Estimate:
 
 
 def estimate(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: int | None = None) -> list[Estimate]:
-    """Estimates for a learner rank, a generator worker (when its engine is vLLM) and replay.
+    """Estimates for a learner rank, a generator worker (of vLLM, on a CPU also of SGLang) and replay.
 
     Args:
         config: a checked configuration.
@@ -62,14 +63,10 @@ def estimate(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: i
     compute_bytes = bytes_per_value(config, topology)
     gpu_bytes = gpu_bytes or ASSUMED_GPU_BYTES
     estimates = _learner(config, shape, topology, compute_bytes, gpu_bytes)
-    if config.generator.engine == VLLM:
+    estimated = {VLLM, SGLANG} if topology.device == "cpu" else {VLLM}
+    if estimated & set(engine_names(config.generator)):
         estimates += _generator(config, shape, topology, compute_bytes, gpu_bytes)
     return [*estimates, _replay(config)]
-
-
-def kv_bytes_per_token(shape: ModelShape, tensor_parallel: int, compute_bytes: int) -> int:
-    """Bytes per token of one worker, keys and values of all layers: 2·L·max(1, K/k)·d·c."""
-    return 2 * shape.num_layers * max(1, shape.num_kv_heads // tensor_parallel) * shape.head_dim * compute_bytes
 
 
 def bytes_per_value(config: Config, topology: Topology) -> int:
@@ -230,7 +227,7 @@ def _generator(
         staged.append(Item("publish: two buckets", 2 * bucket, "2·publish.bucket_bytes"))
     if topology.device == "cpu":
         items += staged
-    per_token = kv_bytes_per_token(shape, parts, compute_bytes)
+    per_token = shape.kv_bytes_per_token(parts, compute_bytes)
     if kv_cache_bytes is not None or topology.device == "cpu":
         kv_bytes: float = kv_cache_bytes or CPU_KV_CACHE_BYTES
         source = "generator.kv_cache_bytes"
@@ -260,7 +257,7 @@ def second_copy(config: Config, shape: ModelShape, topology: Topology) -> Second
     compute_bytes = bytes_per_value(config, topology)
     longest = config.data.max_prompt_tokens + config.generator.max_tokens
     num_completions = config.generator.max_groups_in_flight * config.algorithm.group_size
-    kv_bytes = kv_bytes_per_token(shape, topology.tensor_parallel, compute_bytes) * longest * num_completions
+    kv_bytes = shape.kv_bytes_per_token(topology.tensor_parallel, compute_bytes) * longest * num_completions
     return SecondCopy(compute_bytes * shape.num_parameters / topology.tensor_parallel, kv_bytes)
 
 

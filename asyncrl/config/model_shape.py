@@ -60,6 +60,10 @@ class ModelShape:
         """Those outside the layers: embedding, output head, last norm."""
         return self.num_parameters - self.num_layers * self.num_layer_parameters
 
+    def kv_bytes_per_token(self, tensor_parallel: int, bytes_per_value: int) -> int:
+        """Of one worker, keys and values of all layers: 2·L·max(1, K/k)·d·c."""
+        return 2 * self.num_layers * max(1, self.num_kv_heads // tensor_parallel) * self.head_dim * bytes_per_value
+
 
 def read_model_shape(path: str, trust_remote_code: bool = False) -> ModelShape:
     """The shape of a model in a local folder, the local hub cache, or on the hub (one request of a few seconds).

@@ -17,6 +17,7 @@ CPU_KV_CACHE_BYTES = 256 * 2**20
 """On CPU vLLM would take a share of the whole machine's memory."""
 
 VLLM = "vllm"
+SGLANG = "sglang"
 
 TEMPLATE_CHOICES = ("auto", "always", "never")
 """Of data.chat_template; anything else is a file."""
@@ -123,7 +124,8 @@ class GeneratorConfig:
     """The generators: inference engines that sample completions."""
 
     engine: str = VLLM
-    """vllm | module:Class that follows `Engine` in `generate/engines/base.py` (imported from the config alone)."""
+    """vllm | sglang | module:Class that follows `Engine` in `generate/engines/base.py` (imported from the config
+    alone). Several, comma-separated: one for each generator in turn."""
     count: int = 1
     tensor_parallel: int = 1
     temperature: float = 1.0

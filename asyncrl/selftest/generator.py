@@ -20,6 +20,7 @@ import zmq.asyncio
 
 from asyncrl import devices
 from asyncrl.cluster.roles import engine_spec
+from asyncrl.config.engines import engine_of
 from asyncrl.config.schema import Config
 from asyncrl.errors import DeadlineError
 from asyncrl.generate.engines.base import Engine
@@ -115,7 +116,7 @@ class Generator(Process):
 
     async def _start(self) -> Member:
         spec = engine_spec(self._config, self._on_cpu)
-        self._engine = engine_class(self._config.generator.engine)(spec, self._config.generator)
+        self._engine = engine_class(engine_of(self._config.generator, self._name))(spec, self._config.generator)
         await self._engine.warm_up()
         socket, endpoint = bind(zmq.asyncio.Context.instance(), self._network)
         server = PublishServer(socket, self._engine, self._config.publish.timeout_s)

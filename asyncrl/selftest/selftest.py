@@ -29,7 +29,7 @@ from asyncrl.commands.launch import place, resolved
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import Config
 from asyncrl.errors import AsyncrlError
-from asyncrl.generate.engines.installed import check_own_engine
+from asyncrl.generate.engines.installed import check_own_engines
 from asyncrl.run import directory as run_dirs
 from asyncrl.run.plain_text import plain
 from asyncrl.run.trainer_state import TrainerState
@@ -53,7 +53,7 @@ def selftest(config: Config, console: Console, checks: Sequence[Check]) -> bool:
     Raises:
         UserError: bad input; nothing was started.
     """
-    check_own_engine(config.generator.engine)
+    check_own_engines(config.generator)
     run_dirs.keep_private()
     disable_progress_bar()
     tested = with_model(config, Path(config.run.dir) / TINY_MODELS_DIR)

@@ -78,6 +78,7 @@ def group_to_wire(group: Group) -> tuple[GroupHeader, list[Frame]]:
         environment_s=group.environment_s,
         term_scores=group.term_scores,
         data_set=group.data_set,
+        engine=group.engine,
     )
     arrays = (
         (group.prompt_token_ids, "<i4"),
@@ -151,4 +152,5 @@ def group_from_wire(header: GroupHeader, frames: Sequence[Frame]) -> Group:
         environment_s=header.environment_s,
         term_scores=header.term_scores,
         data_set=header.data_set,
+        engine=header.engine,
     )

@@ -11,7 +11,6 @@ from asyncrl.cluster.activations import activation_values
 from asyncrl.cluster.memory import (
     Estimate,
     estimate,
-    kv_bytes_per_token,
     num_adapter_parameters,
     published_bytes,
 )
@@ -206,7 +205,7 @@ def test_what_stays_gathered_is_counted_whole_on_each_rank(qwen3_8b: ModelShape)
 def test_kv_cache_is_split_by_heads_and_never_below_one_head(
     parts: int, kv_heads_of_a_worker: int, qwen3_8b: ModelShape
 ) -> None:
-    per_token = kv_bytes_per_token(qwen3_8b, parts, compute_bytes=2)
+    per_token = qwen3_8b.kv_bytes_per_token(parts, bytes_per_value=2)
     assert per_token == 36 * 2 * kv_heads_of_a_worker * 128 * 2  # layers × (key, value) × heads × size × bfloat16
 
 

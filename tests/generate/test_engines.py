@@ -56,7 +56,7 @@ def test_an_engine_of_ones_own_is_imported_from_the_working_directory(tmp_path, 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("sglang", "unknown Class 'sglang'; use vllm, module:Class or file.py:Class"),
+        ("tgi", "unknown Class 'tgi'; use vllm, sglang, module:Class or file.py:Class"),
         ("no_such_module:Engine", "cannot import 'no_such_module'"),
         ("json:no_such_attribute", "module 'json' has no 'no_such_attribute'"),
         ("math:pi", "is a float, not a Class"),

@@ -1,4 +1,4 @@
-"""What asyncrl asks of an inference engine. vLLM implements it today.
+"""What asyncrl asks of an inference engine. vLLM and SGLang implement it.
 
 `generator.engine=module:Class` or `file.py:Class` names another: `Class(spec, config.generator)`, called inside a
 running event loop, gives an `Engine`. Its end of a publish is `publish/receiver.py`. `bench/standin/engine.py` is an

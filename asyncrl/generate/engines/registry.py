@@ -1,4 +1,4 @@
-"""Which engine the generators run: vLLM, or one of the user's own (see `base.py`)."""
+"""Which engine the generators run: vLLM, SGLang, or one of the user's own (see `base.py`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from asyncrl.config.schema import VLLM, GeneratorConfig
+from asyncrl.config.schema import SGLANG, VLLM, GeneratorConfig
 from asyncrl.config.user_code import import_attribute
 from asyncrl.errors import ConfigError
 from asyncrl.generate.engines.base import Engine, EngineSpec
@@ -24,7 +24,11 @@ def engine_class(name: str) -> EngineClass:
         from asyncrl.generate.engines.vllm import VllmEngine  # takes seconds
 
         return VllmEngine
-    found: EngineClass = import_attribute("generator.engine", name, "Class", VLLM)
+    if name == SGLANG:
+        from asyncrl.generate.engines.sglang.engine import SglangEngine  # so does this
+
+        return SglangEngine
+    found: EngineClass = import_attribute("generator.engine", name, "Class", f"{VLLM}, {SGLANG}")
     missing = [part for part in vars(Engine) if not part.startswith("_") and not hasattr(found, part)]
     if missing:
         raise ConfigError(f"generator.engine: {name!r} lacks {', '.join(missing)} of the Protocol Engine")

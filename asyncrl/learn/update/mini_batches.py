@@ -39,6 +39,8 @@ class ActionTokens:
     """[T] float32 log μ."""
     lags: Tensor
     """[T] int64: the step's version − the version that sampled the token."""
+    engines: Tensor
+    """[T] int64: which of `Batch.engines` sampled it, −1 where that is not known."""
     segment_ids: Tensor
     """[T] int64: the token's sequence, 0 … N − 1 within the mini-batch."""
     advantages: Tensor
@@ -169,6 +171,7 @@ def _mini_batch(
             flat.targets[tokens],
             flat.behaviour_logprobs[tokens],
             flat.lags[tokens],
+            flat.engines[tokens],
             ids - first,
             advantages[tokens],
             weights.float(),
@@ -192,6 +195,7 @@ class _Flat(NamedTuple):
     targets: Tensor
     behaviour_logprobs: Tensor
     lags: Tensor
+    engines: Tensor
 
 
 def _flatten(batch: Batch) -> _Flat:
@@ -202,17 +206,20 @@ def _flatten(batch: Batch) -> _Flat:
     logprobs = np.concatenate([group.logprobs for group in groups])
     ends = lengths.cumsum()
     sequence_ids = np.repeat(np.arange(len(lengths)), lengths)[sampled]
+    group_ids = np.repeat(np.arange(len(groups)), [group.size for group in groups])
+    engine_ids = np.asarray([batch.engines.index(group.engine) if group.engine else -1 for group in groups])
     return _Flat(
         prompts=[group.prompt_token_ids for group in groups for _ in range(group.size)],
         completions=np.split(tokens, ends[:-1]),
         lengths=torch.from_numpy(lengths),
-        group_ids=torch.arange(len(groups)).repeat_interleave(torch.tensor([group.size for group in groups])),
+        group_ids=torch.from_numpy(group_ids),
         offsets=np.concatenate([[0], np.bincount(sequence_ids, minlength=len(lengths)).cumsum()]),
         positions=(np.arange(len(tokens)) - np.repeat(ends - lengths, lengths))[sampled],
         sequence_ids=torch.from_numpy(sequence_ids),
         targets=torch.from_numpy(tokens[sampled].astype(np.int64)),
         behaviour_logprobs=torch.from_numpy(logprobs[sampled]),
         lags=torch.from_numpy(token_lags(batch)),
+        engines=torch.from_numpy(engine_ids[group_ids][sequence_ids]),
     )
 
 

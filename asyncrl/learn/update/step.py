@@ -88,7 +88,7 @@ class Learner:
         batch = quarantine_broken_logprobs(batch)
         parts, penalty = self._mini_batches(batch)
         proximals = self._proximals(parts)
-        tokens = TokenMetrics(self.device)
+        tokens = TokenMetrics(self.device, batch.engines)
         grad_norms = [
             self._update(part, proximal, position / len(proximals), tokens)
             for position, (part, proximal) in enumerate(zip(cycle(parts), proximals, strict=False))

@@ -35,6 +35,7 @@ class GroupHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Only in headers from before `term_scores`; not read."""
     data_set: str = ""
     term_scores: dict[str, list[float]] = msgspec.field(default_factory=dict)
+    engine: str = ""
 
 
 class Hello(Message, frozen=True):
