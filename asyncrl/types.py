@@ -101,8 +101,8 @@ class Group:
     """[G] what each turn of a completion was paid, together its reward; empty without an environment."""
     environment_s: float = 0.0
     """Seconds that the completions' environments computed, all together."""
-    term_means: dict[str, float] = field(default_factory=dict)
-    """Mean score of each reward term over the scored completions, by its label, where there are several terms."""
+    term_scores: dict[str, list[float]] = field(default_factory=dict)
+    """Label of each reward term → [G] unweighted scores, NaN where the reward is; empty where there is one term."""
     data_set: str = ""
     """As `Prompt.data_set`."""
     engine: str = ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from asyncrl.cluster.activations import activation_values, kept_values
 from asyncrl.cluster.topology import Topology
 from asyncrl.config.engines import engine_names
 from asyncrl.config.lora import LoraConfig
@@ -68,17 +69,6 @@ def estimate(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: i
     return [*estimates, _replay(config)]
 
 
-def activation_values(shape: ModelShape) -> int:
-    """Values that one layer saves for its backward pass per token, attention without a score matrix (SDPA, flash).
-
-    Two norms, q, k, v before and after their norms and rotation, the attention output, and the gated MLP's four
-    intermediates: 6·h + 4·H·d + 4·K·d + 4·I. Measured on Qwen3: exact to 1 % in float32, 20 % low in bfloat16, whose
-    norms save float32; Llama saves up to 18 % less.
-    """
-    attention = (shape.num_heads + shape.num_kv_heads) * shape.head_dim
-    return 6 * shape.hidden_size + 4 * attention + 4 * shape.intermediate_size
-
-
 def bytes_per_value(config: Config, topology: Topology) -> int:
     """Bytes of one value of the compute type. Weights are published in this type too."""
     if config.model.dtype == "auto":
@@ -91,11 +81,9 @@ def _learner(
 ) -> list[Estimate]:
     on_gpu = topology.device == "gpu"
     num_ranks, parameters = len(topology.learners), shape.num_parameters
-    gathered = shape.num_root_parameters + 2 * shape.num_layer_parameters
     state = _trained_state(config, shape, num_ranks, compute_bytes)
     work = [
-        Item("gathered weights: root and two layers", compute_bytes * gathered, "c·(R + 2·layer)"),
-        _unit_gradient(config, shape, compute_bytes),
+        *_gathered(config, shape, compute_bytes),
         _activations(config, shape, compute_bytes),
         _logits(config, shape, gpu_bytes if on_gpu else None),
     ]
@@ -142,6 +130,20 @@ def _adapted(lora: LoraConfig, shape: ModelShape) -> list[LinearLayer]:
     return [layer for layer in shape.linear_layers if not lora.targets or layer.name in lora.targets]
 
 
+def _gathered(config: Config, shape: ModelShape, compute_bytes: int) -> list[Item]:
+    """Weights and gradients that are whole on each rank, by learner.keep_gathered."""
+    num_gathered = shape.num_root_parameters + 2 * shape.num_layer_parameters
+    weights = Item("gathered weights: root and two layers", compute_bytes * num_gathered, "c·(R + 2·layer)")
+    if config.learner.keep_gathered == "all":
+        weights = Item("gathered weights", compute_bytes * shape.num_parameters, "c·P")
+    items = [weights, _unit_gradient(config, shape, compute_bytes)]
+    if config.learner.keep_gathered != "nothing":
+        adapter = num_adapter_parameters(config.lora, shape)
+        trained, formula = (shape.num_parameters, "4·P") if config.lora.rank is None else (adapter, "4·A")
+        items.append(Item("gradients added up, whole, float32", 4 * trained, formula))
+    return items
+
+
 def _unit_gradient(config: Config, shape: ModelShape, compute_bytes: int) -> Item:
     if config.lora.rank is not None:
         of_a_layer = num_adapter_parameters(config.lora, shape) / shape.num_layers
@@ -176,9 +178,10 @@ def _activations(config: Config, shape: ModelShape, compute_bytes: int) -> Item:
     num_tokens = config.learner.micro_batch_tokens
     per_layer = compute_bytes * num_tokens * activation_values(shape)
     if config.learner.gradient_checkpointing:
-        inputs = compute_bytes * num_tokens * shape.hidden_size * shape.num_layers
+        values, formula = kept_values(shape, config.learner.checkpointing_keeps)
+        kept = compute_bytes * num_tokens * values * shape.num_layers
         name = f"activations of {num_tokens} tokens, checkpointed"
-        return Item(name, inputs + per_layer, "c·T·(L·h + 6h + 4(H+K)d + 4I)")
+        return Item(name, kept + per_layer, f"c·T·(L·({formula}) + 6h + 4(H+K)d + 4I)")
     return Item(f"activations of {num_tokens} tokens", per_layer * shape.num_layers, "c·T·L·(6h + 4(H+K)d + 4I)")
 
 

@@ -53,6 +53,7 @@ class ModelShape:
     """Those that tensor parallelism does not cut: norms, and the routers of experts."""
     linear_layers: tuple[LinearLayer, ...] = ()
     """Those that can have an adapter."""
+    has_latent_attention: bool = False
 
     @property
     def num_root_parameters(self) -> int:
@@ -113,6 +114,7 @@ def read_model_shape(path: str, trust_remote_code: bool = False) -> ModelShape:
             LinearLayer(name.rpartition(".")[2], layer.in_features, layer.out_features)
             for name, layer in linear_layers(model).items()
         ),
+        has_latent_attention=getattr(text, "kv_lora_rank", None) is not None,
     )
 
 

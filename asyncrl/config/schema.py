@@ -173,6 +173,13 @@ class LearnerConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
+    """Compute each decoder layer again in the backward pass: less memory for the activations, a third more work."""
+    checkpointing_keeps: str = "nothing"
+    """With gradient_checkpointing, what is not computed again: nothing | attention (its outputs) | matmuls (also those
+    of the linear layers)."""
+    keep_gathered: str = "nothing"
+    """What each rank holds whole from one micro-batch of an update to the next: nothing (least memory) | gradients
+    (reduced once an update) | all (weights too, gathered once an update)."""
     offload: bool = False
     """Keep parameters, gradients and optimizer state in CPU memory (FSDP2 CPUOffloadPolicy)."""
     offload_reference: bool = False

@@ -88,7 +88,8 @@ def roofline(
     link = accelerator.link_bytes_per_s * LINK_SHARE
     kv_bytes = shape.kv_bytes_per_token(parts, compute_bytes) * workload.context_mean
     forward_s = 2 * shape.num_parameters / flop_per_s
-    backward = 4 if config.learner.gradient_checkpointing else 3
+    recomputes = config.learner.gradient_checkpointing and config.learner.checkpointing_keeps != "matmuls"
+    backward = 4 if recomputes else 3
     uses_nccl = topology.publish_transport == "nccl"
     is_pipelined = uses_nccl and topology.publish_engine == "broadcast"
     of_parts = published_bytes(shape, topology, compute_bytes, config.lora)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import torch
@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from asyncrl.errors import PublishError
 from asyncrl.publish.groups.base import Transfer
 from asyncrl.publish.groups.gloo import GlooGroup
-from asyncrl.types import Completion
+from asyncrl.publish.vllm import latent_attention
+from asyncrl.publish.vllm.worker_extension import WorkerExtension
 from tests.support import nccl
 from tests.support.fresh import run_fresh
 from tests.support.models import random_model, random_qwen3
@@ -57,43 +58,51 @@ def test_after_every_publish_the_engine_samples_from_exactly_the_learners_policy
     assert max(differences) < TOLERANCE
 
 
-async def published_and_loaded(folder: Path, changed: Path, tensor_parallel: int) -> list[list[Completion]]:
-    """What an engine samples after a publish, and another that has loaded the same weights from a checkpoint."""
+def fingerprints(self: WorkerExtension) -> dict[str, str]:
+    """In a worker: of everything that its model computes with."""
+    model = self.weight_transfer_engine.model
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for number, attention in enumerate(latent_attention.attentions(model)):
+        tensors |= {f"W_UK_T.{number}": attention.W_UK_T, f"W_UV.{number}": attention.W_UV}
+    return {
+        name: sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest() for name, tensor in tensors.items()
+    }
+
+
+async def published_and_loaded(folder: Path, changed: Path, tensor_parallel: int) -> list[list[dict[str, str]]]:
+    """The tensors of an engine after two publishes, and of another that has loaded the same weights."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     outcomes = []
     async with serving(folder, tensor_parallel) as (engine, member):
         session = await asyncio.to_thread(open_session, member, model, "sliced")
         for version in range(2):
             await asyncio.to_thread(session.send, version, perturbed(model))
-        outcomes.append(await engine.sample("published", PROMPT, sampling(8, 40)))
+        outcomes.append(await engine._llm.collective_rpc("fingerprints"))
         session.close()
     model.save_pretrained(changed)
     AutoTokenizer.from_pretrained(folder).save_pretrained(changed)
     async with serving(changed, tensor_parallel) as (engine, _):
-        outcomes.append(await engine.sample("loaded", PROMPT, sampling(8, 40)))
+        outcomes.append(await engine._llm.collective_rpc("fingerprints"))
     return outcomes
 
 
-def latent_attention(folder: Path, changed: Path) -> list[list[Completion]]:
-    return asyncio.run(published_and_loaded(folder, changed, tensor_parallel=1))
+def latent_attention_tensors(folder: Path, changed: Path) -> list[list[dict[str, str]]]:
+    """vLLM's workers are forks of this process, so they have these changes too."""
+    WorkerExtension.fingerprints = fingerprints
+    latent_attention.refuse = lambda model, device: None
+    return asyncio.run(published_and_loaded(folder, changed, tensor_parallel=2))
 
 
-@pytest.mark.skip(reason="fails once in two runs, by 0.15; latent attention is refused until that is understood")
 @pytest.mark.system
-def test_latent_attention_and_experts_compute_after_a_publish_as_if_vllm_had_loaded_the_weights_itself(
+def test_a_model_with_latent_attention_and_experts_has_after_a_publish_every_tensor_as_if_vllm_had_loaded_it(
     tmp_path: Path,
 ) -> None:
-    """Not compared with transformers: vLLM's own DeepSeek on a CPU differs from it by 0.004 on these very weights."""
+    """Its logprobs on a CPU say nothing, see `latent_attention.refuse`."""
     folder = random_model(tmp_path / "model", "deepseek_v2", tied=False)
-    published, loaded = run_fresh(latent_attention, folder, tmp_path / "changed")
-    num_compared, largest = 0, 0.0
-    for mine, theirs in zip(published, loaded, strict=True):
-        length = min(len(mine.token_ids), len(theirs.token_ids))
-        same = int(np.cumprod(mine.token_ids[:length] == theirs.token_ids[:length]).sum())  # rounding may flip a token
-        num_compared += same
-        largest = max(largest, float(np.abs(mine.logprobs[:same] - theirs.logprobs[:same]).max(initial=0.0)))
-    assert num_compared > 100
-    assert largest < TOLERANCE
+    published, loaded = run_fresh(latent_attention_tensors, folder, tmp_path / "changed")
+    assert [set(worker) for worker in published] == [set(worker) for worker in loaded]
+    assert any(name.startswith("W_UV") for name in published[0])
+    assert published == loaded
 
 
 def flip_a_byte(num_times: int) -> None:

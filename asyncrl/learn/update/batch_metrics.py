@@ -58,12 +58,10 @@ def _environment_metrics(batch: Batch, sampled: NDArray[np.bool_]) -> Metrics:
 
 
 def _term_metrics(batch: Batch) -> Metrics:
-    """The mean score of each reward term over the groups, unweighted."""
-    labels = {label for group in batch.groups for label in group.term_means}
-    means = {
-        label: [group.term_means[label] for group in batch.groups if label in group.term_means] for label in labels
-    }
-    return {f"reward/term/{label}": _mean(np.array(values)) for label, values in sorted(means.items())}
+    """The mean score of each reward term, unweighted."""
+    labels = sorted({label for group in batch.groups for label in group.term_scores})
+    scores = {label: np.concatenate([group.term_scores.get(label, []) for group in batch.groups]) for label in labels}
+    return {f"reward/term/{label}": _mean(values[~np.isnan(values)]) for label, values in scores.items()}
 
 
 def _data_set_metrics(batch: Batch) -> Metrics:
