@@ -10,6 +10,7 @@ it when a child fails. Here a generator sees a dead child by `dead`, and ends it
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -77,6 +78,7 @@ class SglangProcesses:
                 self._engine = _Engine(**arguments, custom_sigquit_handler=_a_child_failed)
         except RuntimeError as error:
             raise RunError(f"SGLang did not start: {self._reason() or error}") from error
+        atexit.unregister(self._engine.shutdown)  # it would kill all children of this process, not its own alone
         self._manager = self._engine.tokenizer_manager
         watchdog = self._manager._subprocess_watchdog
         watchdog.stop()  # it would end this process by a signal
