@@ -2,8 +2,8 @@
 
     .venv/bin/python bench/pipeline/micro_batches.py [--steps 8] [--ranks 2]
 
-A batch is 32 groups of 16 completions of geometric lengths (mean 17, cut at 56) for a model of 4 layers of 256, in
-micro-batches of 512 tokens. The settings take turns on each batch, so their ratio holds on a busy machine. The first
+A batch is 8 groups of 16 completions of geometric lengths (mean 17, cut at 56) for a model of 4 layers of 256, in
+micro-batches of 256 tokens. The settings take turns on each batch, so their ratio holds on a busy machine. The first
 two steps are not counted. Ranks talk over gloo on one machine: this says what collectives and recomputing cost there,
 not on a network, and nothing of memory.
 """
@@ -28,8 +28,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from asyncrl.config.load import load
 from asyncrl.learn.update.step import Learner
 from asyncrl.types import Batch
-from bench.pipeline.learner import KINDS, NUM_GROUPS, NUM_UNCOUNTED, random_group
+from bench.pipeline.learner import KINDS, NUM_UNCOUNTED, random_group
 
+NUM_GROUPS = 8
 CHECKPOINTED = "learner.gradient_checkpointing=true"
 SETTINGS = {
     "nothing gathered": [],
@@ -79,7 +80,12 @@ def measure(rank: int, num_ranks: int, folder: str, num_steps: int) -> dict[str,
     store = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=num_ranks, timeout=timedelta(minutes=5))
     mesh = init_device_mesh("cpu", (num_ranks,))
-    common = [f"model.path={folder}", "generator.max_tokens=56", "learner.micro_batch_tokens=512"]
+    common = [
+        f"model.path={folder}",
+        "generator.max_tokens=56",
+        "learner.micro_batch_tokens=256",
+        "learner.batch_size=8",
+    ]
     configs = {name: load("configs/quickstart.yaml", [*common, *own]) for name, own in SETTINGS.items()}
     learners = {name: Learner(config, mesh, num_steps) for name, config in configs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in SETTINGS}
