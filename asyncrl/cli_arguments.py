@@ -87,8 +87,8 @@ def _add_selftest(commands: Commands) -> None:
     parser.add_argument(
         "--engine",
         metavar="NAME",
-        help="only the checks that any engine has to pass, for this one: as generator.engine: vllm, sglang, module:Class or "
-        "file.py:Class",
+        help="only the checks that any engine has to pass, for this one: as generator.engine: vllm, sglang, "
+        "module:Class or file.py:Class",
     )
     parser.set_defaults(command="selftest")
 
