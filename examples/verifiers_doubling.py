@@ -1,6 +1,6 @@
 """A taskset of the package verifiers: `asyncrl launch --config examples/verifiers_doubling.yaml`.
 
-17+17=  33  no: 34                  sampled: `33` and `34`; a wrong answer gets a second try
+417+417=  824  no: 834              sampled: `824` and `834`; a wrong answer gets a second try
 """
 
 import verifiers.v1 as vf
@@ -19,10 +19,10 @@ class Double(vf.Task[Number]):
 
 
 class Doubling(vf.Taskset[Double, vf.TasksetConfig]):
-    """The numbers of two digits."""
+    """The numbers of three digits."""
 
     def load(self) -> list[Double]:
-        return [Double(Number(prompt=f"{n}+{n}=", answer=str(2 * n)), self.config.task) for n in range(10, 100)]
+        return [Double(Number(prompt=f"{n}+{n}=", answer=str(2 * n)), self.config.task) for n in range(100, 1000)]
 
 
 class TwoTriesConfig(vf.EnvConfig):
