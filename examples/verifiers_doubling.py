@@ -15,7 +15,8 @@ class Number(vf.TaskData):
 class Double(vf.Task[Number]):
     @vf.reward
     async def right(self, trace: vf.Trace) -> float:
-        return float((trace.last_reply or "").strip() == self.data.answer)
+        """Half for the second try: were it paid as the first, a wrong first answer would be taught as well."""
+        return float((trace.last_reply or "").strip() == self.data.answer) / max(trace.num_turns, 1)
 
 
 class Doubling(vf.Taskset[Double, vf.TasksetConfig]):

@@ -54,7 +54,7 @@ class TestVerifiers:
         row = Row(0, "115+115=", "15", 0)
         again = [{"role": "user", "content": "no:"}]
         assert in_one_loop(play(DOUBLING, {}, row, "230")) == [None, Step(reward=1.0, done=True)]
-        assert in_one_loop(play(DOUBLING, {}, row, "1", "230")) == [None, Step(again), Step(reward=1.0, done=True)]
+        assert in_one_loop(play(DOUBLING, {}, row, "1", "230")) == [None, Step(again), Step(reward=0.5, done=True)]
         assert in_one_loop(play(DOUBLING, {"messages": False}, row, "1", "2")) == [
             None,
             Step("no:"),
@@ -73,7 +73,7 @@ class TestVerifiers:
             assert [task.get_name() for task in asyncio.all_tasks() if "run_episode" in repr(task)] == []
             return ends
 
-        assert [end[-1] for end in in_one_loop(play_all())] == [Step(reward=1.0, done=True)] * 8
+        assert [end[-1] for end in in_one_loop(play_all())] == [Step(reward=0.5, done=True)] * 8
 
     def test_a_row_that_is_no_task_is_refused(self, in_one_loop: Any) -> None:
         with pytest.raises(ValueError, match="'x', is no task's number"):
