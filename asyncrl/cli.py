@@ -135,13 +135,17 @@ def _check(arguments: argparse.Namespace) -> int:
 def _selftest(arguments: argparse.Namespace) -> int:
     from asyncrl.config.load import load
 
-    config = load(_config_file(arguments), _overrides(arguments))
+    engine = arguments.engine
+    named = [] if engine is None else [f"generator.engine={engine}"]
+    config = load(_config_file(arguments), [*_overrides(arguments), *named])
 
     from rich.console import Console
 
     from asyncrl.selftest.selftest import selftest
+    from asyncrl.selftest.suite import CHECKS, ENGINE_CHECKS
 
-    return 0 if selftest(config, Console()) else EXIT_RUN_FAILED
+    checks = CHECKS if engine is None else ENGINE_CHECKS
+    return 0 if selftest(config, Console(), checks) else EXIT_RUN_FAILED
 
 
 def _eval(arguments: argparse.Namespace) -> int:

@@ -84,6 +84,12 @@ def _add_selftest(commands: Commands) -> None:
         "links, memory. In minutes; with model.path=tiny, which is the default, a random model.",
     )
     _add_config_arguments(parser)
+    parser.add_argument(
+        "--engine",
+        metavar="NAME",
+        help="only the checks that any engine has to pass, for this one: as generator.engine: vllm, sglang, module:Class or "
+        "file.py:Class",
+    )
     parser.set_defaults(command="selftest")
 
 

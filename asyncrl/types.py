@@ -101,10 +101,12 @@ class Group:
     """[G] what each turn of a completion was paid, together its reward; empty without an environment."""
     environment_s: float = 0.0
     """Seconds that the completions' environments computed, all together."""
-    term_means: dict[str, float] = field(default_factory=dict)
-    """Mean score of each reward term over the scored completions, by its label, where there are several terms."""
+    term_scores: dict[str, list[float]] = field(default_factory=dict)
+    """Label of each reward term → [G] unweighted scores, NaN where the reward is; empty where there is one term."""
     data_set: str = ""
     """As `Prompt.data_set`."""
+    engine: str = ""
+    """That sampled it, where generators run different ones (`config/engines.py`)."""
 
     @property
     def size(self) -> int:
@@ -141,6 +143,11 @@ class Batch:
     """Finished groups left in the queue when this batch was taken."""
     eta: int = 0
     """η of admission when this batch was taken: replay.max_staleness, or less where a controller moves it."""
+
+    @property
+    def engines(self) -> list[str]:
+        """That sampled it, where generators run different ones; else empty."""
+        return sorted({group.engine for group in self.groups} - {""})
 
 
 def first_of_each(prompts: Sequence[Prompt], num_prompts: int | None) -> list[Prompt]:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from asyncrl import cli
+from asyncrl.selftest import selftest
+from asyncrl.selftest.suite import CHECKS, ENGINE_CHECKS
 from asyncrl.simulate.command import planned
 from tests.support.models import random_qwen3
 
@@ -50,8 +52,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["generator.max_tokens=100"], "= 108 tokens, but the model takes 64 (max_position_embeddings)"),
         (["reward.terms=[{function: no_module:f}]"], "reward.terms: 'no_module:f': cannot import 'no_module'"),
         (
-            ["generator.engine=sglang"],
-            "generator.engine: unknown Class 'sglang'; use vllm, module:Class or file.py:Class",
+            ["generator.engine=tgi"],
+            "generator.engine: unknown Class 'tgi'; use vllm, sglang, module:Class or file.py:Class",
         ),
         (["model.path=./none"], "model.path=./none: no such folder"),
         (["data.train=none"], "data.train: none does not exist"),
@@ -209,3 +211,18 @@ def test_a_stream_that_is_not_utf_8_gets_what_it_can_show(folder: Path) -> None:
     result = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
     assert b"2 ? 3 ? 1+1=" in result.stdout
+
+
+def test_selftest_of_an_engine_runs_the_engines_checks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        selftest, "selftest", lambda config, console, checks: asked.append((config.generator.engine, checks))
+    )
+    cli.main(["selftest", "--engine", "mine.py:Mine"])
+    cli.main(["selftest", "generator.engine=mine.py:Mine"])
+    assert asked == [("mine.py:Mine", ENGINE_CHECKS), ("mine.py:Mine", CHECKS)]
+
+
+def test_selftest_refuses_an_engine_that_is_none_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["selftest", "--engine", "json:JSONDecoder"]) == cli.EXIT_BAD_INPUT
+    assert "lacks dead, warm_up, sample" in capsys.readouterr().err

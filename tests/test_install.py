@@ -53,6 +53,9 @@ def driver(number: str) -> dict[str, str]:
         ({}, {"EXTRA": "gpu"}, 9, "no NVIDIA driver answers on this machine"),
         ({"rocm-smi": "exit 0"}, {}, 9, "found AMD (ROCm): asyncrl has never run on it; this installs the CPU build"),
         ({"npu-smi": "exit 0"}, {}, 9, "found Ascend (CANN): asyncrl has never run on it"),
+        (driver("580.65.06"), {"EXTRA": "gpu,sglang"}, 2, "vLLM 0.32 needs torch 2.13 and SGLang 0.5.23 torch 2.14"),
+        (driver("570.86.10"), {"EXTRA": "sglang"}, 1, "the GPU build (CUDA 13) needs 580"),
+        ({}, {"EXTRA": "cpu,sglang"}, 9, "went on"),
         ({}, {"EXTRA": "rocm"}, 2, "EXTRA=rocm: asyncrl installs for cpu or for gpu, which is NVIDIA"),
     ],
 )

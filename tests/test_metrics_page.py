@@ -20,6 +20,9 @@ BUILT_NAMES = {
     "data/NAME/fraction",
     "data/NAME/reward_mean",
     "data/NAME/accuracy",
+    "engine/NAME/fraction",
+    "engine/NAME/staleness_mean",
+    "engine/NAME/staleness_max",
     "eval/data/NAME/accuracy",
 }
 TEXT_FOR_TRACKERS = {"lag/table"}

@@ -114,6 +114,30 @@ def best_of_k(rewards: Tensor, group_ids: Tensor, k: int) -> Tensor:
     return torch.zeros_like(rewards).index_copy(0, chosen, advantages.to(rewards.dtype))
 
 
+def gdpo(scores: Tensor, weights: Tensor, group_ids: Tensor, num_tokens: Tensor) -> Tensor:
+    """A_i = Σ_k w_k·grpo(r_k)_i / (std + eps): each reward normalised in its group, then the sum over the batch (GDPO,
+    arXiv 2601.05242, eq. 4–6).
+
+    The std is over the trained completions of the batch. The paper also takes off their mean, which is 0 since that of
+    each group is; left out, a group in which no term varies has exactly 0.
+
+    Args:
+        scores: [N, K] float, completion i by reward k; a NaN quarantines the completion.
+        weights: [K]
+        group_ids: [N] int64, ≥ 0.
+        num_tokens: [N] trained tokens of each completion; 0 leaves it out of the std.
+
+    Returns:
+        [N] advantages, of the scores' dtype.
+    """
+    quarantined = scores.isnan().any(1)
+    valid = scores.double().masked_fill(quarantined[:, None], torch.nan)
+    totals = torch.stack([grpo(term, group_ids) for term in valid.T], dim=1) @ weights.double()
+    counted = totals[(num_tokens > 0) & ~quarantined]
+    std = (counted.square().sum() / max(1, len(counted) - 1)).sqrt()
+    return (totals / (std + STD_EPS)).to(scores.dtype)
+
+
 def compute_advantages(name: str, rewards: Tensor, group_ids: Tensor, num_tokens: Tensor, k: int) -> Tensor:
     """[N] by `algorithm.advantage`, for all completions of a step.
 

@@ -54,6 +54,12 @@ def _changes(config: Config, topology: Topology, fits: Callable[[Config], bool])
     """What is not yet so, the cheapest in speed first; the last one trains something else."""
     learner = config.learner
     changes = _smaller_micro_batch(config, fits)
+    if learner.keep_gathered != "nothing":
+        sharded = replace(learner, keep_gathered="nothing")
+        changes.append(("learner.keep_gathered=nothing", replace(config, learner=sharded)))
+    if learner.checkpointing_keeps != "nothing":
+        recomputed = replace(learner, checkpointing_keeps="nothing")
+        changes.append(("learner.checkpointing_keeps=nothing", replace(config, learner=recomputed)))
     if not learner.gradient_checkpointing:
         checkpointed = replace(learner, gradient_checkpointing=True)
         changes.append(("learner.gradient_checkpointing=true", replace(config, learner=checkpointed)))

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from asyncrl.cluster.activations import activation_values, kept_values
 from asyncrl.cluster.topology import Topology
+from asyncrl.config.engines import engine_names
 from asyncrl.config.lora import LoraConfig
 from asyncrl.config.model_shape import LinearLayer, ModelShape
-from asyncrl.config.schema import CPU_KV_CACHE_BYTES, VLLM, Config
+from asyncrl.config.schema import CPU_KV_CACHE_BYTES, SGLANG, VLLM, Config
 from asyncrl.learn.policy.logprob import BYTES_PER_LOGIT, chunk_bytes
 from asyncrl.publish.second_copy import ENGINE_OVERHEAD_BYTES, SecondCopy
 
@@ -50,7 +52,7 @@ class Estimate:
 
 
 def estimate(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: int | None = None) -> list[Estimate]:
-    """Estimates for a learner rank, a generator worker (when its engine is vLLM) and replay.
+    """Estimates for a learner rank, a generator worker (of vLLM, on a CPU also of SGLang) and replay.
 
     Args:
         config: a checked configuration.
@@ -61,25 +63,10 @@ def estimate(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: i
     compute_bytes = bytes_per_value(config, topology)
     gpu_bytes = gpu_bytes or ASSUMED_GPU_BYTES
     estimates = _learner(config, shape, topology, compute_bytes, gpu_bytes)
-    if config.generator.engine == VLLM:
+    estimated = {VLLM, SGLANG} if topology.device == "cpu" else {VLLM}
+    if estimated & set(engine_names(config.generator)):
         estimates += _generator(config, shape, topology, compute_bytes, gpu_bytes)
     return [*estimates, _replay(config)]
-
-
-def activation_values(shape: ModelShape) -> int:
-    """Values that one layer saves for its backward pass per token, attention without a score matrix (SDPA, flash).
-
-    Two norms, q, k, v before and after their norms and rotation, the attention output, and the gated MLP's four
-    intermediates: 6·h + 4·H·d + 4·K·d + 4·I. Measured on Qwen3: exact to 1 % in float32, 20 % low in bfloat16, whose
-    norms save float32; Llama saves up to 18 % less.
-    """
-    attention = (shape.num_heads + shape.num_kv_heads) * shape.head_dim
-    return 6 * shape.hidden_size + 4 * attention + 4 * shape.intermediate_size
-
-
-def kv_bytes_per_token(shape: ModelShape, tensor_parallel: int, compute_bytes: int) -> int:
-    """Bytes per token of one worker, keys and values of all layers: 2·L·max(1, K/k)·d·c."""
-    return 2 * shape.num_layers * max(1, shape.num_kv_heads // tensor_parallel) * shape.head_dim * compute_bytes
 
 
 def bytes_per_value(config: Config, topology: Topology) -> int:
@@ -94,11 +81,9 @@ def _learner(
 ) -> list[Estimate]:
     on_gpu = topology.device == "gpu"
     num_ranks, parameters = len(topology.learners), shape.num_parameters
-    gathered = shape.num_root_parameters + 2 * shape.num_layer_parameters
     state = _trained_state(config, shape, num_ranks, compute_bytes)
     work = [
-        Item("gathered weights: root and two layers", compute_bytes * gathered, "c·(R + 2·layer)"),
-        _unit_gradient(config, shape, compute_bytes),
+        *_gathered(config, shape, compute_bytes),
         _activations(config, shape, compute_bytes),
         _logits(config, shape, gpu_bytes if on_gpu else None),
     ]
@@ -145,6 +130,20 @@ def _adapted(lora: LoraConfig, shape: ModelShape) -> list[LinearLayer]:
     return [layer for layer in shape.linear_layers if not lora.targets or layer.name in lora.targets]
 
 
+def _gathered(config: Config, shape: ModelShape, compute_bytes: int) -> list[Item]:
+    """Weights and gradients that are whole on each rank, by learner.keep_gathered."""
+    num_gathered = shape.num_root_parameters + 2 * shape.num_layer_parameters
+    weights = Item("gathered weights: root and two layers", compute_bytes * num_gathered, "c·(R + 2·layer)")
+    if config.learner.keep_gathered == "all":
+        weights = Item("gathered weights", compute_bytes * shape.num_parameters, "c·P")
+    items = [weights, _unit_gradient(config, shape, compute_bytes)]
+    if config.learner.keep_gathered != "nothing":
+        adapter = num_adapter_parameters(config.lora, shape)
+        trained, formula = (shape.num_parameters, "4·P") if config.lora.rank is None else (adapter, "4·A")
+        items.append(Item("gradients added up, whole, float32", 4 * trained, formula))
+    return items
+
+
 def _unit_gradient(config: Config, shape: ModelShape, compute_bytes: int) -> Item:
     if config.lora.rank is not None:
         of_a_layer = num_adapter_parameters(config.lora, shape) / shape.num_layers
@@ -179,9 +178,10 @@ def _activations(config: Config, shape: ModelShape, compute_bytes: int) -> Item:
     num_tokens = config.learner.micro_batch_tokens
     per_layer = compute_bytes * num_tokens * activation_values(shape)
     if config.learner.gradient_checkpointing:
-        inputs = compute_bytes * num_tokens * shape.hidden_size * shape.num_layers
+        values, formula = kept_values(shape, config.learner.checkpointing_keeps)
+        kept = compute_bytes * num_tokens * values * shape.num_layers
         name = f"activations of {num_tokens} tokens, checkpointed"
-        return Item(name, inputs + per_layer, "c·T·(L·h + 6h + 4(H+K)d + 4I)")
+        return Item(name, kept + per_layer, f"c·T·(L·({formula}) + 6h + 4(H+K)d + 4I)")
     return Item(f"activations of {num_tokens} tokens", per_layer * shape.num_layers, "c·T·L·(6h + 4(H+K)d + 4I)")
 
 
@@ -227,7 +227,7 @@ def _generator(
         staged.append(Item("publish: two buckets", 2 * bucket, "2·publish.bucket_bytes"))
     if topology.device == "cpu":
         items += staged
-    per_token = kv_bytes_per_token(shape, parts, compute_bytes)
+    per_token = shape.kv_bytes_per_token(parts, compute_bytes)
     if kv_cache_bytes is not None or topology.device == "cpu":
         kv_bytes: float = kv_cache_bytes or CPU_KV_CACHE_BYTES
         source = "generator.kv_cache_bytes"
@@ -257,7 +257,7 @@ def second_copy(config: Config, shape: ModelShape, topology: Topology) -> Second
     compute_bytes = bytes_per_value(config, topology)
     longest = config.data.max_prompt_tokens + config.generator.max_tokens
     num_completions = config.generator.max_groups_in_flight * config.algorithm.group_size
-    kv_bytes = kv_bytes_per_token(shape, topology.tensor_parallel, compute_bytes) * longest * num_completions
+    kv_bytes = shape.kv_bytes_per_token(topology.tensor_parallel, compute_bytes) * longest * num_completions
     return SecondCopy(compute_bytes * shape.num_parameters / topology.tensor_parallel, kv_bytes)
 
 

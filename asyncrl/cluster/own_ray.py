@@ -52,8 +52,9 @@ class OwnRay:
         _write_private(self._token_file, secrets.token_hex(32))
         _ask_for_token(self._token_file)
         _stay_on_loopback()
-        self.variables = variables
-        with _environment(variables), _alone():
+        # vLLM's sockets go where they are removed with the rest: it leaves them in /tmp when its process is killed.
+        self.variables = {**variables, "VLLM_RPC_BASE_PATH": str(self._folder)}
+        with _environment(self.variables), _alone():
             ray.init(
                 address="local",
                 object_store_memory=OBJECT_STORE_BYTES,

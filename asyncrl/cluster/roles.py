@@ -17,7 +17,8 @@ import zmq.asyncio
 
 from asyncrl import devices
 from asyncrl.cluster.topology import Topology
-from asyncrl.config.schema import VLLM, Config
+from asyncrl.config.engines import engine_of
+from asyncrl.config.schema import SGLANG, VLLM, Config
 from asyncrl.generate.engines.base import Engine, EngineSpec
 from asyncrl.generate.engines.registry import engine_class
 from asyncrl.publish.second_copy import SecondCopy
@@ -59,15 +60,16 @@ def load_role(role: str, config: Config, link: ControlLink) -> None:
     """
     with _without_collections():
         if role == "generator":
-            link.phase(f"importing {_name_of_engine(config)}")
-            engine_class(config.generator.engine)
+            engine = engine_of(config.generator, link.name)
+            link.phase(f"importing {_title(engine)}")
+            engine_class(engine)
         elif role == "learner":
             link.phase("importing torch")
             import asyncrl.learn.worker  # noqa: F401
 
 
-def _name_of_engine(config: Config) -> str:
-    return "vLLM" if config.generator.engine == VLLM else config.generator.engine
+def _title(engine: str) -> str:
+    return {VLLM: "vLLM", SGLANG: "SGLang"}.get(engine, engine)
 
 
 @contextmanager
@@ -136,14 +138,17 @@ async def _generate(plan: RunPlan, network: Network, link: ControlLink, replay_e
     from asyncrl.generate.worker import GeneratorWorker
 
     config = plan.config
-    link.phase(f"starting {_name_of_engine(config)}")
-    spec = replace(engine_spec(config, plan.topology.device == "cpu"), second_copy=_second_copy(config, plan.topology))
-    engine = engine_class(config.generator.engine)(spec, config.generator)
+    name = engine_of(config.generator, link.name)
+    link.phase(f"starting {_title(name)}")
+    spec = engine_spec(config, plan.topology.device == "cpu")
+    if name == VLLM:
+        spec = replace(spec, second_copy=_second_copy(config, plan.topology))
+    engine = engine_class(name)(spec, config.generator)
     with ExitStack() as stack:
         stack.callback(link.close)
         stack.callback(engine.shutdown)
         roll_out = roll_out_of(config, engine, stack, run_dirs.judge_file(plan.run_dir))
-        link.phase(f"warming up {_name_of_engine(config)}")
+        link.phase(f"warming up {_title(name)}")
         await engine.warm_up()
         context = zmq.asyncio.Context.instance()
         socket, endpoint = bind(context, network)
@@ -200,7 +205,7 @@ def engine_spec(config: Config, on_cpu: bool) -> EngineSpec:
 
 
 def _second_copy(config: Config, topology: Topology) -> SecondCopy | None:
-    if config.generator.engine != VLLM or topology.device == "cpu":
+    if topology.device == "cpu":
         return None
     from asyncrl.cluster.memory import second_copy
     from asyncrl.config.model_shape import read_model_shape

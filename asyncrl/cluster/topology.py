@@ -20,6 +20,7 @@ from typing import Literal
 
 from asyncrl.config.checks.devices import Device
 from asyncrl.config.checks.publish import PublishEngine, PublishTransport
+from asyncrl.config.engines import engine_names
 from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError
 
@@ -257,6 +258,8 @@ def _publish_engine(config: Config) -> PublishEngine:
     match config.publish.engine:
         case "broadcast" | "sliced" | "delta" | "adapter" as engine:
             return engine
+    if len(set(engine_names(config.generator))) > 1:  # workers of one stream have one plan, which is their engine's
+        return "broadcast"
     return "sliced" if config.lora.rank is None else "adapter"
 
 

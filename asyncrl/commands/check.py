@@ -35,7 +35,7 @@ from asyncrl.config.schema import MIXTURE, Config
 from asyncrl.data.hub import HUB_PREFIX
 from asyncrl.data.read import Row
 from asyncrl.errors import DataError
-from asyncrl.generate.engines.installed import check_own_engine
+from asyncrl.generate.engines.installed import check_own_engines
 from asyncrl.ledger.staleness_bound import admission_limit
 from asyncrl.types import Prompt, first_of_each
 
@@ -55,7 +55,7 @@ def run_check(config: Config, console: Console, show_config: bool = False) -> No
     shape, missing = _shape(config)
     warnings = check(config, device, shape)
     check_user_parts(config)
-    check_own_engine(config.generator.engine)
+    check_own_engines(config.generator)
     nodes, notes = _cluster(config, here, device)
     topology = plan(config, nodes, device)
     absent = _missing_data(config)

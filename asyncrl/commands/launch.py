@@ -26,7 +26,7 @@ from asyncrl.config.model_shape import ModelShape
 from asyncrl.config.paths import with_absolute_paths
 from asyncrl.config.schema import Config
 from asyncrl.errors import CompleteError, RunError
-from asyncrl.generate.engines.installed import check_engine
+from asyncrl.generate.engines.installed import check_engines
 from asyncrl.run import directory as run_dirs
 from asyncrl.run.launcher_log import logs_to
 from asyncrl.run.lock import claim, lock
@@ -120,7 +120,7 @@ def _prepare(config: Config, config_name: str, resume: Path | None, console: Con
 def place(config: Config, nodes: list[Node], shape: ModelShape | None = None) -> tuple[Topology, list[str]]:
     """Refuses what is impossible on these nodes; returns the topology and warnings."""
     device = resolve_device(config, nodes)
-    check_engine(config.generator.engine, device)
+    check_engines(config.generator, device)
     warnings = check(config, device, shape)
     topology = plan(config, nodes, device)
     return topology, [*topology.notes, *warnings]

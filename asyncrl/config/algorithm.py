@@ -14,8 +14,9 @@ class AlgorithmConfig:
 
     advantage: str = "grpo"
     """grpo ((r − mean) / std over the group) | dr_grpo (r − mean) | rloo (r − mean of the others) | maxrl
-    ((r − mean) / mean) | pass_at_k (of the best of pass_k completions) | reinforce_pp (whitened over the batch) |
-    reinforce_pp_baseline (r − mean, then whitened)."""
+    ((r − mean) / mean) | pass_at_k (of the best of pass_k completions) | gdpo (grpo of each reward term, their weighted
+    sum ÷ its std over the batch) | reinforce_pp (whitened over the batch) | reinforce_pp_baseline (r − mean, then
+    whitened)."""
     pass_k: int = 4
     """k of advantage=pass_at_k, below group_size; 1 is grpo."""
     credit: str = "episode"

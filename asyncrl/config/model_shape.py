@@ -53,11 +53,16 @@ class ModelShape:
     """Those that tensor parallelism does not cut: norms, and the routers of experts."""
     linear_layers: tuple[LinearLayer, ...] = ()
     """Those that can have an adapter."""
+    has_latent_attention: bool = False
 
     @property
     def num_root_parameters(self) -> int:
         """Those outside the layers: embedding, output head, last norm."""
         return self.num_parameters - self.num_layers * self.num_layer_parameters
+
+    def kv_bytes_per_token(self, tensor_parallel: int, bytes_per_value: int) -> int:
+        """Of one worker, keys and values of all layers: 2·L·max(1, K/k)·d·c."""
+        return 2 * self.num_layers * max(1, self.num_kv_heads // tensor_parallel) * self.head_dim * bytes_per_value
 
 
 def read_model_shape(path: str, trust_remote_code: bool = False) -> ModelShape:
@@ -109,6 +114,7 @@ def read_model_shape(path: str, trust_remote_code: bool = False) -> ModelShape:
             LinearLayer(name.rpartition(".")[2], layer.in_features, layer.out_features)
             for name, layer in linear_layers(model).items()
         ),
+        has_latent_attention=getattr(text, "kv_lora_rank", None) is not None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from asyncrl.config.engines import engine_names
 from asyncrl.config.schema import MIXTURE, TEMPLATE_CHOICES, Config
 from asyncrl.config.user_code import is_file_name
 
@@ -32,7 +33,7 @@ def with_absolute_paths(config: Config) -> Config:
         data=data,
         environment=replace(config.environment, name=_absolute_environment(config.environment.name)),
         reward=replace(config.reward, terms=terms),
-        generator=replace(config.generator, engine=_absolute_function(config.generator.engine)),
+        generator=replace(config.generator, engine=",".join(map(_absolute_function, engine_names(config.generator)))),
         run=replace(config.run, dir=str(Path(config.run.dir).absolute())),
     )
 

@@ -17,6 +17,7 @@ CPU_KV_CACHE_BYTES = 256 * 2**20
 """On CPU vLLM would take a share of the whole machine's memory."""
 
 VLLM = "vllm"
+SGLANG = "sglang"
 
 TEMPLATE_CHOICES = ("auto", "always", "never")
 """Of data.chat_template; anything else is a file."""
@@ -123,7 +124,8 @@ class GeneratorConfig:
     """The generators: inference engines that sample completions."""
 
     engine: str = VLLM
-    """vllm | module:Class that follows `Engine` in `generate/engines/base.py` (imported from the config alone)."""
+    """vllm | sglang | module:Class that follows `Engine` in `generate/engines/base.py` (imported from the config
+    alone). Several, comma-separated: one for each generator in turn."""
     count: int = 1
     tensor_parallel: int = 1
     temperature: float = 1.0
@@ -171,6 +173,13 @@ class LearnerConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
+    """Compute each decoder layer again in the backward pass: less memory for the activations, a third more work."""
+    checkpointing_keeps: str = "nothing"
+    """With gradient_checkpointing, what is not computed again: nothing | attention (its outputs) | matmuls (also those
+    of the linear layers)."""
+    keep_gathered: str = "nothing"
+    """What each rank holds whole from one micro-batch of an update to the next: nothing (least memory) | gradients
+    (reduced once an update) | all (weights too, gathered once an update)."""
     offload: bool = False
     """Keep parameters, gradients and optimizer state in CPU memory (FSDP2 CPUOffloadPolicy)."""
     offload_reference: bool = False

@@ -34,7 +34,7 @@ from asyncrl.data.prompts import save_prompts
 from asyncrl.errors import ConfigError, RunError
 from asyncrl.evaluation.figures import Answer, DataSetFigures, data_set_figures, vote_of
 from asyncrl.evaluation.sample import COMPLETIONS_FILE, PROBLEMS_FILE
-from asyncrl.generate.engines.installed import check_engine
+from asyncrl.generate.engines.installed import check_engines
 from asyncrl.rewards.functions import resolve
 from asyncrl.run.directory import eval_file, log_file, log_tail, save_config
 from asyncrl.run.plain_text import plain
@@ -109,7 +109,7 @@ def _config(
     for term in config.reward.terms:
         resolve(term)
     device = resolve_device(config, [this_node()])
-    check_engine(config.generator.engine, device)
+    check_engines(config.generator, device)
     check(config, device, read_model_shape(config.model.path, config.model.trust_remote_code))
     dtype = config.model.dtype
     if dtype == "auto":

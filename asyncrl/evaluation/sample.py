@@ -28,6 +28,7 @@ from transformers import AutoTokenizer
 
 from asyncrl.cluster.child_reaper import watch_over_this_process
 from asyncrl.cluster.roles import engine_spec, roll_out_of
+from asyncrl.config.engines import engine_names
 from asyncrl.config.load import load
 from asyncrl.config.schema import Config
 from asyncrl.data.prompts import load_prompts
@@ -61,7 +62,7 @@ async def _evaluate(evaluation: Evaluation, config: Config) -> dict[int, Group]:
     """The group of each prompt that was not given up, by the prompt's position."""
     faulthandler.dump_traceback_later(config.run.startup_timeout_s, exit=True)
     spec = engine_spec(config, on_cpu=config.cluster.device == "cpu")
-    engine = engine_class(config.generator.engine)(spec, config.generator)
+    engine = engine_class(engine_names(config.generator)[0])(spec, config.generator)
     with ExitStack() as stack:
         stack.callback(engine.shutdown)
         roll_out = roll_out_of(config, engine, stack, judge_file=None)

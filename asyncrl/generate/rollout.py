@@ -135,7 +135,7 @@ def make_group(grant: LeaseGrant, completions: Sequence[Completion], scores: Seq
         correct=np.asarray([isinstance(score, Score) and score.correct for score in scores], np.bool_),
         truncated=np.asarray([completion.finish_reason == "length" for completion in completions], np.bool_),
         sample_text=f"{grant.text}{completions[0].text}",
-        term_means=_term_means([score for score in scores if isinstance(score, Score)]),
+        term_scores=_term_scores(scores),
         data_set=grant.data_set,
     )
 
@@ -145,6 +145,6 @@ def reasons(scores: Sequence[Score | RewardFailure]) -> list[str]:
     return [score.reason for score in scores if isinstance(score, RewardFailure)]
 
 
-def _term_means(scores: Sequence[Score]) -> dict[str, float]:
-    labels = scores[0].terms if scores else ()
-    return {label: sum(score.terms[label] for score in scores) / len(scores) for label in labels}
+def _term_scores(scores: Sequence[Score | RewardFailure]) -> dict[str, list[float]]:
+    labels = next((score.terms for score in scores if isinstance(score, Score)), {})
+    return {label: [score.terms[label] if isinstance(score, Score) else np.nan for score in scores] for label in labels}

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import zmq
 import zmq.asyncio
 
+from asyncrl.config.engines import engine_label, engine_labels, engine_of
 from asyncrl.config.schema import Config
 from asyncrl.errors import RunError, WireError
 from asyncrl.generate.engines.base import Engine
@@ -65,6 +67,8 @@ class GeneratorWorker:
         self._link = link
         self._handshakes = handshakes
         self._control_endpoint = ""
+        mixed = engine_labels(config.generator)
+        self._engine_label = engine_label(engine_of(config.generator, link.name)) if mixed else ""
         self._held: set[int] = set()
         """Leases whose answer replay has not acknowledged."""
         self._unacknowledged: dict[int, list[Frame]] = {}
@@ -152,6 +156,7 @@ class GeneratorWorker:
         try:
             async with asyncio.timeout(grant.timeout_s):
                 group, unscored = await self._roll_out(grant, finished)
+            group = replace(group, engine=self._engine_label)
             num_tokens = int(group.sampled.sum())
         except TimeoutError:
             await self._fail(grant, f"no group within {grant.timeout_s:.0f} s (replay.lease_timeout_s)")

@@ -48,8 +48,12 @@ def _ways_out(config: Config, device_type: str) -> list[str]:
     if learner.micro_batch_tokens > longest:
         fewer = max(longest, learner.micro_batch_tokens // 2)
         ways.append(f"learner.micro_batch_tokens={fewer} (it is {learner.micro_batch_tokens})")
+    if learner.keep_gathered != "nothing":
+        ways.append("learner.keep_gathered=nothing")
     if not learner.gradient_checkpointing:
         ways.append("learner.gradient_checkpointing=true")
+    elif learner.checkpointing_keeps != "nothing":
+        ways.append("learner.checkpointing_keeps=nothing")
     if device_type != "cpu" and not learner.offload:
         ways.append("learner.offload=true")
     if device_type != "cpu" and config.algorithm.kl_coef > 0 and not learner.offload_reference:

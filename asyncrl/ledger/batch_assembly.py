@@ -52,11 +52,12 @@ class BatchAssembly:
         """Prompts in batches that have been taken."""
         return self.next_step * self._batch_size
 
-    def put(self, index: int, first_version: int) -> PromptRecord:
+    def put(self, index: int, first_version: int, solved: float | None) -> PromptRecord:
         """Queues a group that is to be trained."""
         self.queued[index] = first_version
         self._num_queued_ever += 1
-        return PromptRecord(index, "queued", place=self._num_queued_ever - 1, first_version=first_version)
+        place = self._num_queued_ever - 1
+        return PromptRecord(index, "queued", place=place, first_version=first_version, solved=solved)
 
     def drop_stale(self, max_staleness: int) -> list[int]:
         """Removes from the queue the prompts whose oldest token is over the bound for the next batch."""

@@ -117,7 +117,9 @@ class Ledger:
 
     def _note(self, record: PromptRecord) -> None:
         before = self._changes.get(record.index)
-        if before is not None and record.solved is None:  # what was not committed yet must not be lost
+        if (
+            before is not None and record.solved is None and before.solved is not None
+        ):  # what was not committed yet must not be lost
             record = replace(record, solved=before.solved)
         self._changes[record.index] = record
 
@@ -194,7 +196,7 @@ class Ledger:
             self._end(lease.index)
             return "filtered"
         self._leases.forget_failures(lease.index)
-        self._note(replace(self._batches.put(lease.index, first_version), solved=solved))
+        self._note(self._batches.put(lease.index, first_version, solved))
         return "queued"
 
     def fail(self, lease_id: int, reason: str) -> Failure | None:

@@ -9,6 +9,7 @@ fused, column and row parallel, replicated and tied parameters are all the same 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, cycle
 
@@ -80,6 +81,17 @@ def own_pieces(slices: Iterable[Slice], tensors: Mapping[str, torch.Tensor]) -> 
     """Just what these slices need, each part once, in their order."""
     dtypes = {name: dtype_name(tensor.dtype) for name, tensor in tensors.items()}
     return list(dict.fromkeys(Piece(one.name, one.source, dtypes[one.name]) for one in slices))
+
+
+def slices_of_pieces(slices: Iterable[Slice], pieces: Iterable[Piece]) -> defaultdict[Piece, list[Slice]]:
+    """What is kept of each piece, whether the piece is just that slice or its whole tensor."""
+    exact, whole = {}, {}
+    for piece in pieces:
+        exact[piece.name, piece.region] = whole[piece.name] = piece
+    found: defaultdict[Piece, list[Slice]] = defaultdict(list)
+    for one in slices:
+        found[exact.get((one.name, one.source), whole[one.name])].append(one)
+    return found
 
 
 def cut(slices: Iterable[Slice], tensors: Mapping[str, torch.Tensor], max_bytes: int) -> list[Slice]:

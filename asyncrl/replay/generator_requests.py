@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from asyncrl.config.reward_labels import reward_weights
 from asyncrl.config.schema import Config
 from asyncrl.errors import WireError
 from asyncrl.ledger.ledger import Ledger
@@ -76,6 +77,8 @@ class GeneratorRequests:
         self._link = link
         self._send = send
         self._refills = config.algorithm.zero_variance == "refill"
+        weights = reward_weights(config.reward.terms) if config.algorithm.advantage == "gdpo" else {}
+        self._compared_terms = [label for label, weight in weights.items() if weight != 0]
 
     def handle(self, sender: str, request: GeneratorRequest, frames: Sequence[Frame]) -> None:
         """Handles one message.
@@ -156,7 +159,7 @@ class GeneratorRequests:
             )
         if index != header.index:
             raise WireError(f"lease {lease_id} is for prompt {index}, the group is of prompt {header.index}")
-        lacks_signal = self._refills and not rewards_differ(header.rewards)
+        lacks_signal = self._refills and not self._has_signal(header)
         outcome = self._ledger.complete(lease_id, int(versions.min()), not lacks_signal, _solved(header))
         if outcome is not None:
             self._kept.forget([index])
@@ -165,6 +168,11 @@ class GeneratorRequests:
             self._store.put(index, StoredGroup(header, list(frames)))
             if lacks_signal:
                 self._failed_prompts.refill_ran_out(index)
+
+    def _has_signal(self, header: GroupHeader) -> bool:
+        """The completions' rewards differ; for advantage=gdpo one of the terms does."""
+        terms = [header.term_scores.get(label, []) for label in self._compared_terms]
+        return any(rewards_differ(scores) for scores in terms or [header.rewards])
 
     def _fail_lease(self, generator: str, lease_id: int, reason: str) -> None:
         if self._evaluation.owns(lease_id):

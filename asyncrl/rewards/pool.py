@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
 
+from asyncrl.config.reward_labels import reward_weights
 from asyncrl.config.schema import RewardTerm
 from asyncrl.rewards.functions import BUILT_IN, resolve
 from asyncrl.rewards.judge import Judge, JudgeError
@@ -52,8 +53,8 @@ class RewardPool:
         """
         for term in terms:
             resolve(term)
-        self._weights = [term.weight for term in terms]
-        self._labels = _labels([term.function for term in terms])
+        self._weights = reward_weights(terms)
+        """By label, in the order of the terms."""
         self._functions = [term for term in terms if term.function != JUDGE]
         judges = {place: judge_config(term.args) for place, term in enumerate(terms) if term.function == JUDGE}
         store = JudgeStore(judge_file) if judges else None
@@ -107,10 +108,10 @@ class RewardPool:
             return by_judges
         of_functions = iter(by_functions)
         scores = [by_judges[place] if place in by_judges else next(of_functions) for place in range(len(self._weights))]
-        reward = sum(weight * score for weight, score in zip(self._weights, scores, strict=True))
+        reward = sum(weight * score for weight, score in zip(self._weights.values(), scores, strict=True))
         if not abs(reward) <= LARGEST_REWARD:
             return RewardFailure(f"the reward, {reward:g}, is beyond float32 (±{LARGEST_REWARD:.1e}); scale it down")
-        terms = dict(zip(self._labels, scores, strict=True)) if len(scores) > 1 else {}
+        terms = dict(zip(self._weights, scores, strict=True)) if len(scores) > 1 else {}
         return Score(reward=reward, correct=scores[0] >= 1, terms=terms)
 
     async def _score_by_judges(self, question: Question, sample: Sample) -> dict[int, float] | RewardFailure:
@@ -180,9 +181,3 @@ class RewardPool:
         # spawn: the parent has threads and, in a generator, vLLM; a fork would inherit their locks.
         context = multiprocessing.get_context("spawn")
         return ProcessPool(self._num_workers, initializer=start, initargs=(self._functions,), context=context)
-
-
-def _labels(names: Sequence[str]) -> list[str]:
-    """For metrics: what stands behind the colon, or the whole name where that would not tell two apart."""
-    short = [name.rpartition(":")[2] for name in names]
-    return short if len(set(short)) == len(short) else list(names)

@@ -2,13 +2,15 @@
 
 Consumes   requests; publish commands of learner 0.
 Produces   completions; what the engine says of itself.
-Waits for  the engine to come up (run.startup_timeout_s) and for each request's completions (replay.lease_timeout_s).
+Waits for  the engine to come up (run.startup_timeout_s), for each request's completions (replay.lease_timeout_s), for
+           cancelled requests (publish.timeout_s), and for the engine to close (run.stop_timeout_s).
 Unblocked  by the launcher, which kills the process at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -18,11 +20,14 @@ import zmq.asyncio
 
 from asyncrl import devices
 from asyncrl.cluster.roles import engine_spec
+from asyncrl.config.engines import engine_of
 from asyncrl.config.schema import Config
-from asyncrl.generate.engines.base import Engine, Sampling
+from asyncrl.errors import DeadlineError
+from asyncrl.generate.engines.base import Engine
 from asyncrl.generate.engines.registry import engine_class
 from asyncrl.generate.publish_server import PublishServer
 from asyncrl.selftest.process import Memory, Process, peak_host_bytes
+from asyncrl.selftest.system import Request
 from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.sockets import Network, bind
 from asyncrl.types import Completion
@@ -44,6 +49,8 @@ class Generator(Process):
         self._on_cpu = on_cpu
         self._network = network
         self._engine: Engine | None = None
+        self._asking: set[asyncio.Task[Any]] = set()
+        """Requests in the engine."""
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="engine", daemon=True).start()
 
@@ -51,10 +58,35 @@ class Generator(Process):
         """Starts the engine and its publish server."""
         return self._run(self._start(), self._config.run.startup_timeout_s)
 
-    def sample(self, request_id: str, prompt: list[int], sampling: Sampling) -> list[Completion]:
+    def sample(self, request: Request) -> list[Completion]:
+        return self._run(self._ask(request), self._config.replay.lease_timeout_s)
+
+    def sample_together(self, requests: list[Request]) -> list[list[Completion]]:
+        """The completions of each; all are asked for at once."""
+        return self._run(self._sample_together(requests), self._config.replay.lease_timeout_s)
+
+    def refusal(self, request: Request) -> str | None:
+        """The error that a request ends in, its class first; None = it was answered."""
+        try:
+            self._run(self._sample_together([request]), self._config.replay.lease_timeout_s)
+        except TimeoutError:
+            raise  # neither answered nor refused
+        except Exception as error:  # noqa: BLE001 - whatever an engine raises is what is asked for
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def cancel(self, requests: list[Request], after_s: float) -> int:
+        """Asks for all at once and cancels after some time what has not ended.
+
+        Returns:
+            How many have not ended publish.timeout_s later.
+        """
+        limit_s = self._config.publish.timeout_s
+        return self._run(self._cancel(requests, after_s, limit_s), 2 * limit_s + after_s)
+
+    def is_dead(self) -> bool:
         assert self._engine is not None
-        answer = self._engine.sample(request_id, prompt, sampling)
-        return self._run(answer, self._config.replay.lease_timeout_s)
+        return self._engine.dead
 
     def kernels(self) -> dict[str, str]:
         assert self._engine is not None
@@ -68,13 +100,23 @@ class Generator(Process):
         return Memory(peak_bytes, 0 if self._on_cpu else devices.used_bytes())
 
     def stop(self) -> None:
-        if self._engine is not None:
-            self._run(self._close(self._engine), self._config.run.stop_timeout_s)
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        """Closes the engine.
+
+        Raises:
+            DeadlineError: it did not close in time.
+        """
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        limit_s = self._config.run.stop_timeout_s
+        try:
+            self._run(self._close(engine), limit_s)
+        except TimeoutError as error:
+            raise DeadlineError("the engine to close", limit_s, f"shutdown() of {type(engine).__name__}") from error
 
     async def _start(self) -> Member:
         spec = engine_spec(self._config, self._on_cpu)
-        self._engine = engine_class(self._config.generator.engine)(spec, self._config.generator)
+        self._engine = engine_class(engine_of(self._config.generator, self._name))(spec, self._config.generator)
         await self._engine.warm_up()
         socket, endpoint = bind(zmq.asyncio.Context.instance(), self._network)
         server = PublishServer(socket, self._engine, self._config.publish.timeout_s)
@@ -82,8 +124,34 @@ class Generator(Process):
         self._serving.add_done_callback(lambda _: server.close())  # its peers see that it has ended
         return Member(self._name, endpoint, self._config.generator.tensor_parallel)
 
+    async def _sample_together(self, requests: list[Request]) -> list[list[Completion]]:
+        return list(await asyncio.gather(*map(self._ask, requests)))
+
+    async def _cancel(self, requests: list[Request], after_s: float, limit_s: float) -> int:
+        tasks = [asyncio.create_task(self._ask(request)) for request in requests]
+        await asyncio.sleep(after_s)
+        for task in tasks:
+            task.cancel()
+        _, running = await asyncio.wait(tasks, timeout=limit_s)
+        return len(running)
+
+    async def _ask(self, request: Request) -> list[Completion]:
+        assert self._engine is not None
+        task = asyncio.current_task()
+        assert task is not None
+        self._asking.add(task)
+        try:
+            return await self._engine.sample(f"selftest-{secrets.token_hex(8)}", request.prompt, request.sampling)
+        finally:
+            self._asking.discard(task)
+
     async def _close(self, engine: Engine) -> None:
+        """As a run does: what is asked for is cancelled before."""
         self._serving.cancel()
+        asking = list(self._asking)
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
         engine.shutdown()
 
     def _run(self, coroutine: Coroutine[Any, Any, Answer], timeout_s: float) -> Answer:

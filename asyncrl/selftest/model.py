@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig
 
@@ -43,13 +46,20 @@ def noise_scale(config: Config) -> float:
     return TINY_NOISE if config.model.path == "tiny" else OWN_NOISE
 
 
-def token_ids(config: Config) -> tuple[int, list[int]]:
-    """How many tokens the tokenizer knows; and the EOS, first the tokenizer's own, then the model folder's others."""
-    path, trust = config.model.path, config.model.trust_remote_code
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+def read_tokenizer(config: Config) -> Any:
+    return AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+
+
+def text_of(tokenizer: Any) -> Callable[[list[int]], str]:
+    """Token ids → the text of a completion, as `Completion.text` has it."""
+    return partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def eos_token_ids(config: Config, tokenizer: Any) -> list[int]:
+    """First the tokenizer's own, then the model folder's others."""
     try:
-        others = GenerationConfig.from_pretrained(path).eos_token_id or []
+        others = GenerationConfig.from_pretrained(config.model.path).eos_token_id or []
     except OSError:
         others = []
     others = [others] if isinstance(others, int) else list(others)
-    return len(tokenizer), list(dict.fromkeys([tokenizer.eos_token_id, *others]))
+    return list(dict.fromkeys([tokenizer.eos_token_id, *others]))

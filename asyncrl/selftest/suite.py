@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from asyncrl.errors import AsyncrlError, DeadlineError, RoleDiedError, SelftestError
 from asyncrl.selftest.checks import (
+    bad_requests,
+    cancelled_requests,
     checksums,
+    closing,
     completions,
     deaths,
     devices,
@@ -17,6 +20,7 @@ from asyncrl.selftest.checks import (
     links,
     logprobs,
     memory,
+    mixed_requests,
     prefix_cache,
     sampling,
     seeds,
@@ -27,23 +31,30 @@ from asyncrl.selftest.checks import (
 from asyncrl.selftest.result import Check, NotHereError, Result
 from asyncrl.selftest.system import System
 
-MACHINE_CHECKS = [versions.CHECK, devices.CHECK, kernels.CHECK, links.CHECK]
-
-ENGINE_CHECKS = [
-    gather.CHECK,
+_SERVING = [
+    kernels.CHECK,
     logprobs.CHECK,
     completions.CHECK,
     sampling.CHECK,
     seeds.CHECK,
+    mixed_requests.CHECK,
+    bad_requests.CHECK,
+    cancelled_requests.CHECK,
     labels.CHECK,
     prefix_cache.CHECK,
     checksums.CHECK,
 ]
-"""What any engine has to pass, whichever `generator.engine` names."""
+_ENDING = [memory.CHECK, deaths.CHECK, closing.CHECK]
 
-RUN_CHECKS = [stall.CHECK, training.CHECK, memory.CHECK, deaths.CHECK]
+ENGINE_CHECKS = [*_SERVING, *_ENDING]
+"""What any engine has to pass: `asyncrl selftest --engine`."""
 
-CHECKS = [*MACHINE_CHECKS, *ENGINE_CHECKS, *RUN_CHECKS]
+CHECKS = [
+    *[versions.CHECK, devices.CHECK, links.CHECK, gather.CHECK],
+    *_SERVING,
+    *[stall.CHECK, training.CHECK],
+    *_ENDING,
+]
 
 
 def run_checks(system: System, checks: Sequence[Check], begins: Callable[[str], None]) -> Iterator[Result]:

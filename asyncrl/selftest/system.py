@@ -7,7 +7,6 @@ score      completions ─▶ learners ─▶ what the policy of a version says 
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -35,6 +34,14 @@ class Part(Protocol):
 
     def call(self, method: str, *args: Any) -> Future[Any]:
         """Starts a method of it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, and how it is sampled."""
+
+    prompt: list[int]
+    sampling: Sampling
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,10 @@ class System:
     vocab_size: int
     """Token ids below it may stand in prompts."""
     eos_token_ids: list[int]
+    max_num_sequences: int
+    """Completions that an engine is told to decode together."""
+    decode: Callable[[list[int]], str]
+    """Token ids → the text that rewards see."""
     new_rendezvous: Callable[[], str]
     """A new file in which processes meet, that every node sees."""
     start_again: Callable[[str], Part] | None = None
@@ -179,7 +190,7 @@ class System:
 
     def submit(self, generator: Part, prompt: list[int], sampling: Sampling) -> Future[list[Completion]]:
         """Starts a request."""
-        return generator.call("sample", f"selftest-{secrets.token_hex(8)}", prompt, sampling)
+        return generator.call("sample", Request(prompt, sampling))
 
     def sample(self, generator: Part, prompts: Sequence[list[int]], sampling: Sampling) -> list[Sampled]:
         """Completions of each prompt, all sampled together."""
@@ -187,6 +198,12 @@ class System:
         limit_s = self.config.replay.lease_timeout_s
         what = f"completions of {generator.name}"
         return [Sampled(p, wait(request, limit_s, what)) for p, request in zip(prompts, requests, strict=True)]
+
+    def sample_together(self, generator: Part, requests: list[Request]) -> list[Sampled]:
+        """Of each request, all of which are in the engine at once."""
+        asked = generator.call("sample_together", requests)
+        found = wait(asked, self.config.replay.lease_timeout_s, f"completions of {generator.name}")
+        return [Sampled(one.prompt, completions) for one, completions in zip(requests, found, strict=True)]
 
     def score(self, sampled: Sequence[Sampled], version: int, temperature: float) -> list[Scores]:
         """Of each completion, prompt after prompt."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asyncrl.cluster.memory import Estimate, bytes_per_value, estimate, kv_bytes_per_token, published_bytes
+from asyncrl.cluster.memory import Estimate, bytes_per_value, estimate, published_bytes
 from asyncrl.cluster.topology import Topology
 from asyncrl.config.model_shape import ModelShape
 from asyncrl.config.schema import Config
@@ -86,9 +86,10 @@ def roofline(
     memory = accelerator.memory_bytes_per_s * MEMORY_SHARE
     flop_per_s = accelerator.flop_per_s * FLOP_SHARE
     link = accelerator.link_bytes_per_s * LINK_SHARE
-    kv_bytes = kv_bytes_per_token(shape, parts, compute_bytes) * workload.context_mean
+    kv_bytes = shape.kv_bytes_per_token(parts, compute_bytes) * workload.context_mean
     forward_s = 2 * shape.num_parameters / flop_per_s
-    backward = 4 if config.learner.gradient_checkpointing else 3
+    recomputes = config.learner.gradient_checkpointing and config.learner.checkpointing_keeps != "matmuls"
+    backward = 4 if recomputes else 3
     uses_nccl = topology.publish_transport == "nccl"
     is_pipelined = uses_nccl and topology.publish_engine == "broadcast"
     of_parts = published_bytes(shape, topology, compute_bytes, config.lora)
@@ -128,5 +129,5 @@ def _max_sequences(
     )
     if kv_bytes == 0:
         return asked  # an engine of the user's own
-    per_token = kv_bytes_per_token(shape, topology.tensor_parallel, bytes_per_value(config, topology))
+    per_token = shape.kv_bytes_per_token(topology.tensor_parallel, bytes_per_value(config, topology))
     return max(1, min(asked, int(kv_bytes // (per_token * workload.context_mean))))

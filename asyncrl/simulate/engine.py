@@ -8,7 +8,7 @@ at p + L. Between two ends n is constant, and progress is linear in time.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right, insort
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -127,12 +127,13 @@ class SimulatedEngine:
         return math.inf
 
     def _fill(self) -> None:
-        while self._waiting and len(self._ends) < self._timings.max_sequences:
+        for _ in range(min(len(self._waiting), self._timings.max_sequences - len(self._ends))):
             lease_id, length = self._waiting.popleft()
             group = self._groups[lease_id]
             group.starts.append(self.progress)
             group.lengths.append(length)
-            insort(self._ends, (-(self.progress + length), lease_id))
+            self._ends.append((-(self.progress + length), lease_id))
+        self._ends.sort()
 
     def _tokens_by_version(self, group: _RunningGroup) -> dict[int, int]:
         last = len(self._versions) - 1

@@ -9,7 +9,7 @@ of it is used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import msgspec
 import numpy as np
@@ -76,8 +76,9 @@ def group_to_wire(group: Group) -> tuple[GroupHeader, list[Frame]]:
         spans=group.spans,
         turn_rewards=group.turn_rewards,
         environment_s=group.environment_s,
-        term_means=group.term_means,
+        term_scores=group.term_scores,
         data_set=group.data_set,
+        engine=group.engine,
     )
     arrays = (
         (group.prompt_token_ids, "<i4"),
@@ -96,7 +97,8 @@ def check_group(header: GroupHeader, frames: Sequence[Frame]) -> None:
             turns have not one reward each.
     """
     group_size = len(header.lengths)
-    if not group_size == len(header.rewards) == len(header.correct) == len(header.truncated):
+    by_completion: list[Sized] = [header.rewards, header.correct, header.truncated, *header.term_scores.values()]
+    if any(len(values) != group_size for values in by_completion):
         raise WireError(f"group {header.index}: lists of unequal length")
     if group_size == 0 or min(header.lengths) < 1 or header.num_prompt_tokens < 1:
         raise WireError(f"group {header.index}: empty group, completion or prompt")
@@ -148,6 +150,7 @@ def group_from_wire(header: GroupHeader, frames: Sequence[Frame]) -> Group:
         spans=header.spans,
         turn_rewards=header.turn_rewards,
         environment_s=header.environment_s,
-        term_means=header.term_means,
+        term_scores=header.term_scores,
         data_set=header.data_set,
+        engine=header.engine,
     )

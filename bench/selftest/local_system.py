@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from asyncrl.cluster.roles import engine_spec
 from asyncrl.config.load import load
 from asyncrl.config.schema import Config
 from asyncrl.publish.groups.store import new_store_file
 from asyncrl.selftest.generator import Generator
 from asyncrl.selftest.learner import LearnerRank
-from asyncrl.selftest.model import TINY_NOISE, token_ids
+from asyncrl.selftest.model import TINY_NOISE, eos_token_ids, read_tokenizer, text_of
 from asyncrl.selftest.system import System
 from asyncrl.transport.sockets import Network
 
@@ -58,6 +59,7 @@ def config_of(model: Path | str, engine: str, *overrides: str) -> Config:
             "data.max_prompt_tokens=40",
             "generator.max_tokens=20",
             f"generator.engine={engine}",
+            "generator.max_groups_in_flight=4",
             "generator.kv_cache_bytes=33554432",
             "publish.engine=sliced",
             "publish.transport=gloo",
@@ -75,15 +77,17 @@ def local_system(config: Config) -> Iterator[System]:
     """One learner and one generator, which have started; the engine's children, if any, are forks of this process."""
     learner = LocalPart("learner-0", LearnerRank("learner-0", config, True, Network()), 1)
     generator = LocalPart("generator-0", Generator("generator-0", config, True, Network()), NUM_THREADS)
-    vocab_size, eos_token_ids = token_ids(config)
+    tokenizer = read_tokenizer(config)
     with tempfile.TemporaryDirectory() as folder:
         system = System(
             config=config,
             learners=[learner],
             generators=[generator],
             noise_scale=TINY_NOISE,
-            vocab_size=vocab_size,
-            eos_token_ids=eos_token_ids,
+            vocab_size=len(tokenizer),
+            eos_token_ids=eos_token_ids(config, tokenizer),
+            max_num_sequences=engine_spec(config, True).max_num_sequences,
+            decode=text_of(tokenizer),
             new_rendezvous=lambda: new_store_file(Path(folder)),
         )
         try:

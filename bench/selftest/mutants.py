@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from inspect import signature
+from inspect import iscoroutinefunction, signature
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from asyncrl.config.schema import VLLM
+from asyncrl.errors import RunError
 from asyncrl.generate.engines.base import Sampling
 from asyncrl.generate.engines.registry import engine_class
 from asyncrl.learn.policy.model import PolicyModel
@@ -49,6 +50,8 @@ from bench.support.sampler import SamplingBatch
 
 NONE = -1
 LATE_S = 1.0
+MOST_TOKENS = 32
+"""Any engine takes so many."""
 DEADLINE_S = 30.0
 LATE = "a generator says that it serves a version before it does"
 
@@ -108,7 +111,10 @@ def _switchable(number: int, original: Callable[..., Any], instead: Callable[...
             return instead(original, *args, **kwargs)
         return original(*args, **kwargs)
 
-    return choose
+    async def choose_async(*args: Any, **kwargs: Any) -> Any:
+        return await choose(*args, **kwargs)
+
+    return choose_async if iscoroutinefunction(original) else choose
 
 
 def results_of(system: System, one: Mutant) -> list[Result]:
@@ -159,6 +165,9 @@ mutant("one label for a request that spans two versions", "labels")(
 mutant("a completion takes another token's logprob", "logprobs")(
     _changing(lambda one: replace(one, logprobs=np.roll(one.logprobs, 1)))
 )
+mutant("temperature 0 is taken for 1", "seeds")(
+    _asking(lambda sampling: replace(sampling, temperature=sampling.temperature or 1.0))
+)
 mutant("the seed is ignored", "seeds")(_asking(lambda sampling: replace(sampling, seed=None)))
 
 
@@ -194,6 +203,74 @@ def _ended_by_the_publish(one: Completion) -> Completion:
 
 
 mutant("a publish ends the requests that it meets", "completions")(_changing(_ended_by_the_publish))
+
+
+mutant("the text is not that of the tokens", "completions")(_changing(lambda one: replace(one, text=one.text + " ")))
+
+
+def _labelled_early(one: Completion) -> Completion:
+    return replace(one, versions=np.append(one.versions[1:], one.versions[-1]))
+
+
+mutant("the last token of the old version is labelled as new", "labels")(_changing(_labelled_early))
+
+
+@mutant("answers go to who asked before", "mixed requests")
+def _(engine: Any) -> list[Patch]:
+    before: list[list[Completion]] = []
+
+    async def sample(original: Any, self: Any, *args: Any) -> list[Completion]:
+        before.append(await original(self, *args))
+        return before.pop(0) if len(before) > 1 else before[0]
+
+    return [(engine, "sample", sample)]
+
+
+@mutant("what decodes together has the temperature of one", "mixed requests")
+def _(engine: Any) -> list[Patch]:
+    if engine is not StandInEngine:
+        return []
+
+    def choose(original: Any, self: SamplingBatch, logits: torch.Tensor) -> Any:
+        self._temperatures = self._temperatures[:1].expand(len(logits))
+        return original(self, logits)
+
+    return [(SamplingBatch, "_choose", choose)]
+
+
+@mutant("a prompt that is too long is cut", "bad requests")
+def _(engine: Any) -> list[Patch]:
+    async def sample(original: Any, self: Any, request_id: str, prompt: list[int], sampling: Sampling) -> Any:
+        return await original(self, request_id, prompt[:MOST_TOKENS], sampling)
+
+    return [(engine, "sample", sample)]
+
+
+@mutant("a bad prompt ends in an error that ends the generator", "bad requests")
+def _(engine: Any) -> list[Patch]:
+    async def sample(original: Any, self: Any, *args: Any) -> Any:
+        try:
+            return await original(self, *args)
+        except RunError as error:
+            raise ValueError(str(error)) from error
+
+    return [(engine, "sample", sample)]
+
+
+@mutant("what is cancelled is sampled to its end", "cancelled requests")
+def _(engine: Any) -> list[Patch]:
+    async def sample(original: Any, self: Any, *args: Any) -> Any:
+        return await asyncio.shield(asyncio.ensure_future(original(self, *args)))
+
+    return [(engine, "sample", sample)]
+
+
+@mutant("the kernels are not named", "kernels")
+def _(engine: Any) -> list[Patch]:
+    async def kernels(original: Any, self: Any) -> dict[str, str]:
+        return {}
+
+    return [(engine, "kernels", kernels)]
 
 
 @mutant("all completions of a group are the same", "seeds")

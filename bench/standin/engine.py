@@ -6,7 +6,7 @@ logprobs and versions are those of the forward that sampled them, and versions c
 groups, staged, with checksums, and verified.
 
     event loop       sample → a request ──▶ queue          pause → no step begins, the present one has ended
-    sampler thread   all requests that wait ─▶ step, step, … ─▶ each request's future
+    sampler thread   all requests that wait ─▶ step, step, … ─▶ each request's future; those that are cancelled drop out
     publish thread   `publish/receiver.py`: buckets → the next parameters, beside those that serve
 """
 
@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asyncrl.config.schema import GeneratorConfig
-from asyncrl.errors import PublishError
+from asyncrl.errors import PublishError, RunError
 from asyncrl.generate.engines.base import EngineSpec, Sampling
 from asyncrl.publish.checksum import word_sum
 from asyncrl.publish.plan import Piece, Slice, dtype_named, pack
@@ -49,6 +49,7 @@ class StandInEngine:
         self._tokenizer = AutoTokenizer.from_pretrained(spec.model_path)
         self._model = AutoModelForCausalLM.from_pretrained(spec.model_path, dtype=dtype_named(spec.dtype)).eval()
         self._receiver = ModelReceiver(self._model)
+        self._max_model_len = spec.max_model_len
         self._max_num_sequences = spec.max_num_sequences
         self._version = -1
         self._pending: queue.SimpleQueue[_Pending] = queue.SimpleQueue()
@@ -68,12 +69,24 @@ class StandInEngine:
         await self.sample("warm-up", [0], Sampling(1, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=2, seed=0))
 
     async def sample(self, request_id: str, prompt_token_ids: list[int], sampling: Sampling) -> list[Completion]:
-        """`num_samples` completions of one prompt. Truncated sampling is not there."""
+        """`num_samples` completions of one prompt. Truncated sampling is not there.
+
+        Raises:
+            RunError: the prompt is empty, too long or has an unknown token.
+        """
         assert (sampling.top_p, sampling.top_k) == (1.0, -1), "the stand-in samples from the whole vocabulary"
+        self._require_answerable(prompt_token_ids)
         loop = asyncio.get_running_loop()
         pending = _Pending(Request(prompt_token_ids, sampling), loop, loop.create_future())
         self._pending.put(pending)
         return await pending.completions
+
+    def _require_answerable(self, prompt_token_ids: list[int]) -> None:
+        vocab_size = self._model.config.vocab_size
+        if not 1 <= len(prompt_token_ids) <= self._max_model_len:
+            raise RunError(f"a prompt of {len(prompt_token_ids)} tokens; 1 to {self._max_model_len} can be answered")
+        if not all(0 <= token < vocab_size for token in prompt_token_ids):
+            raise RunError(f"a prompt with a token outside of the vocabulary of {vocab_size}")
 
     async def join_group(self, init_info: dict[str, Any]) -> None:
         await self.leave_group()
@@ -118,17 +131,22 @@ class StandInEngine:
                 self._may_step.wait()
                 with self._stepping:
                     if self._may_step.is_set():
+                        for position, pending in enumerate(waiting):
+                            if pending.completions.cancelled():
+                                batch.give_up(position)
                         batch.step(self._version)
             for pending, completions in zip(waiting, batch.completions(self._tokenizer), strict=True):
                 pending.loop.call_soon_threadsafe(_set, pending.completions, completions)
 
     def _waiting(self) -> list[_Pending]:
         """The requests that have come, one at least, as many as may decode together."""
-        waiting = [self._pending.get()]
-        num_sequences = waiting[0].request.sampling.num_samples
-        while num_sequences < self._max_num_sequences and not self._pending.empty():
-            waiting.append(self._pending.get())
-            num_sequences += waiting[-1].request.sampling.num_samples
+        waiting: list[_Pending] = []
+        num_sequences = 0
+        while not waiting or (num_sequences < self._max_num_sequences and not self._pending.empty()):
+            pending = self._pending.get()
+            if not pending.completions.cancelled():
+                waiting.append(pending)
+                num_sequences += pending.request.sampling.num_samples
         return waiting
 
 

@@ -56,10 +56,16 @@ class SamplingBatch:
         self._versions: list[int] = []
         """Of each step."""
         self._cache: Any = None
+        self._given_up: set[int] = set()
 
     @property
     def done(self) -> bool:
         return not self._alive.any()
+
+    def give_up(self, position: int) -> None:
+        """This request gets no more tokens, and no completions."""
+        self._given_up.add(position)
+        self._alive[self._rows[position]] = False
 
     def forget_kv(self) -> None:
         """The next step computes it anew, with the weights of then."""
@@ -101,7 +107,10 @@ class SamplingBatch:
         logprobs = torch.stack(self._logprobs, 1).numpy()
         versions = np.asarray(self._versions, np.int32)
         return [
-            [self._completion(row, logprobs[row], versions, tokenizer) for row in rows.tolist()] for rows in self._rows
+            [self._completion(row, logprobs[row], versions, tokenizer) for row in rows.tolist()]
+            if position not in self._given_up
+            else []
+            for position, rows in enumerate(self._rows)
         ]
 
     def _completion(self, row: int, logprobs: Any, versions: Any, tokenizer: Any) -> Completion:

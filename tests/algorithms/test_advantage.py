@@ -16,7 +16,7 @@ from asyncrl.algorithms.advantage import GROUP_ADVANTAGES, STD_EPS, best_of_k, d
 from asyncrl.algorithms.overlong import soft_penalty
 from asyncrl.config.checks.algorithm import ALGORITHM_CHOICES
 
-NAMES = ALGORITHM_CHOICES["algorithm.advantage"]
+NAMES = [name for name in ALGORITHM_CHOICES["algorithm.advantage"] if name != "gdpo"]  # test_gdpo.py
 Groups = list[list[tuple[float, int]]]
 """Groups of completions with a reward and a number of trained tokens."""
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
 
+from asyncrl.cluster.activations import activation_values
 from asyncrl.cluster.memory import (
     Estimate,
-    activation_values,
     estimate,
-    kv_bytes_per_token,
     num_adapter_parameters,
     published_bytes,
 )
 from asyncrl.cluster.topology import nodes_that_fit, plan
+from asyncrl.config.lora import LoraConfig
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import Config
 from asyncrl.errors import DataError
@@ -188,11 +188,24 @@ def test_checkpointing_keeps_one_layer_and_the_inputs_of_the_others(qwen3_8b: Mo
     assert less == pytest.approx(2 * config.learner.micro_batch_tokens * per_token)
 
 
+def test_what_stays_gathered_is_counted_whole_on_each_rank(qwen3_8b: ModelShape) -> None:
+    def on_gpu(keep_gathered: str, lora_rank: int | None = None) -> float:
+        config = Config()
+        config.learner.keep_gathered, config.lora.rank = keep_gathered, lora_rank
+        return estimates(config, qwen3_8b)["a learner rank, GPU"].num_bytes
+
+    parameters = qwen3_8b.num_parameters
+    assert on_gpu("gradients") - on_gpu("nothing") == 4 * parameters
+    two_layers = qwen3_8b.num_root_parameters + 2 * qwen3_8b.num_layer_parameters
+    assert on_gpu("all") - on_gpu("gradients") == 2 * (parameters - two_layers)
+    assert on_gpu("gradients", 16) - on_gpu("nothing", 16) == 4 * num_adapter_parameters(LoraConfig(16), qwen3_8b)
+
+
 @pytest.mark.parametrize(("parts", "kv_heads_of_a_worker"), [(1, 8), (2, 4), (8, 1), (16, 1)])
 def test_kv_cache_is_split_by_heads_and_never_below_one_head(
     parts: int, kv_heads_of_a_worker: int, qwen3_8b: ModelShape
 ) -> None:
-    per_token = kv_bytes_per_token(qwen3_8b, parts, compute_bytes=2)
+    per_token = qwen3_8b.kv_bytes_per_token(parts, bytes_per_value=2)
     assert per_token == 36 * 2 * kv_heads_of_a_worker * 128 * 2  # layers × (key, value) × heads × size × bfloat16
 
 

@@ -16,6 +16,9 @@ from asyncrl.errors import ConfigError
 QWEN3_8B = Path(__file__).parents[1] / "models" / "qwen3_8b"
 
 
+TWO_TERMS = "reward.terms=[{function: numeric}, {function: format, weight: 0.2}]"
+
+
 @pytest.fixture(scope="module")
 def shape() -> ModelShape:
     return read_model_shape(str(QWEN3_8B))
@@ -37,6 +40,8 @@ def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> Non
         (["algorithm.loss=ppo_clips"], "algorithm.loss='ppo_clips' is none of ppo_clip, decoupled_ppo, gspo, cispo"),
         (["model.dtype=float16"], "model.dtype='float16' is none of auto, float32, bfloat16"),
         (["data.chat_template=sometimes"], "data.chat_template='sometimes' is none of"),
+        (["learner.checkpointing_keeps=matmuls"], "is read only with learner.gradient_checkpointing=true"),
+        (["learner.keep_gathered=weights"], "learner.keep_gathered='weights' is none of nothing, gradients, all"),
         (["learner.lr=0"], "learner.lr=0.0 must be above 0"),
         (["learner.lr=.nan"], "learner.lr=nan must be above 0"),
         (["generator.count=0"], "generator.count=0 must be above 0"),
@@ -55,6 +60,16 @@ def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> Non
             "so that nothing would be trained",
         ),
         (["algorithm.advantage=pass_at_k", "algorithm.pass_k=8"], "=8 is not below algorithm.group_size=8"),
+        (["algorithm.advantage=gdpo"], "reward.terms has not two with a weight other than 0"),
+        (["algorithm.advantage=gdpo", TWO_TERMS, "environment.name=a:B"], "environment.name=a:B, whose reward has no"),
+        (
+            ["algorithm.advantage=gdpo", TWO_TERMS, "algorithm.overlong=penalty", "algorithm.overlong_buffer_tokens=8"],
+            "overlong=penalty, which is taken from the sum of the rewards",
+        ),
+        (
+            ["algorithm.advantage=gdpo", TWO_TERMS, "algorithm.kl_coef=0.1", "algorithm.kl_in=reward"],
+            "kl_in=reward, which is taken from the sum of the rewards",
+        ),
         (["algorithm.max_refill_batches=0"], "algorithm.max_refill_batches=0 must be above 0"),
         (["algorithm.group_size=1", "algorithm.advantage=dr_grpo"], "with algorithm.advantage=dr_grpo"),
         (["algorithm.loss=gspo", "algorithm.correction=none"], "bounds for a token's ratio on a sequence's"),

@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM, MiniCPM3Config
 
 from asyncrl.commands.check import run_check
 from asyncrl.commands.inputs import make_inputs
+from asyncrl.config.checks.check import check
 from asyncrl.config.load import load
 from asyncrl.config.logit_transform import LogitTransform, read_logit_transform
 from asyncrl.config.model_shape import read_model_shape
 from asyncrl.errors import ConfigError
-from tests.support.models import random_qwen3
+from tests.support.models import random_model, random_qwen3
 
 
 def edit_config(folder: Path, **changes: object) -> None:
@@ -91,6 +92,16 @@ def test_a_tied_model_that_stores_its_embedding_twice_is_taken(tmp_path: Path) -
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert read_model_shape(str(folder)).num_layers == 2
+
+
+def test_a_model_with_latent_attention_is_for_gpus(tmp_path: Path) -> None:
+    shape = read_model_shape(str(random_model(tmp_path / "model", "deepseek_v2", tied=False)))
+    config = load(
+        None, ["model.path=there", "data.train=arithmetic", "data.max_prompt_tokens=16", "generator.max_tokens=32"]
+    )
+    check(config, "gpu", shape)
+    with pytest.raises(ConfigError, match=r"model\.path=there: the model has multi-head latent attention"):
+        check(config, "cpu", shape)
 
 
 def test_a_model_that_scales_its_hidden_states_before_the_head_is_refused() -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from asyncrl.config.schema import GeneratorConfig
-from asyncrl.errors import ConfigError
+from asyncrl.errors import ConfigError, RunError
 from asyncrl.generate.engines.base import EngineSpec
 from asyncrl.generate.engines.registry import engine_class
 from asyncrl.publish.plan import whole_pieces
@@ -56,7 +56,7 @@ def test_an_engine_of_ones_own_is_imported_from_the_working_directory(tmp_path, 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("sglang", "unknown Class 'sglang'; use vllm, module:Class or file.py:Class"),
+        ("tgi", "unknown Class 'tgi'; use vllm, sglang, module:Class or file.py:Class"),
         ("no_such_module:Engine", "cannot import 'no_such_module'"),
         ("json:no_such_attribute", "module 'json' has no 'no_such_attribute'"),
         ("math:pi", "is a float, not a Class"),
@@ -69,6 +69,48 @@ def test_an_engine_of_ones_own_is_imported_from_the_working_directory(tmp_path, 
 def test_an_engine_that_cannot_be_used_names_the_key(name, reason):
     with pytest.raises(ConfigError, match=rf"generator\.engine: .*{reason}"):
         engine_class(name)
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("def stage(self): ...", "stage must be `async def`"),
+        ("async def shutdown(self): ...", "shutdown must not be `async def`"),
+        ("async def pause(self): ...", r"pause is called with \(self, recompute_kv\): too many positional arguments"),
+    ],
+)
+def test_an_engine_whose_method_is_called_otherwise_is_told_which(tmp_path, monkeypatch, method, reason):
+    file = tmp_path / "engine.py"
+    file.write_text(f"from bench.standin.engine import StandInEngine\nclass Mine(StandInEngine):\n    {method}\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(ConfigError, match=rf"generator\.engine: .*Mine': {reason}"):
+        engine_class(f"{file}:Mine")
+
+
+@pytest.mark.parametrize("prompt", [[], [0] * 65, [0, 1 << 20], [-1]])
+def test_the_stand_in_refuses_a_prompt_that_it_cannot_answer(folder, prompt):
+    async def ask() -> None:
+        await stand_in(folder).sample("bad", prompt, sampling(1, 4))
+
+    with pytest.raises(RunError):
+        asyncio.run(ask())
+
+
+def test_the_stand_in_drops_what_is_cancelled_and_answers_the_rest(folder):
+    async def sample() -> tuple[bool, Completion]:
+        engine = stand_in(folder)
+        engine._may_step.clear()  # until one of the two is cancelled
+        one, other = (asyncio.create_task(engine.sample(name, PROMPT, sampling(1, 4, 0))) for name in "ab")
+        await asyncio.sleep(0)
+        one.cancel()
+        await asyncio.wait([one])
+        engine._may_step.set()
+        return one.cancelled(), (await other)[0]
+
+    was_cancelled, completion = asyncio.run(sample())
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert was_cancelled
+    assert largest_difference(model, [completion]) < TOLERANCE
 
 
 def test_the_stand_ins_logprobs_are_its_models_and_a_seed_gives_the_same_tokens_in_any_company(folder):

@@ -41,7 +41,7 @@ class Notes:
         ]
 
 
-def test_rewards_see_the_columns_and_the_tokens_and_their_terms_come_back_as_means():
+def test_rewards_see_the_columns_and_the_tokens_and_their_terms_come_back_for_each_completion():
     engine, scorer = ScriptedEngine(), Notes()
     engine.texts[1] = ["abc", "a", "abcdef"]
     grant = make_grant(num_samples=3, columns='{"level": 3}')
@@ -50,7 +50,8 @@ def test_rewards_see_the_columns_and_the_tokens_and_their_terms_come_back_as_mea
     assert (prompt, answer, columns) == ("2 + 3 = ", "5", '{"level": 3}')
     assert [len(ids) for ids in tokens] == group.lengths.tolist()
     assert completions == ["abc", "a", "abcdef"]
-    assert group.term_means == {"math": 0.5, "style": 0.375}
+    assert {label: scores[:2] for label, scores in group.term_scores.items()} == {"math": [1, 0], "style": [0.5, 0.25]}
+    assert [math.isnan(scores[2]) for scores in group.term_scores.values()] == [True, True]
     assert failures == ["why"]
 
 

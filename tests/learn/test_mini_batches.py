@@ -64,6 +64,21 @@ def test_a_kl_penalty_is_taken_from_the_rewards_but_does_not_make_a_group_worth_
     assert first_advantages(mini_batch, 8)[4:] == pytest.approx((rewards - rewards.mean()).tolist(), abs=1e-6)
 
 
+def test_gdpo_trains_on_each_term_by_itself_and_takes_a_group_whose_sums_are_equal_for_a_signal() -> None:
+    batch = with_rewards(random_batch(2, num_groups=2), [2, 2, 2, 2], [1, 1, np.nan, 1])
+    terms = [
+        {"math": [2.0, 0.0, 1.0, 1.0], "style": [0.0, 2.0, 1.0, 1.0], "length": [1.0, 2.0, 3.0, 4.0]},
+        {"math": [1.0, 1.0, np.nan, 1.0], "style": [0.0, 0.0, np.nan, 0.0], "length": [4.0, 5.0, np.nan, 6.0]},
+    ]
+    groups = [replace(group, term_scores=scores) for group, scores in zip(batch.groups, terms, strict=True)]
+    algorithm = AlgorithmConfig(advantage="gdpo", zero_variance="filter")
+    weights = {"math": 3.0, "style": 1.0, "length": 0.0}
+    (mini_batch,) = mini_batches(replace(batch, groups=groups), algorithm, 9, 2, MAX_TOKENS, term_weights=weights)
+    assert mini_batch.trained_sequences == [0, 1, 2, 3]
+    std = np.sqrt(2 / 3)  # of 1, −1, 0, 0, as of each term and of the sum over the batch
+    assert first_advantages(mini_batch, 8) == pytest.approx([1 / std, -1 / std, 0, 0, 0, 0, 0, 0], abs=1e-5)
+
+
 def test_an_advantage_over_the_batch_does_not_depend_on_its_mini_batches() -> None:
     batch = random_batch(3, num_groups=4)
     algorithm = AlgorithmConfig(advantage="reinforce_pp")

@@ -172,11 +172,11 @@ def test_quarantined_completions_are_left_out_of_the_rewards() -> None:
 
 def test_the_score_of_each_reward_term_is_logged_by_its_label() -> None:
     batch = random_batch(7)
-    means = [{"math": 1.0, "style": 0.5}, {"math": 0.0, "style": 0.1}, {}]  # none of the last was scored
-    groups = [replace(group, term_means=mean) for group, mean in zip(batch.groups, means, strict=False)]
+    scores = [{"math": [1, 1, 0, 1], "style": [0.5] * 4}, {"math": [0, np.nan], "style": [0.1, np.nan]}, {}]
+    groups = [replace(group, term_scores=of_group) for group, of_group in zip(batch.groups, scores, strict=False)]
     metrics = batch_metrics(replace(batch, groups=groups), max_staleness=2)
-    assert metrics["reward/term/math"] == 0.5
-    assert metrics["reward/term/style"] == pytest.approx(0.3)
+    assert metrics["reward/term/math"] == 3 / 5
+    assert metrics["reward/term/style"] == pytest.approx(2.1 / 5)
 
 
 def test_each_data_set_of_a_mixture_has_figures_of_its_own() -> None:

@@ -41,10 +41,17 @@ OVERRIDES = [
 ]
 
 
-def train(mesh: DeviceMesh, path: str, batch: Batch, num_epochs: int) -> tuple[Metrics, dict[str, torch.Tensor]]:
+def train(
+    mesh: DeviceMesh, path: str, batch: Batch, num_epochs: int, bound: float | None
+) -> tuple[Metrics, dict[str, torch.Tensor], int]:
+    """Metrics, parameters, and how often the policy was run forward."""
     overrides = [*OVERRIDES, f"learner.epochs_per_batch={num_epochs}"]
+    if bound is not None:
+        overrides += ["algorithm.rejection=second_moment", f"algorithm.rejection_bound={bound}"]
     learner = Learner(tiny_config(path, *overrides), mesh, 1)
-    return learner.train(batch), full_parameters(learner)
+    runs: list[None] = []
+    learner.policy.register_forward_hook(lambda *_: runs.append(None))
+    return learner.train(batch), full_parameters(learner), len(runs)
 
 
 def completion_logprobs(model: PreTrainedModel, group: Group) -> list[torch.Tensor]:
@@ -62,7 +69,16 @@ def behaviour(group: Group) -> list[torch.Tensor]:
     return list(torch.from_numpy(group.logprobs).split(group.lengths.tolist()))
 
 
-def plain_step(path: str, batch: Batch, num_epochs: int) -> tuple[float, dict[str, torch.Tensor]]:
+def kept_by_second_moment(log_ratio: torch.Tensor, bound: float) -> torch.Tensor:
+    """Bool: the largest squares go, one after another, until the mean of the others is within the bound."""
+    kept = torch.ones_like(log_ratio, dtype=torch.bool)
+    squares = log_ratio.square()
+    while squares[kept].mean() > bound:
+        kept[squares.where(kept, -1).argmax()] = False
+    return kept
+
+
+def plain_step(path: str, batch: Batch, num_epochs: int, bound: float | None) -> tuple[float, dict[str, torch.Tensor]]:
     """Mean KL penalty and the parameters after the step's updates; a completion with a NaN logprob has no part."""
     model, reference = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for _ in range(2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, eps=EPS, weight_decay=0.0)
@@ -76,7 +92,7 @@ def plain_step(path: str, batch: Batch, num_epochs: int) -> tuple[float, dict[st
             for group in batch.groups
         ]
     for chosen in ([0, 1], [2, 3]) * num_epochs:
-        weights, surrogates = [], []
+        weights, log_ratios, surrogates = [], [], []
         for i in chosen:
             group = batch.groups[i]
             rewards = torch.from_numpy(group.rewards) - torch.tensor(penalties[i])
@@ -87,8 +103,11 @@ def plain_step(path: str, batch: Batch, num_epochs: int) -> tuple[float, dict[st
                     continue
                 ratio = plain_ratio(logprobs[j], proximal[i][j])
                 surrogates.append(-torch.minimum(ratio * advantages[j], ratio.clamp(0.8, 1.28) * advantages[j]))
+                log_ratios.append(proximal[i][j] - mu)
                 weights.append((proximal[i][j] - mu).exp().clamp(max=UPPER))
         weight = torch.cat(weights)
+        if bound is not None:
+            weight = weight * kept_by_second_moment(torch.cat(log_ratios), bound)
         optimizer.zero_grad()
         (weight / weight.mean() * torch.cat(surrogates)).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -97,14 +116,23 @@ def plain_step(path: str, batch: Batch, num_epochs: int) -> tuple[float, dict[st
     return float(np.nanmean(np.concatenate(penalties))), parameters
 
 
-@pytest.mark.parametrize(("num_ranks", "num_epochs"), [(1, 1), (2, 1), (1, 3)])
-def test_a_step_with_every_prepass_equals_a_plain_loop(num_ranks: int, num_epochs: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("num_ranks", "num_epochs", "bound"), [(1, 1, None), (2, 1, 0.5), (1, 3, None)])
+def test_a_step_with_every_prepass_equals_a_plain_loop(
+    num_ranks: int, num_epochs: int, bound: float | None, tmp_path: Path
+) -> None:
     path = save_tiny_model(tmp_path / "model", tied=False)
     batch = random_batch(11, step=STEP)
     batch.groups[1].logprobs[0] = np.nan
-    metrics, parameters = run_ranks(num_ranks, train, path, batch, num_epochs)[0]
-    penalty, expected = plain_step(path, batch, num_epochs)
+    metrics, parameters, _ = run_ranks(num_ranks, train, path, batch, num_epochs, bound)[0]
+    penalty, expected = plain_step(path, batch, num_epochs, bound)
     assert metrics["reward/kl_penalty"] == pytest.approx(penalty, rel=1e-5)
     assert metrics["policy/truncated_fraction"] > 0
     for name, value in expected.items():
         torch.testing.assert_close(parameters[name], value, rtol=0, atol=1e-4 * num_epochs, msg=name)
+
+
+def test_the_normaliser_and_the_second_moment_take_one_forward_pass_between_them(tmp_path: Path) -> None:
+    path = save_tiny_model(tmp_path / "model", tied=False)
+    (both,), (one,) = (run_ranks(1, train, path, random_batch(11, step=STEP), 1, bound) for bound in (0.5, None))
+    assert both[2] == one[2] > 0
+    assert both[0]["policy/masked_fraction"] > one[0]["policy/masked_fraction"]

@@ -70,6 +70,14 @@ CASES: dict[str, tuple[bool, str, list[str]]] = {
     "a packed": (True, "packed", [*RICH, "learner.micro_batch_tokens=40"]),
     "a shared": (True, "shared", [*RICH, "learner.micro_batch_tokens=40"]),
     "a checkpointed": (True, "padded", [*RICH, "learner.gradient_checkpointing=true"]),
+    "a gathered": (
+        True,
+        "shared",
+        [
+            *(*RICH, "learner.micro_batch_tokens=20", "learner.keep_gathered=all"),
+            *("learner.gradient_checkpointing=true", "learner.checkpointing_keeps=matmuls"),
+        ],
+    ),
     "b padded": (False, "padded", ["algorithm.aggregation=sequence_mean", "learner.mini_batch_size=2"]),
     "b packed": (
         False,

@@ -13,6 +13,7 @@ from asyncrl.learn.update.token_metrics import FAMILIES, TokenMetrics
 from tests.support.learn import run_ranks
 
 NUM_TOKENS = 60
+ENGINES = ("sglang", "vllm")
 BUCKET_OF_LAG = {0: "lag_0", 1: "lag_1", 2: "lag_2", 3: "lag_3_4", 4: "lag_3_4", 5: "lag_5_8", 8: "lag_5_8"}
 BUCKET_OF_LAG |= {9: "lag_9_16", 16: "lag_9_16", 40: "lag_17_up"}
 
@@ -21,15 +22,16 @@ def tokens() -> tuple[ActionTokens, dict[str, torch.Tensor]]:
     rng = np.random.default_rng(0)
     zeros = torch.zeros(NUM_TOKENS)
     lags = torch.from_numpy(rng.choice(list(BUCKET_OF_LAG), NUM_TOKENS))
+    engines = (lags == 0).cumsum(0) % 2  # by turns, so that each has some
     weights = torch.from_numpy((rng.random(NUM_TOKENS) < 0.8).astype(np.float32))
     stats = {name: torch.from_numpy(rng.uniform(0.1, 3, NUM_TOKENS)) for name in ("ratio", "clip_fraction")}
-    return ActionTokens(zeros.long(), zeros, lags, zeros.long(), zeros, weights), stats
+    return ActionTokens(zeros.long(), zeros, lags, engines, zeros.long(), zeros, weights), stats
 
 
 def reduced(mesh: DeviceMesh) -> Metrics:
     """Two updates, each of half the tokens, in micro-batches of up to 7."""
     actions, stats = tokens()
-    metrics = TokenMetrics(torch.device("cpu"))
+    metrics = TokenMetrics(torch.device("cpu"), ENGINES)
     for update in torch.arange(NUM_TOKENS).split(NUM_TOKENS // 2):
         metrics.begin_update()
         for part in update[mesh.get_local_rank() :: mesh.size()].split(7):
@@ -43,10 +45,13 @@ def loop() -> Metrics:
     expected: Metrics = {"loss/total": NUM_TOKENS / 2}
     trained = [t for t in range(NUM_TOKENS) if actions.mask[t]]
     expected["tokens/trained"] = len(trained)
-    for family in ("policy", *FAMILIES):
+    for family in ("policy", *FAMILIES, *(f"engine/{engine}/mismatch" for engine in ENGINES)):
         chosen = [t for t in trained if family in ("policy", BUCKET_OF_LAG[int(actions.lags[t])])]
-        if family == "mismatch":
+        if family.endswith("mismatch"):
             chosen = [t for t in trained if actions.lags[t] == 0 and t < NUM_TOKENS // 2]
+        if family.startswith("engine/"):
+            engine = ENGINES.index(family.split("/")[1])
+            chosen = [t for t in chosen if actions.engines[t] == engine]
         ratios = [stats["ratio"][t].item() for t in chosen]
         if family != "policy":
             expected[f"{family}/tokens"] = len(chosen)

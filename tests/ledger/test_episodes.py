@@ -45,7 +45,7 @@ def test_an_environments_tokens_do_not_count_for_a_prompts_first_and_last_versio
 
 def test_a_group_that_was_stored_before_there_were_episodes_is_read(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
-    header, frames = group_to_wire(replace(make_group(0), term_means={}, data_set=""))
+    header, frames = group_to_wire(replace(make_group(0), term_scores={}, data_set=""))
     stored = StoredGroup(header, [bytes(frame) for frame in frames])
     store = LedgerStore(path, "off")
     store.put(0, stored)

@@ -138,6 +138,14 @@ def test_a_word_sum_does_not_depend_on_how_a_tensor_lies_in_memory_and_shows_a_c
         assert word_sum(shifted) != expected
 
 
+@pytest.mark.parametrize("shape", [(6,), (6, 8), (6, 3), (2, 3, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_word_sum_shows_rows_that_have_changed_places(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    tensor = torch.arange(math.prod(shape)).to(dtype).view(shape)
+    sums = {word_sum(tensor.roll(k, dims=max(len(shape) - 2, 0))) for k in range(shape[max(len(shape) - 2, 0)])}
+    assert len(sums) == shape[max(len(shape) - 2, 0)]
+
+
 @pytest.mark.parametrize("num_bytes", [1, 7, 8, 8 * BLOCK_WORDS - 1, 8 * BLOCK_WORDS, 8 * BLOCK_WORDS * 3 + 13])
 def test_every_flipped_bit_changes_the_checksum(num_bytes: int) -> None:
     buffer = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8)

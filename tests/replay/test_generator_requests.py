@@ -4,6 +4,7 @@ import math
 
 import msgspec
 
+from asyncrl.config.schema import RewardTerm
 from asyncrl.replay import server as server_module
 from asyncrl.transport.messages.rollouts import Ack, Hello, LeaseFailed
 from asyncrl.transport.messages.supervision import Note
@@ -63,6 +64,26 @@ def test_groups_of_equal_rewards_are_replaced_until_the_step_has_looked_through_
         reply, _ = client.batch(0, PATIENCE_S)
         assert [header.index for header in reply.headers] == [1, 4]
         assert "prompt 4 (row 104) has equal rewards and yet a place in a batch" in served.reports(Note)[0].text
+
+
+def test_with_gdpo_a_group_is_replaced_only_if_none_of_its_weighted_terms_varies(config):
+    config.algorithm.zero_variance, config.replay.max_staleness = "refill", 0
+    config.algorithm.advantage = "gdpo"
+    config.reward.terms = [RewardTerm("math"), RewardTerm("style"), RewardTerm("length", weight=0)]
+    scores = [
+        {"math": [1, 1], "style": [0, 0], "length": [3, 4]},
+        {"math": [1, 0], "style": [0, 1], "length": [4, 4]},  # their sums are equal
+        {"math": [0, 0], "style": [0.5, 0.25], "length": [4, 4]},
+    ]
+    with serving(config) as served, generator(served, credit=100) as dealer, learner(served) as client:
+        client.published(0, PATIENCE_S)
+        for of_group in scores:
+            (grant,) = grants(dealer, 1)
+            done, frames = group_done(grant, rewards=(1.0, 1.0))
+            header = msgspec.structs.replace(done.header, term_scores=of_group)
+            dealer.send(msgspec.structs.replace(done, header=header), frames)
+        reply, _ = client.batch(0, PATIENCE_S)
+        assert [header.index for header in reply.headers] == [1, 2]
 
 
 def test_a_generator_never_holds_more_leases_than_its_credit(served):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from asyncrl.config.reward_labels import reward_weights
 from asyncrl.config.schema import RewardTerm
 from asyncrl.errors import ConfigError
 from asyncrl.rewards.pool import RewardPool
@@ -43,6 +44,11 @@ def test_terms_that_are_called_alike_are_told_apart_by_their_whole_names(open_po
     names = [f"{tmp_path}/own.py:half", "tests.support.reward_faults:half"]
     [score] = asyncio.run(open_pool(*(RewardTerm(name) for name in names)).score("", ["x"], ""))
     assert score.terms == {names[0]: 1.0, names[1]: 0.5}
+
+
+def test_a_function_that_is_a_term_twice_is_numbered():
+    terms = [RewardTerm("judge", 1.0), RewardTerm("numeric", 2.0), RewardTerm("judge", 0.5)]
+    assert reward_weights(terms) == {"judge": 1.0, "numeric": 2.0, "judge#2": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ class ScriptedPart:
 def system_of(learner: ScriptedPart, generator: ScriptedPart, device: str = "gpu", **changes: Any) -> System:
     config = load(None, ["model.path=x", "model.dtype=bfloat16", "data.train=none", f"cluster.device={device}"])
     config = replace(config, publish=replace(config.publish, engine="sliced", transport="gloo"))
-    return System(config, [learner], [generator], 1.0, 10, [0], lambda: "file", **changes)
+    return System(config, [learner], [generator], 1.0, 10, [0], 16, str, lambda: "file", **changes)
 
 
 def machines(one: Machine, other: Machine) -> System:
@@ -96,7 +96,7 @@ def test_a_driver_is_compared_with_what_torch_was_built_for(toolkit, driver, is_
 
 def test_eager_attention_on_a_gpu_is_refused():
     learner = ScriptedPart("learner-0", kernels={"attention": "eager", "dtype": "bfloat16"})
-    generator = ScriptedPart("generator-0", kernels={"attention": "FlashAttention"})
+    generator = ScriptedPart("generator-0", kernels={"attention": "FlashAttention", "sampling": "FlashInfer"})
     with pytest.raises(SelftestError, match="eager"):
         kernels.run(system_of(learner, generator))
 
@@ -158,4 +158,21 @@ def test_a_death_that_is_not_noticed_or_blamed_on_another_is_told(monkeypatch, s
 
     monkeypatch.setattr(system, "publish", then)
     with pytest.raises(SelftestError, match=message):
+        deaths.run(system)
+
+
+def test_an_engine_that_does_not_say_that_it_is_dead_is_told(monkeypatch):
+    monkeypatch.setattr(deaths, "LONGEST_WAIT_S", 0.3)
+    victim = ScriptedPart("generator-0", die=None, is_dead=False)
+    system = system_of(ScriptedPart("learner-0"), victim, start_again=lambda name: victim)
+    published = iter([{}, PublishError("generator-0 did not answer")])
+
+    def publish(**arguments: Any) -> dict[str, float]:
+        outcome = next(published)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(system, "publish", publish)
+    with pytest.raises(SelftestError, match="a worker was killed, and 0 s later `dead` is false"):
         deaths.run(system)

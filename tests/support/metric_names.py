@@ -15,9 +15,9 @@ def documented() -> set[str]:
 
 
 def as_documented(name: str) -> str:
-    """The families by lag are explained once, and so are every k, data set and reward term."""
-    name = re.sub(r"^(lag_\d\w*|mismatch)/", "policy/", name)
-    return re.sub(r"(^|/)(data|term)/[^/]+", r"\1\2/NAME", re.sub(r"@\d+$", "@k", name))
+    """The families by lag are explained once, and so are every k, data set, engine and reward term."""
+    name = re.sub(r"^(lag_\d\w*|(engine/[^/]+/)?mismatch)/", "policy/", name)
+    return re.sub(r"(^|/)(data|term|engine)/[^/]+", r"\1\2/NAME", re.sub(r"@\d+$", "@k", name))
 
 
 def undocumented(names: Iterable[str]) -> set[str]:

@@ -52,6 +52,7 @@ class Ragged:
             targets,
             self.packed("behaviour"),
             self.packed("lags"),
+            torch.full_like(self.segment_ids, -1),
             self.segment_ids,
             self.advantages,
             self.packed("weights"),

@@ -34,7 +34,7 @@ def make_group(index: int, version: int = 0, rewards: tuple[float, ...] = (1.0, 
         correct=np.asarray([reward >= 1 for reward in rewards]),
         truncated=np.zeros(len(rewards), np.bool_),
         sample_text=f"answer {index}",
-        term_means={"math": 0.5, "style": index / 7},
+        term_scores={"math": [0.5 * position for position in range(len(rewards))], "style": [index / 7] * len(rewards)},
         data_set=("sums", "products")[index % 2],
     )
 

@@ -3,109 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import torch
-import zmq.asyncio
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from asyncrl.config.schema import GeneratorConfig, PublishConfig
 from asyncrl.errors import PublishError
-from asyncrl.generate.engines.base import EngineSpec
-from asyncrl.generate.engines.vllm import VllmEngine
-from asyncrl.generate.publish_server import PublishServer
 from asyncrl.publish.groups.base import Transfer
 from asyncrl.publish.groups.gloo import GlooGroup
-from asyncrl.publish.session import PublishSession
-from asyncrl.transport.messages.learning import Member
-from asyncrl.transport.sockets import Network, bind
-from asyncrl.types import Completion
+from asyncrl.publish.vllm import latent_attention
+from asyncrl.publish.vllm.worker_extension import WorkerExtension
 from tests.support import nccl
 from tests.support.fresh import run_fresh
 from tests.support.models import random_model, random_qwen3
 from tests.support.publish import (
     PROMPT,
     TOLERANCE,
-    another_adapter,
     largest_difference,
-    metas_of,
     perturbed,
     sampling,
 )
-
-
-@asynccontextmanager
-async def serving(folder: Path, tensor_parallel: int) -> AsyncIterator[tuple[VllmEngine, Member]]:
-    """A real engine that takes publish commands."""
-    spec = EngineSpec(str(folder), "float32", 64, 64, 0, True, False)
-    engine = VllmEngine(spec, GeneratorConfig(tensor_parallel=tensor_parallel, kv_cache_bytes=32 << 20))
-    await engine.warm_up()
-    socket, endpoint = bind(zmq.asyncio.Context.instance(), Network())
-    server = asyncio.create_task(PublishServer(socket, engine, timeout_s=60).run())
-    try:
-        yield engine, Member("generator-0", endpoint, tensor_parallel)
-    finally:
-        server.cancel()
-        socket.close()
-        engine.shutdown()
-
-
-def open_session(
-    member: Member, model: PreTrainedModel, engine: str = "broadcast", transport: str = "gloo", staged: bool = True
-) -> PublishSession:
-    config = PublishConfig(engine, transport, timeout_s=60, bucket_bytes=4_000, staged=staged)
-    metas = metas_of(model)
-    if engine == "adapter":
-        metas = {name: tensor.to("meta") for name, tensor in another_adapter(model).items()}
-    return PublishSession("learner-0", Network(), [member], config, metas)
-
-
-def next_policy(model: PreTrainedModel, engine: str) -> dict[str, torch.Tensor]:
-    """The model, or its adapter, is changed; what is to be published."""
-    return another_adapter(model) if engine == "adapter" else perturbed(model)
-
-
-def with_few_changes(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    with torch.no_grad():
-        model.lm_head.weight[3] *= 1.5
-        model.model.layers[0].self_attn.o_proj.weight[:, 7] *= 1.5
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-async def publish_three_times(
-    folder: Path, tensor_parallel: int, engine_name: str, transport: str, staged: bool
-) -> list[float]:
-    """Largest difference of logprobs after each publish, and at another temperature after the last."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    differences = []
-    async with serving(folder, tensor_parallel) as (engine, member):
-        session = await asyncio.to_thread(open_session, member, model, engine_name, transport, staged)
-        for version in range(3):
-            in_flight = [
-                asyncio.create_task(engine.sample(f"flight-{version}-{k}", PROMPT, sampling(4, 50, seed=k)))
-                for k in range(4)
-            ]
-            await asyncio.sleep(0.05)
-            await asyncio.to_thread(session.send, version, next_policy(model, engine_name))
-            for completion in [c for task in in_flight for c in await task]:
-                assert set(completion.versions) <= {version - 1, version}
-                assert (np.diff(completion.versions) >= 0).all()
-            completions = await engine.sample(f"after-{version}", PROMPT, sampling(8, 40))
-            assert {v for c in completions for v in c.versions} == {version}
-            differences.append(largest_difference(model, completions))
-        tensors = another_adapter(model) if engine_name == "adapter" else with_few_changes(model)
-        figures = await asyncio.to_thread(session.send, 3, tensors)
-        num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        assert (figures["publish/bytes"] < num_bytes / 20) == (engine_name in ("delta", "adapter"))
-        hot = await engine.sample("hot", PROMPT, sampling(8, 40, temperature=0.7))
-        differences.append(largest_difference(model, hot, temperature=0.7))
-        session.close()
-    return differences
+from tests.support.serving import open_session, publish_three_times, serving
 
 
 def exactness(folder: Path, tensor_parallel: int, engine_name: str, transport: str, staged: bool) -> list[float]:
@@ -137,43 +58,51 @@ def test_after_every_publish_the_engine_samples_from_exactly_the_learners_policy
     assert max(differences) < TOLERANCE
 
 
-async def published_and_loaded(folder: Path, changed: Path, tensor_parallel: int) -> list[list[Completion]]:
-    """What an engine samples after a publish, and another that has loaded the same weights from a checkpoint."""
+def fingerprints(self: WorkerExtension) -> dict[str, str]:
+    """In a worker: of everything that its model computes with."""
+    model = self.weight_transfer_engine.model
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for number, attention in enumerate(latent_attention.attentions(model)):
+        tensors |= {f"W_UK_T.{number}": attention.W_UK_T, f"W_UV.{number}": attention.W_UV}
+    return {
+        name: sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest() for name, tensor in tensors.items()
+    }
+
+
+async def published_and_loaded(folder: Path, changed: Path, tensor_parallel: int) -> list[list[dict[str, str]]]:
+    """The tensors of an engine after two publishes, and of another that has loaded the same weights."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     outcomes = []
     async with serving(folder, tensor_parallel) as (engine, member):
         session = await asyncio.to_thread(open_session, member, model, "sliced")
         for version in range(2):
             await asyncio.to_thread(session.send, version, perturbed(model))
-        outcomes.append(await engine.sample("published", PROMPT, sampling(8, 40)))
+        outcomes.append(await engine._llm.collective_rpc("fingerprints"))
         session.close()
     model.save_pretrained(changed)
     AutoTokenizer.from_pretrained(folder).save_pretrained(changed)
     async with serving(changed, tensor_parallel) as (engine, _):
-        outcomes.append(await engine.sample("loaded", PROMPT, sampling(8, 40)))
+        outcomes.append(await engine._llm.collective_rpc("fingerprints"))
     return outcomes
 
 
-def latent_attention(folder: Path, changed: Path) -> list[list[Completion]]:
-    return asyncio.run(published_and_loaded(folder, changed, tensor_parallel=1))
+def latent_attention_tensors(folder: Path, changed: Path) -> list[list[dict[str, str]]]:
+    """vLLM's workers are forks of this process, so they have these changes too."""
+    WorkerExtension.fingerprints = fingerprints
+    latent_attention.refuse = lambda model, device: None
+    return asyncio.run(published_and_loaded(folder, changed, tensor_parallel=2))
 
 
-@pytest.mark.skip(reason="fails once in two runs, by 0.15; latent attention is refused until that is understood")
 @pytest.mark.system
-def test_latent_attention_and_experts_compute_after_a_publish_as_if_vllm_had_loaded_the_weights_itself(
+def test_a_model_with_latent_attention_and_experts_has_after_a_publish_every_tensor_as_if_vllm_had_loaded_it(
     tmp_path: Path,
 ) -> None:
-    """Not compared with transformers: vLLM's own DeepSeek on a CPU differs from it by 0.004 on these very weights."""
+    """Its logprobs on a CPU say nothing, see `latent_attention.refuse`."""
     folder = random_model(tmp_path / "model", "deepseek_v2", tied=False)
-    published, loaded = run_fresh(latent_attention, folder, tmp_path / "changed")
-    num_compared, largest = 0, 0.0
-    for mine, theirs in zip(published, loaded, strict=True):
-        length = min(len(mine.token_ids), len(theirs.token_ids))
-        same = int(np.cumprod(mine.token_ids[:length] == theirs.token_ids[:length]).sum())  # rounding may flip a token
-        num_compared += same
-        largest = max(largest, float(np.abs(mine.logprobs[:same] - theirs.logprobs[:same]).max(initial=0.0)))
-    assert num_compared > 100
-    assert largest < TOLERANCE
+    published, loaded = run_fresh(latent_attention_tensors, folder, tmp_path / "changed")
+    assert [set(worker) for worker in published] == [set(worker) for worker in loaded]
+    assert any(name.startswith("W_UV") for name in published[0])
+    assert published == loaded
 
 
 def flip_a_byte(num_times: int) -> None:

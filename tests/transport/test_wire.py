@@ -210,6 +210,7 @@ def test_a_group_with_too_few_or_too_many_frames_is_refused(num_frames):
     [
         {"rewards": [1.0]},
         {"correct": []},
+        {"term_scores": {"math": [1.0, 0.5], "style": [1.0]}},
         {"lengths": [1, 2, 3]},
         {"lengths": [0, 3]},
         {"lengths": [-1, 4]},

@@ -9,7 +9,16 @@ from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.config.schema import Config
 
 ALGORITHM_CHOICES: dict[str, tuple[str, ...]] = {
-    "algorithm.advantage": ("grpo", "dr_grpo", "rloo", "maxrl", "pass_at_k", "reinforce_pp", "reinforce_pp_baseline"),
+    "algorithm.advantage": (
+        "grpo",
+        "dr_grpo",
+        "rloo",
+        "maxrl",
+        "pass_at_k",
+        "gdpo",
+        "reinforce_pp",
+        "reinforce_pp_baseline",
+    ),
     "algorithm.credit": ("episode", "turn"),
     "algorithm.zero_variance": ("keep", "filter", "refill"),
     "algorithm.overlong": ("none", "mask", "penalty"),
@@ -119,6 +128,7 @@ def algorithm_problems(config: Config) -> list[str]:
     algorithm = config.algorithm
     return [
         *_advantage_problems(algorithm),
+        *_gdpo_problems(config),
         *_loss_problems(algorithm),
         *_correction_problems(algorithm),
         *_unused_problems(algorithm),
@@ -172,6 +182,35 @@ def _advantage_problems(algorithm: AlgorithmConfig) -> list[str]:
         "completions of one prompt, so that of a single one is always 0 (and its std is undefined); "
         "set algorithm.group_size to 2 or more, or algorithm.advantage=reinforce_pp"
     ]
+
+
+def _gdpo_problems(config: Config) -> list[str]:
+    """It takes the rewards apart by their terms, so what only changes their sum has no place in it."""
+    algorithm, chosen = config.algorithm, "algorithm.advantage=gdpo"
+    if algorithm.advantage != "gdpo":
+        return []
+    problems = []
+    if config.environment.name is not None:
+        problems.append(
+            f"{chosen} with environment.name={config.environment.name}, whose reward has no terms; set "
+            "algorithm.advantage=grpo"
+        )
+    elif sum(term.weight != 0 for term in config.reward.terms) < 2:
+        problems.append(
+            f"{chosen} normalises each of several rewards by itself, and reward.terms has not two with a weight other "
+            "than 0; add one, or set algorithm.advantage=grpo"
+        )
+    if algorithm.overlong == "penalty":
+        problems.append(
+            f"{chosen} with algorithm.overlong=penalty, which is taken from the sum of the rewards; set "
+            "algorithm.overlong=mask or none, or score the length in a term of its own"
+        )
+    if algorithm.kl_coef > 0 and algorithm.kl_in == "reward":
+        problems.append(
+            f"{chosen} with algorithm.kl_in=reward, which is taken from the sum of the rewards; set "
+            "algorithm.kl_in=loss"
+        )
+    return problems
 
 
 def _loss_problems(algorithm: AlgorithmConfig) -> list[str]:

@@ -14,7 +14,7 @@ from asyncrl.config.checks.data import data_problems
 from asyncrl.config.checks.devices import Device, device_problems
 from asyncrl.config.checks.environment import environment_problems
 from asyncrl.config.checks.generator import model_problems, sampling_problems
-from asyncrl.config.checks.learner import batch_problems
+from asyncrl.config.checks.learner import batch_problems, checkpointing_problems
 from asyncrl.config.checks.lora import lora_problems, target_problems
 from asyncrl.config.checks.publish import cadence_problems, publish_problems
 from asyncrl.config.checks.replay import staleness_problems, window_problems
@@ -43,6 +43,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *choice_problems(config),
         *range_problems(config),
         *batch_problems(config),
+        *checkpointing_problems(config),
         *lora_problems(config),
         *algorithm_problems(config),
         *staleness_problems(config.replay),
@@ -57,7 +58,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *publish_problems(config, device),
     ]
     if shape is not None:
-        problems += model_problems(config, shape) + target_problems(config.lora, shape)
+        problems += model_problems(config, device, shape) + target_problems(config.lora, shape)
     if problems:
         raise ConfigError("\n".join(problems))
     return config_warnings(config, device)

@@ -22,3 +22,13 @@ def batch_problems(config: Config) -> list[str]:
             "use fewer learners or a larger batch"
         )
     return problems
+
+
+def checkpointing_problems(config: Config) -> list[str]:
+    keeps = config.learner.checkpointing_keeps
+    if keeps == "nothing" or config.learner.gradient_checkpointing:
+        return []
+    return [
+        f"learner.checkpointing_keeps={keeps} is read only with learner.gradient_checkpointing=true, without which "
+        "everything is kept; set that, or leave it out"
+    ]

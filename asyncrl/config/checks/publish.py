@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from asyncrl.config.checks.devices import Device
+from asyncrl.config.engines import engine_names
 from asyncrl.config.schema import Config
 
 PublishEngine = Literal["broadcast", "sliced", "delta", "adapter"]
@@ -38,6 +39,11 @@ def publish_problems(config: Config, device: Device) -> list[str]:
         problems.append(
             "publish.engine=delta keeps what came last in the workers, for which publish.staged=false leaves no room; "
             "set publish.engine=sliced or publish.staged=true"
+        )
+    if len(set(engine_names(config.generator))) > 1 and config.publish.engine not in ("auto", "broadcast"):
+        problems.append(
+            f"publish.engine={config.publish.engine} with generator.engine={config.generator.engine}: workers that get "
+            "the same slices must cut them alike, and two engines do not; set publish.engine=broadcast"
         )
     return problems
 

@@ -23,6 +23,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.overlong_prompts": ("drop", "error"),
     **ALGORITHM_CHOICES,
     "learner.schedule": ("constant", "linear", "cosine"),
+    "learner.checkpointing_keeps": ("nothing", "attention", "matmuls"),
+    "learner.keep_gathered": ("nothing", "gradients", "all"),
     "replay.stragglers": ("wait", "window", "mask", "requeue"),
     "replay.durability": ("full", "normal", "off"),
     **PUBLISH_CHOICES,

@@ -9,6 +9,7 @@ import numpy as np
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+from vllm.exceptions import VLLMClientError
 from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput
 from vllm.platforms import current_platform
@@ -59,13 +60,16 @@ class VllmEngine:
         """`num_samples` completions of one prompt.
 
         Raises:
-            RunError: vLLM ended a completion for another reason than EOS or length.
+            RunError: vLLM refuses the prompt, or ended a completion for another reason than EOS or length.
         """
         await self._running.wait()  # a request that comes during a publish takes the salt of the new version
         prompt = {"prompt_token_ids": prompt_token_ids, "cache_salt": f"v{self._version}"}
         final = None
-        async for output in self._llm.generate(prompt, _sampling_params(sampling), request_id):
-            final = output
+        try:
+            async for output in self._llm.generate(prompt, _sampling_params(sampling), request_id):
+                final = output
+        except VLLMClientError as error:
+            raise RunError(f"vLLM refuses a prompt of {len(prompt_token_ids)} tokens: {error}") from error
         assert final is not None
         tokenizer = self._llm.get_tokenizer()
         return [_completion(output, tokenizer) for output in sorted(final.outputs, key=lambda output: output.index)]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
@@ -17,7 +17,7 @@ from transformers.utils import is_flash_attn_2_available
 from asyncrl import devices
 from asyncrl.config.logit_transform import read_logit_transform
 from asyncrl.config.lora import LoraConfig
-from asyncrl.config.schema import ModelConfig
+from asyncrl.config.schema import LearnerConfig, ModelConfig
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.learn.policy import varlen_attention
 from asyncrl.learn.policy.adapter import (
@@ -27,8 +27,10 @@ from asyncrl.learn.policy.adapter import (
     merged_parameters,
     without_adapter,
 )
+from asyncrl.learn.policy.decoder_layers import checkpoint_layers
 from asyncrl.learn.policy.logprob import token_logprobs
 from asyncrl.learn.policy.sharded_load import Shards, fill, read_sharded
+from asyncrl.learn.policy.sharding import shard
 
 
 class Segments(NamedTuple):
@@ -121,8 +123,10 @@ class PolicyModel(nn.Module):
         yield from adapter_tensors(self.hf)
 
     def _reshard(self) -> None:
-        """A forward pass without a backward pass leaves the root gathered."""
-        self.reshard()  # type: ignore[operator]  # FSDPModule's
+        """A forward pass without a backward pass leaves gathered what is kept between the two."""
+        for module in self.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 class BaseOfPolicy:
@@ -143,9 +147,8 @@ def load_policy(
     mesh: DeviceMesh,
     *,
     lora: LoraConfig | None = None,
+    learner: LearnerConfig | None = None,
     seed: int = 0,
-    gradient_checkpointing: bool = False,
-    offload: bool = False,
 ) -> PolicyModel:
     """The trainable policy: float32 master weights sharded over the mesh. Collective: every rank calls it.
 
@@ -153,33 +156,36 @@ def load_policy(
         model: what to load and how to compute.
         mesh: one dimension, all learner ranks; its device type says where.
         lora: with a rank an adapter is trained; the model itself is frozen, in the compute type.
+        learner: how layers are computed and where shards are kept; None = the defaults.
         seed: of the adapter's first values.
-        gradient_checkpointing: recompute each decoder layer in the backward pass.
-        offload: keep the shards in CPU memory between uses (GPU only).
 
     Raises:
         DataError: the model cannot be loaded.
         ConfigError: the model is of a kind that cannot be trained here.
     """
     hf, shards = _read_causal_lm(model, mesh)
+    learner = learner or LearnerConfig()
+    dtype = compute_dtype(model, mesh.device_type)
     if lora is not None and lora.rank is not None:
-        begin_adapter(hf, shards, lora, compute_dtype(model, mesh.device_type), mesh, seed)
+        begin_adapter(hf, shards, lora, dtype, mesh, seed)
     policy = PolicyModel(hf).train()
-    if gradient_checkpointing:
-        policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
-    _shard(policy, model, mesh, offload=offload, keep_root_gathered=True)
-    fill(hf, shards, torch.device(mesh.device_type), offload=offload)
+    if learner.gradient_checkpointing:
+        checkpoint_layers(hf, learner.checkpointing_keeps)
+    keep_layers = learner.keep_gathered == "all"
+    shard(policy, hf, dtype, mesh, offload=learner.offload, keep_root_gathered=True, keep_layers_gathered=keep_layers)
+    fill(hf, shards, torch.device(mesh.device_type), offload=learner.offload)
     return policy
 
 
 def load_reference(model: ModelConfig, mesh: DeviceMesh, *, offload: bool = False) -> PolicyModel:
     """The reference: the starting model, sharded as the policy is, without gradients.
 
-    Arguments and errors as in `load_policy`.
+    Arguments and errors as in `load_policy`; `offload` keeps the shards in CPU memory between uses (GPU only).
     """
     hf, shards = _read_causal_lm(model, mesh)
     reference = PolicyModel(hf).eval().requires_grad_(False)
-    _shard(reference, model, mesh, offload=offload, keep_root_gathered=False)
+    dtype = compute_dtype(model, mesh.device_type)
+    shard(reference, hf, dtype, mesh, offload=offload)
     fill(hf, shards, torch.device(mesh.device_type), offload=offload)
     return reference
 
@@ -276,34 +282,3 @@ def _disable_dropout(config: PretrainedConfig) -> None:
     for key, value in vars(config).items():
         if isinstance(value, float) and key.endswith(("dropout", "pdrop", "dropout_prob")):
             setattr(config, key, 0.0)
-
-
-def _shard(
-    policy: PolicyModel, model: ModelConfig, mesh: DeviceMesh, *, offload: bool, keep_root_gathered: bool
-) -> None:
-    """FSDP2: each decoder layer is one unit, the rest (embeddings, last norm, output head) the root's.
-
-    Args:
-        policy: sharded in place; on one rank too, so that there is one code path.
-        model: gives the compute type.
-        mesh: one dimension.
-        offload: keep shards in CPU memory; meaningless on CPU.
-        keep_root_gathered: leave the root's parameters gathered between forward and backward, which begins with them.
-    """
-    dtype = compute_dtype(model, mesh.device_type)
-    mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    precision = MixedPrecisionPolicy() if dtype == torch.float32 else mixed
-    offload_policy = CPUOffloadPolicy() if offload and mesh.device_type != "cpu" else OffloadPolicy()
-    layer_classes = policy.hf._no_split_modules
-    layers = [module for module in policy.hf.modules() if type(module).__name__ in layer_classes]
-    if not layers:
-        raise ConfigError(f"model.path={model.path!r}: {type(policy.hf).__name__} does not name its decoder layers")
-    for layer in layers:
-        fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=offload_policy)
-    fully_shard(
-        policy,
-        mesh=mesh,
-        mp_policy=precision,
-        offload_policy=offload_policy,
-        reshard_after_forward=not keep_root_gathered,
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,7 +40,7 @@ def batch_metrics(batch: Batch, max_staleness: int) -> Metrics:
     metrics |= _term_metrics(batch) | _data_set_metrics(batch)
     sampled = np.concatenate([group.sampled for group in batch.groups])
     metrics |= _staleness_metrics(token_lags(batch), lengths, sampled, max_staleness)
-    return metrics | _environment_metrics(batch, sampled)
+    return metrics | _environment_metrics(batch, sampled) | _engine_metrics(batch)
 
 
 def _environment_metrics(batch: Batch, sampled: NDArray[np.bool_]) -> Metrics:
@@ -56,12 +58,10 @@ def _environment_metrics(batch: Batch, sampled: NDArray[np.bool_]) -> Metrics:
 
 
 def _term_metrics(batch: Batch) -> Metrics:
-    """The mean score of each reward term over the groups, unweighted."""
-    labels = {label for group in batch.groups for label in group.term_means}
-    means = {
-        label: [group.term_means[label] for group in batch.groups if label in group.term_means] for label in labels
-    }
-    return {f"reward/term/{label}": _mean(np.array(values)) for label, values in sorted(means.items())}
+    """The mean score of each reward term, unweighted."""
+    labels = sorted({label for group in batch.groups for label in group.term_scores})
+    scores = {label: np.concatenate([group.term_scores.get(label, []) for group in batch.groups]) for label in labels}
+    return {f"reward/term/{label}": _mean(values[~np.isnan(values)]) for label, values in scores.items()}
 
 
 def _data_set_metrics(batch: Batch) -> Metrics:
@@ -75,6 +75,20 @@ def _data_set_metrics(batch: Batch) -> Metrics:
             f"data/{name}/fraction": len(groups) / len(batch.groups),
             f"data/{name}/reward_mean": _mean(rewards[scored]),
             f"data/{name}/accuracy": _mean(np.concatenate([group.correct for group in groups])[scored]),
+        }
+    return metrics
+
+
+def _engine_metrics(batch: Batch) -> Metrics:
+    """Of each engine of a mixed fleet; nothing without one."""
+    metrics: Metrics = {}
+    for engine in batch.engines:
+        groups = [group for group in batch.groups if group.engine == engine]
+        lags = token_lags(replace(batch, groups=groups))
+        metrics |= {
+            f"engine/{engine}/fraction": len(groups) / len(batch.groups),
+            f"engine/{engine}/staleness_mean": _mean(lags),
+            f"engine/{engine}/staleness_max": float(lags.max()),
         }
     return metrics
 

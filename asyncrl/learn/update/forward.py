@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,8 +45,10 @@ class Forward:
         lengths = [num_tokens_of(mini_batch, row) for row in rows]
         costs = [cost_of(length, self.hidden_size) for length in lengths]
         plan = plan_micro_batches(lengths, costs, self.mesh.size(), self.micro_batch_tokens, self.layout)
-        for chosen in plan[self.mesh.get_local_rank()]:
+        own = plan[self.mesh.get_local_rank()]
+        for position, chosen in enumerate(own):
             micro_batch = build_micro_batch(mini_batch, [rows[row] for row in chosen], self.layout)
+            micro_batch = replace(micro_batch, is_last=position == len(own) - 1)
             yield micro_batch.to(torch.device(self.mesh.device_type))
 
     def run(self, model: PolicyModel | BaseOfPolicy, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ Legend: N sequences, T sampled ("action") tokens over all of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -18,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asyncrl.algorithms.advantage import compute_advantages, varies
+from asyncrl.algorithms.advantage import compute_advantages, gdpo, varies
 from asyncrl.algorithms.aggregation import token_weights
 from asyncrl.algorithms.overlong import soft_penalty
 from asyncrl.algorithms.segments import segment_sum
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.errors import StalenessError
 from asyncrl.learn.update.turn_credit import turn_advantages
-from asyncrl.types import Batch
+from asyncrl.types import Batch, Group
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class ActionTokens:
     """[T] float32 log μ."""
     lags: Tensor
     """[T] int64: the step's version − the version that sampled the token."""
+    engines: Tensor
+    """[T] int64: which of `Batch.engines` sampled it, −1 where that is not known."""
     segment_ids: Tensor
     """[T] int64: the token's sequence, 0 … N − 1 within the mini-batch."""
     advantages: Tensor
@@ -104,6 +107,7 @@ def mini_batches(
     mini_batch_size: int,
     max_tokens: int,
     penalties: Tensor | None = None,
+    term_weights: Mapping[str, float] | None = None,
 ) -> list[MiniBatch]:
     """The batch's groups in order, `mini_batch_size` at a time, as flat CPU tensors.
 
@@ -116,6 +120,7 @@ def mini_batches(
         mini_batch_size: prompts of one update.
         max_tokens: the longest completion that is sampled, for overlong=penalty and aggregation=sequence_sum.
         penalties: [N] taken from the rewards, after it is known which groups have zero variance.
+        term_weights: of each reward term by its label, for advantage=gdpo.
 
     Raises:
         StalenessError: as in `token_lags`.
@@ -124,12 +129,17 @@ def mini_batches(
     rewards = torch.from_numpy(np.concatenate([group.rewards for group in batch.groups]))
     if algorithm.overlong == "penalty":
         rewards = rewards + soft_penalty(flat.lengths, max_tokens, algorithm.overlong_buffer_tokens)
-    mask = (flat.lags <= max_staleness) & _to_train(batch, rewards, flat.group_ids, algorithm)[flat.sequence_ids]
+    weights = {label: weight for label, weight in (term_weights or {}).items() if weight != 0}
+    compared = _term_scores(batch.groups, weights) if algorithm.advantage == "gdpo" else rewards[:, None]
+    mask = (flat.lags <= max_staleness) & _to_train(batch, compared, flat.group_ids, algorithm)[flat.sequence_ids]
     if penalties is not None:
         rewards = rewards - penalties
     num_trained = segment_sum(mask.long(), flat.sequence_ids, len(rewards))
     if algorithm.credit == "turn":
         advantages = turn_advantages(batch.groups, rewards, mask, algorithm)
+    elif algorithm.advantage == "gdpo":
+        by_sequence = gdpo(compared, torch.tensor([*weights.values()]), flat.group_ids, num_trained)
+        advantages = by_sequence.float()[flat.sequence_ids]
     else:
         by_sequence = compute_advantages(algorithm.advantage, rewards, flat.group_ids, num_trained, algorithm.pass_k)
         advantages = by_sequence[flat.sequence_ids]
@@ -161,6 +171,7 @@ def _mini_batch(
             flat.targets[tokens],
             flat.behaviour_logprobs[tokens],
             flat.lags[tokens],
+            flat.engines[tokens],
             ids - first,
             advantages[tokens],
             weights.float(),
@@ -184,6 +195,7 @@ class _Flat(NamedTuple):
     targets: Tensor
     behaviour_logprobs: Tensor
     lags: Tensor
+    engines: Tensor
 
 
 def _flatten(batch: Batch) -> _Flat:
@@ -194,25 +206,42 @@ def _flatten(batch: Batch) -> _Flat:
     logprobs = np.concatenate([group.logprobs for group in groups])
     ends = lengths.cumsum()
     sequence_ids = np.repeat(np.arange(len(lengths)), lengths)[sampled]
+    group_ids = np.repeat(np.arange(len(groups)), [group.size for group in groups])
+    engine_ids = np.asarray([batch.engines.index(group.engine) if group.engine else -1 for group in groups])
     return _Flat(
         prompts=[group.prompt_token_ids for group in groups for _ in range(group.size)],
         completions=np.split(tokens, ends[:-1]),
         lengths=torch.from_numpy(lengths),
-        group_ids=torch.arange(len(groups)).repeat_interleave(torch.tensor([group.size for group in groups])),
+        group_ids=torch.from_numpy(group_ids),
         offsets=np.concatenate([[0], np.bincount(sequence_ids, minlength=len(lengths)).cumsum()]),
         positions=(np.arange(len(tokens)) - np.repeat(ends - lengths, lengths))[sampled],
         sequence_ids=torch.from_numpy(sequence_ids),
         targets=torch.from_numpy(tokens[sampled].astype(np.int64)),
         behaviour_logprobs=torch.from_numpy(logprobs[sampled]),
         lags=torch.from_numpy(token_lags(batch)),
+        engines=torch.from_numpy(engine_ids[group_ids][sequence_ids]),
     )
 
 
-def _to_train(batch: Batch, rewards: Tensor, group_ids: Tensor, algorithm: AlgorithmConfig) -> Tensor:
-    """[N] bool: completions that are neither quarantined nor left out by overlong=mask or zero_variance."""
-    kept = ~rewards.isnan()
+def _term_scores(groups: Sequence[Group], weights: Mapping[str, float]) -> Tensor:
+    """[N, K] float64 score of each completion by each of K reward terms; NaN = quarantined."""
+    scores = []
+    for group in groups:
+        quarantined = np.isnan(group.rewards)
+        none = np.full(group.size, np.nan)
+        by_term = [none if quarantined.all() else np.asarray(group.term_scores[label]) for label in weights]
+        scores.append(np.where(quarantined, np.nan, by_term))
+    return torch.from_numpy(np.concatenate(scores, axis=1).T)
+
+
+def _to_train(batch: Batch, scores: Tensor, group_ids: Tensor, algorithm: AlgorithmConfig) -> Tensor:
+    """[N] bool: completions that are neither quarantined nor left out by overlong=mask or zero_variance.
+
+    `scores` are [N, K], of which one that varies within the group is a signal.
+    """
+    kept = ~scores.isnan().any(1)
     if algorithm.overlong == "mask":
         kept &= ~torch.from_numpy(np.concatenate([group.truncated for group in batch.groups]))
     if algorithm.zero_variance != "keep":
-        kept &= varies(rewards, group_ids)
+        kept &= torch.stack([varies(term, group_ids) for term in scores.T]).any(0)
     return kept

@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -49,16 +49,18 @@ class MicroBatch:
     """It holds one token of no sequence, of weight 0, to keep the rank in step."""
     segments: Segments | None = None
     """packed: where the sequences lie."""
+    is_last: bool = False
+    """Of its mini-batch, on every rank at once."""
 
     def to(self, device: torch.device) -> MicroBatch:
-        return MicroBatch(
-            self.input_ids.to(device, non_blocking=True),
-            self.position_ids.to(device, non_blocking=True),
-            None if self.attention_mask is None else self.attention_mask.to(device, non_blocking=True),
-            self.indices.to(device, non_blocking=True),
-            self.actions.to(device),
-            self.is_idle,
-            None if self.segments is None else self.segments._replace(starts=self.segments.starts.to(device)),
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            attention_mask=None if self.attention_mask is None else self.attention_mask.to(device, non_blocking=True),
+            indices=self.indices.to(device, non_blocking=True),
+            actions=self.actions.to(device),
+            segments=None if self.segments is None else self.segments._replace(starts=self.segments.starts.to(device)),
         )
 
 
@@ -224,6 +226,6 @@ def _branch_mask(branches: Tensor) -> Tensor:
 def _idle_micro_batch(layout: Layout) -> MicroBatch:
     zero = torch.zeros(1, dtype=torch.int64)
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool) if layout == "shared" else None
-    actions = ActionTokens(zero, zero.float(), zero, zero, zero.float(), weights=zero.float())
+    actions = ActionTokens(zero, zero.float(), zero, zero, zero, zero.float(), weights=zero.float())
     segments = Segments(torch.tensor([0, 1], dtype=torch.int32), 1) if layout == "packed" else None
     return MicroBatch(zero[None], zero[None], mask, zero, actions, is_idle=True, segments=segments)

@@ -5,7 +5,9 @@ Every function is collective. Each mini-batch is laid out as it will be for the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -30,55 +32,71 @@ def proximal_logprobs(forward: Forward, policy: PolicyModel, mini_batch: MiniBat
     return [forward.logprobs(policy, micro_batch) for micro_batch in micro_batches]
 
 
-def mean_correction(
+class Known(NamedTuple):
+    """What `objective` has to know of a whole mini-batch, over all ranks; as they are, they change nothing."""
+
+    largest_square: float = math.inf
+    """Of (log ρ)², what `rejection=second_moment` keeps."""
+    mean_correction: float = 1.0
+    """Mean corrected importance weight over the trained tokens; 1 when every weight is 0."""
+
+
+def known_before_backward(
     forward: Forward,
     policy: PolicyModel,
     mini_batch: MiniBatch,
     proximal: Proximal | None,
     algorithm: AlgorithmConfig,
     progress: float,
-    largest_square: float,
-) -> float:
-    """Mean corrected importance weight over the trained tokens of all ranks; 1 when every weight is 0.
+) -> Known:
+    """By one forward pass for both figures, or none where the algorithm needs neither.
 
-    It does not change while gradients add up, since the policy changes only after the last micro-batch. `progress` and
-    `largest_square` are as in `objective`.
+    They do not change while gradients add up, since the policy changes only after the last micro-batch. `progress` is
+    as in `objective`.
     """
-    sums = torch.zeros(2, dtype=torch.float64, device=forward.mesh.device_type)
-    for logprobs, proximal_logprobs, actions in _log_policies(forward, policy, mini_batch, proximal):
-        correction = correction_of(logprobs, proximal_logprobs, actions, algorithm, progress, largest_square)
-        sums[0] += correction.weights.where(actions.mask, 0.0).sum(dtype=torch.float64)
-        sums[1] += actions.mask.sum()
-    dist.all_reduce(sums, group=forward.mesh.get_group())
-    total, num_tokens = sums.tolist()
-    return total / num_tokens if total > 0 else 1.0
+    known = Known()
+    if algorithm.rejection != "second_moment" and not algorithm.correction_normalise:
+        return known
+    passes = list(_log_policies(forward, policy, mini_batch, proximal))
+    if algorithm.rejection == "second_moment":
+        known = known._replace(largest_square=_largest_square(forward, passes, algorithm, progress))
+    if algorithm.correction_normalise:
+        known = known._replace(mean_correction=_mean_correction(forward, passes, algorithm, progress, known))
+    return known
 
 
-def largest_square(
-    forward: Forward,
-    policy: PolicyModel,
-    mini_batch: MiniBatch,
-    proximal: Proximal | None,
-    algorithm: AlgorithmConfig,
-    progress: float,
-) -> float:
-    """Of (log ρ)² of all ranks' trained tokens, the largest that `rejection=second_moment` keeps."""
+_LogPolicies = tuple[Tensor, Tensor | None, ActionTokens]
+"""[T] log π_θ, [T] log π_prox and the actions of a micro-batch."""
+
+
+def _log_policies(
+    forward: Forward, policy: PolicyModel, mini_batch: MiniBatch, proximal: Proximal | None
+) -> Iterator[_LogPolicies]:
+    for position, micro_batch in enumerate(forward.micro_batches(mini_batch, mini_batch.trained_sequences)):
+        proximal_logprobs = None if proximal is None else proximal[position]
+        yield forward.logprobs(policy, micro_batch), proximal_logprobs, micro_batch.actions
+
+
+def _largest_square(forward: Forward, passes: list[_LogPolicies], algorithm: AlgorithmConfig, progress: float) -> float:
     assert algorithm.rejection_bound is not None
-    device = torch.device(forward.mesh.device_type)
-    squares = [torch.zeros(0, device=device)]
-    for logprobs, proximal_logprobs, actions in _log_policies(forward, policy, mini_batch, proximal):
+    squares = [torch.zeros(0, device=forward.mesh.device_type)]
+    for logprobs, proximal_logprobs, actions in passes:
         log_ratio = log_ratios(logprobs, proximal_logprobs, actions, algorithm, progress)[1]
         squares.append(log_ratio[actions.mask].square())
     return largest_kept_square(_of_all_ranks(torch.cat(squares), forward), algorithm.rejection_bound)
 
 
-def _log_policies(
-    forward: Forward, policy: PolicyModel, mini_batch: MiniBatch, proximal: Proximal | None
-) -> Iterator[tuple[Tensor, Tensor | None, ActionTokens]]:
-    """log π_θ, log π_prox and the actions of each micro-batch of this rank."""
-    for position, micro_batch in enumerate(forward.micro_batches(mini_batch, mini_batch.trained_sequences)):
-        proximal_logprobs = None if proximal is None else proximal[position]
-        yield forward.logprobs(policy, micro_batch), proximal_logprobs, micro_batch.actions
+def _mean_correction(
+    forward: Forward, passes: list[_LogPolicies], algorithm: AlgorithmConfig, progress: float, known: Known
+) -> float:
+    sums = torch.zeros(2, dtype=torch.float64, device=forward.mesh.device_type)
+    for logprobs, proximal_logprobs, actions in passes:
+        correction = correction_of(logprobs, proximal_logprobs, actions, algorithm, progress, known.largest_square)
+        sums[0] += correction.weights.where(actions.mask, 0.0).sum(dtype=torch.float64)
+        sums[1] += actions.mask.sum()
+    dist.all_reduce(sums, group=forward.mesh.get_group())
+    total, num_tokens = sums.tolist()
+    return total / num_tokens if total > 0 else 1.0
 
 
 def _of_all_ranks(values: Tensor, forward: Forward) -> Tensor:

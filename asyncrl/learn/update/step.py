@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from asyncrl.config.reward_labels import reward_weights
 from asyncrl.config.schema import Config
 from asyncrl.learn.policy.model import BaseOfPolicy, PolicyModel, load_policy, load_reference, move_towards
 from asyncrl.learn.policy.optimizer import build_optimizer, learning_rate
+from asyncrl.learn.policy.sharding import keep_gathered
 from asyncrl.learn.update.batch_metrics import Metrics, batch_metrics
 from asyncrl.learn.update.entropy_control import EntropyControl
 from asyncrl.learn.update.forward import Forward
 from asyncrl.learn.update.mini_batches import MiniBatch, mini_batches
 from asyncrl.learn.update.objective import objective
 from asyncrl.learn.update.packing import Layout, MicroBatch
-from asyncrl.learn.update.prepass import Proximal, completion_kl, largest_square, mean_correction, proximal_logprobs
+from asyncrl.learn.update.prepass import Known, Proximal, completion_kl, known_before_backward, proximal_logprobs
 from asyncrl.learn.update.quarantine import quarantine_broken_logprobs
 from asyncrl.learn.update.token_metrics import TokenMetrics
 from asyncrl.run.trainer_state import TrainerState
@@ -54,9 +56,8 @@ class Learner:
             config.model,
             mesh,
             lora=config.lora,
+            learner=learner,
             seed=config.run.seed,
-            gradient_checkpointing=learner.gradient_checkpointing,
-            offload=learner.offload,
         )
         self.reference = _reference(config, mesh, self.policy)
         self.optimizer = build_optimizer(self.policy.parameters(), learner)
@@ -87,7 +88,7 @@ class Learner:
         batch = quarantine_broken_logprobs(batch)
         parts, penalty = self._mini_batches(batch)
         proximals = self._proximals(parts)
-        tokens = TokenMetrics(self.device)
+        tokens = TokenMetrics(self.device, batch.engines)
         grad_norms = [
             self._update(part, proximal, position / len(proximals), tokens)
             for position, (part, proximal) in enumerate(zip(cycle(parts), proximals, strict=False))
@@ -129,7 +130,7 @@ class Learner:
         """The step's updates, and what the KL took from the rewards, where it does."""
         algorithm = self.config.algorithm
         cut = (algorithm, self.config.replay.max_staleness, self.mini_batch_size, self.config.generator.max_tokens)
-        parts = mini_batches(batch, *cut)
+        parts = mini_batches(batch, *cut, term_weights=reward_weights(self.config.reward.terms))
         if self.reference is None or algorithm.kl_in != "reward":
             return parts, {}
         penalties = algorithm.kl_coef * completion_kl(self.forward, self.reference, parts, algorithm.kl_estimator)
@@ -156,9 +157,12 @@ class Learner:
             group["lr"] = learning_rate(self.update, learner, self.num_warmup, self.num_updates)
         self.update += 1
         tokens.begin_update()
-        known = self._before_backward(mini_batch, proximal, progress)
+        algorithm = self.config.algorithm
+        known = known_before_backward(self.forward, self.policy, mini_batch, proximal, algorithm, progress)
         for position, micro_batch in enumerate(self.forward.micro_batches(mini_batch, sequences)):
-            self._backward(micro_batch, None if proximal is None else proximal[position], known, tokens)
+            keep_gathered(self.policy, learner.keep_gathered, is_last=micro_batch.is_last)
+            of_micro_batch = None if proximal is None else proximal[position]
+            self._backward(micro_batch, of_micro_batch, progress, known, tokens)
         if not sequences:
             return math.nan
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), learner.max_grad_norm)
@@ -176,18 +180,8 @@ class Learner:
         self.optimizer.zero_grad()
         return grad_norm
 
-    def _before_backward(self, mini_batch: MiniBatch, proximal: Proximal | None, progress: float) -> dict[str, float]:
-        """What `objective` has to know of the whole mini-batch."""
-        algorithm, known = self.config.algorithm, {"progress": progress}
-        arguments = (self.forward, self.policy, mini_batch, proximal, algorithm, progress)
-        if algorithm.rejection == "second_moment":
-            known["largest_square"] = largest_square(*arguments)
-        if algorithm.correction_normalise:
-            known["mean_correction"] = mean_correction(*arguments, known.get("largest_square", math.inf))
-        return known
-
     def _backward(
-        self, micro_batch: MicroBatch, proximal: Tensor | None, known: dict[str, float], tokens: TokenMetrics
+        self, micro_batch: MicroBatch, proximal: Tensor | None, progress: float, known: Known, tokens: TokenMetrics
     ) -> None:
         """Forward and backward; the gradients add up, reduced and sharded after each micro-batch to save memory."""
         reference_logprobs = None
@@ -201,7 +195,8 @@ class Learner:
             self.entropy.apply(self.config.algorithm),
             reference_logprobs=reference_logprobs,
             proximal_logprobs=proximal,
-            **known,
+            progress=progress,
+            **known._asdict(),
         )
         # FSDP averages gradients over the ranks, and the weights already hold the global counts: the sum is wanted.
         (losses["loss/total"] * self.mesh.size()).backward()

@@ -1,7 +1,8 @@
 """All-reduced means over the trained tokens of a step, for all of them and by their lag.
 
 `policy/NAME` covers every lag, `lag_2/NAME` one bucket of lags, and `mismatch/NAME` the tokens of lag 0 in the step's
-first update, where π_θ is still the policy that sampled them and what differs is the training and the inference engine:
+first update, where π_θ is still the policy that sampled them and what differs is the training and the inference engine.
+`engine/ENGINE/mismatch/NAME` are those of one engine, where generators run different ones:
 
     ratio_mean, ratio_max     ρ = π_θ/μ
     effective_sample_size     (Σρ)² / (N·Σρ²): 1 on policy, 1/N when one token outweighs all others; NaN of none
@@ -15,6 +16,7 @@ first update, where π_θ is still the policy that sampled them and what differs
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -32,14 +34,19 @@ MISMATCH = len(LAG_BUCKETS)
 
 
 class TokenMetrics:
-    """Sums over the trained tokens of a step, on one rank; `reduce` makes global metrics of them."""
+    """Sums over the trained tokens of a step, on one rank; `reduce` makes global metrics of them.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        engines: of the batch.
+    """
+
+    def __init__(self, device: torch.device, engines: Sequence[str] = ()) -> None:
+        self._families = (*FAMILIES, *(f"engine/{engine}/mismatch" for engine in engines))
         self._num_updates = 0
         self._losses: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         """Statistic → [families] float64."""
-        self._ratio_max = torch.zeros(len(FAMILIES), dtype=torch.float64, device=device)
+        self._ratio_max = torch.zeros(len(self._families), dtype=torch.float64, device=device)
         self._last_lags = torch.tensor(LAST_LAGS, device=device)
 
     def begin_update(self) -> None:
@@ -52,7 +59,10 @@ class TokenMetrics:
             self._losses[name] = self._losses.get(name, 0.0) + loss.detach().double()
         self._add_stats(stats, torch.bucketize(actions.lags, self._last_lags), actions.mask)
         if self._num_updates == 1:
-            self._add_stats(stats, torch.full_like(actions.lags, MISMATCH), actions.mask & (actions.lags == 0))
+            fresh = actions.mask & (actions.lags == 0)
+            self._add_stats(stats, torch.full_like(actions.lags, MISMATCH), fresh)
+            if len(self._families) > len(FAMILIES):
+                self._add_stats(stats, len(FAMILIES) + actions.engines.clamp(min=0), fresh & (actions.engines >= 0))
 
     def _add_stats(self, stats: dict[str, Tensor], families: Tensor, mask: Tensor) -> None:
         """`stats` of the tokens in `mask`, each to its family; all are [T]."""
@@ -80,7 +90,7 @@ class TokenMetrics:
         overall = {name: value[:MISMATCH].sum().item() for name, value in by_name.items()}
         metrics["tokens/trained"] = overall["tokens"]
         metrics |= _means("policy", overall, ratio_max[:MISMATCH].max())
-        for position, family in enumerate(FAMILIES):
+        for position, family in enumerate(self._families):
             if by_name["tokens"][position] > 0:
                 of_family = {name: value[position].item() for name, value in by_name.items()}
                 metrics |= {f"{family}/tokens": of_family["tokens"]}

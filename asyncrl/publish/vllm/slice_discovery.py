@@ -8,11 +8,9 @@ The functions of vLLM's reload module are private (vLLM 0.32); drop them for a p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from vllm.model_executor.model_loader.reload.layerwise import (
     _get_original_loader,
     _place_kernel_tensors,
@@ -21,9 +19,9 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 )
 from vllm.model_executor.model_loader.reload.utils import get_layer_params_buffers
 
-from asyncrl.errors import PublishError
-from asyncrl.publish.plan import Region, Slice, joined
-from asyncrl.publish.vllm.checkpoint_names import as_in_checkpoint
+from asyncrl.publish.checkpoint_names import as_in_checkpoint
+from asyncrl.publish.plan import Slice, joined
+from asyncrl.publish.slice_recorder import SliceRecorder
 
 
 def find_slices(model: torch.nn.Module, model_type: str, tensors: Mapping[str, torch.Tensor]) -> list[Slice]:
@@ -40,7 +38,7 @@ def find_slices(model: torch.nn.Module, model_type: str, tensors: Mapping[str, t
     """
     initialize_layerwise_reload(model)
     try:
-        recorder = _CopyRecorder(tensors, _unloaded_parameters(model))
+        recorder = SliceRecorder(tensors, _unloaded_parameters(model))
         with recorder:
             model.load_weights(as_in_checkpoint(tensors, model_type))  # type: ignore[operator]
     finally:
@@ -65,34 +63,3 @@ def _unloaded_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
             parameter.weight_loader = _get_original_loader(parameter)
             parameters[f"{prefix}.{name}"] = parameter
     return parameters
-
-
-class _CopyRecorder(TorchDispatchMode):
-    """Records copies from the given tensors into the given parameters, and makes none."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
-        self.slices: list[Slice] = []
-        self._names = {_storage(tensor): name for name, tensor in tensors.items()}
-        self._parameters = {_storage(parameter): name for name, parameter in parameters.items()}
-
-    def __torch_dispatch__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if function is not torch.ops.aten.copy_.default:
-            return function(*args, **(kwargs or {}))
-        target, source = args[:2]
-        name, parameter = self._names.get(_storage(source)), self._parameters.get(_storage(target))
-        if name is None or parameter is None or source.shape != target.shape:
-            raise PublishError(
-                f"the weight loader of {parameter or 'an unknown parameter'} does not just copy parts of "
-                f"{name or 'a checkpoint tensor'}, so its slices cannot be planned; asyncrl cannot publish this model"
-            )
-        if source.numel():  # a worker may have none of a short vocabulary
-            self.slices.append(Slice(name, Region.of(source), parameter, Region.of(target)))
-        return target
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    """The same for all views of one tensor, also where it has no data."""
-    return int(tensor.untyped_storage()._cdata)

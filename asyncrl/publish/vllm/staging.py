@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 import torch
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from asyncrl.publish.plan import Piece, Slice, pack, place_alone
+from asyncrl.publish.plan import Piece, Slice, pack, place_alone, slices_of_pieces
 from asyncrl.publish.vllm import latent_attention
 from asyncrl.publish.vllm.staged_layer import Parameters, StagedLayer, keeps_addresses
 
@@ -68,11 +68,7 @@ class Staging:
         self._new: dict[str, Parameters] = defaultdict(dict)
         """By module."""
         self._layers: list[StagedLayer] = []
-        exact = {(piece.name, piece.region): piece for piece in pieces}
-        whole = {piece.name: piece for piece in pieces}
-        self._slices: dict[Piece, list[Slice]] = defaultdict(list)
-        for one in slices:
-            self._slices[exact.get((one.name, one.source), whole[one.name])].append(one)
+        self._slices = slices_of_pieces(slices, pieces)
         self._num_missing = Counter(_module_name(one.parameter) for one in slices)
         self._num_loaded: Counter[str] = Counter()
         for one in slices:

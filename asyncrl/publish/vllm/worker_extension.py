@@ -55,7 +55,7 @@ class AsyncrlWeightTransferEngine(Receiver, WeightTransferEngine[InitInfo, Updat
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Returns at once, see `Receiver.begin`."""
-        latent_attention.refuse(self.model)
+        latent_attention.refuse(self.model, self.device)
         slices = find_slices(self.model, self.model_config.hf_text_config.model_type, init_info.weights())
         self._spare, self._staged_in = self._reserve(slices, init_info.delta)
         self.begin(init_info, slices, self.parallel_config.rank, self.parallel_config.world_size)

@@ -1,4 +1,5 @@
-"""Completions are whole: they end by EOS or at their length, with a logprob and a version for each token."""
+"""Completions are whole: they end by EOS or at their length, with a logprob and a version for each token, and the text
+is that of the tokens."""
 
 from __future__ import annotations
 
@@ -66,6 +67,8 @@ def _problem(system: System, completion: Completion, max_tokens: int) -> str | N
         return f"stopped at token {tokens[-1]}, which is no EOS"
     if completion.finish_reason == "length" and length < max_tokens:
         return f"was cut at {length} tokens, where {max_tokens} were allowed"
+    if completion.text != system.decode(tokens.tolist()):
+        return f"says {completion.text!r:.60}, and its tokens are {system.decode(tokens.tolist())!r:.60}"
     return None
 
 

@@ -8,10 +8,11 @@ from contextlib import suppress
 from asyncrl.errors import PublishError, RoleDiedError, SelftestError
 from asyncrl.selftest.agreement import require_agreement
 from asyncrl.selftest.result import Check, Figures, NotHereError
-from asyncrl.selftest.system import System, wait
+from asyncrl.selftest.system import Part, System, wait
 
 LONGEST_WAIT_S = 20.0
 """publish.timeout_s of this check, if it is longer."""
+POLL_S = 0.1
 
 
 def run(system: System) -> Figures:
@@ -33,12 +34,25 @@ def run(system: System) -> Figures:
             ) from error
     else:
         raise SelftestError(f"a worker of {victim.name} was killed, and the next publish succeeded")
+    _require_that_it_is_known(victim, limit_s)
     system.replace(victim)
     system.publish()
     for generator in system.generators:
         sampled = system.sample(generator, [system.prompt(9, 8)], system.sampling(4))
         require_agreement(system, sampled, system.version, 1.0, f"{generator.name}, after a death")
     return {"noticed_s": noticed_s, "mended_s": time.monotonic() - start_s}
+
+
+def _require_that_it_is_known(victim: Part, limit_s: float) -> None:
+    """A run's generator asks ten times a second whether its engine is dead, and ends when it is."""
+    deadline_s = time.monotonic() + limit_s
+    try:
+        while not wait(victim.call("is_dead"), limit_s, f"{victim.name} to say whether its engine is dead"):
+            if time.monotonic() > deadline_s:
+                raise SelftestError(f"{victim.name}: a worker was killed, and {limit_s:.0f} s later `dead` is false")
+            time.sleep(POLL_S)
+    except RoleDiedError:
+        """The whole process is gone."""
 
 
 CHECK = Check(

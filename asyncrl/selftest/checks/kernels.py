@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from asyncrl.errors import SelftestError
 from asyncrl.selftest.result import Check, Figures
 from asyncrl.selftest.system import System, wait
@@ -12,6 +14,9 @@ def run(system: System) -> Figures:
     for part in [*system.learners[:1], *system.generators]:
         found = wait(part.call("kernels"), system.config.publish.timeout_s, f"{part.name} to name its kernels")
         figures |= {f"{part.name} {what}": name for what, name in found.items()}
+    for part, what in product(system.generators, ("attention", "sampling")):
+        if not figures.get(f"{part.name} {what}"):
+            raise SelftestError(f"{part.name} does not say what computes {what} (Engine.kernels)")
     dtype = figures[f"{system.learners[0].name} dtype"]
     if dtype != system.config.model.dtype:
         raise SelftestError(f"the learner computes in {dtype}, and model.dtype is {system.config.model.dtype}")

@@ -1,4 +1,5 @@
-"""A seed gives the same tokens again; other seeds, and the other completions of a group, give others."""
+"""A seed gives the same tokens again; other seeds, and the other completions of a group, give others. At temperature 0
+no seed matters."""
 
 from __future__ import annotations
 
@@ -19,6 +20,11 @@ def run(system: System) -> Figures:
             raise SelftestError(f"{generator.name}: two seeds gave the same completions")
         if system.config.generator.seeded_sampling and first != again:
             raise SelftestError(f"{generator.name}: one seed gave two different groups of completions")
+        greedy = [
+            _tokens(system.sample(generator, prompt, system.sampling(1, seed, temperature=0.0))[0]) for seed in (1, 2)
+        ]
+        if greedy[0] != greedy[1]:
+            raise SelftestError(f"{generator.name}: at temperature 0 two seeds gave different completions")
     return {"seeded_sampling": str(system.config.generator.seeded_sampling).lower()}
 
 

@@ -32,7 +32,10 @@ class GroupHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     turn_rewards: list[list[float]] = msgspec.field(default_factory=list)
     environment_s: float = 0.0
     term_means: dict[str, float] = msgspec.field(default_factory=dict)
+    """Only in headers from before `term_scores`; not read."""
     data_set: str = ""
+    term_scores: dict[str, list[float]] = msgspec.field(default_factory=dict)
+    engine: str = ""
 
 
 class Hello(Message, frozen=True):
