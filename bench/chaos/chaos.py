@@ -1,6 +1,7 @@
 """Random faults against a live run of the quickstart on the real stack: what was lost, and how fast it was noticed.
 
     python bench/chaos/chaos.py --kills 30 --seed 0
+    python bench/chaos/chaos.py --kills 30 --engine sglang
     python bench/chaos/chaos.py --kills 200 --stand-in
 
 Two generators, two learner ranks. Each fault hits one role, when all are well: its process is killed or frozen, or a
@@ -26,6 +27,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
+from asyncrl.config.schema import VLLM
 from bench.chaos.books import books
 from bench.chaos.output import Output, last_row
 from bench.chaos.report import Fault, problems, table
@@ -56,10 +60,10 @@ class NotSurvivedError(Exception):
 class Chaos:
     """A launched run and the faults that it gets."""
 
-    def __init__(self, run_dir: Path, num_kills: int, seed: int, stand_in: bool) -> None:
+    def __init__(self, run_dir: Path, num_kills: int, seed: int, engine: str) -> None:
         self._run_dir = run_dir
         self._random = random.Random(seed)
-        self._longest_pause_s = STAND_IN_PAUSE_S if stand_in else PAUSE_S
+        self._longest_pause_s = STAND_IN_PAUSE_S if engine == STAND_IN else PAUSE_S
         self._output = Output(run_dir.with_suffix(".txt"))
         overrides = {
             "run.steps": 1_000_000,
@@ -69,7 +73,7 @@ class Chaos:
             "run.stop_timeout_s": STOP_TIMEOUT_S,
             "learner.batch_size": 8,
             "algorithm.group_size": 4,
-            "generator.engine": STAND_IN if stand_in else "vllm",
+            "generator.engine": engine,
             "generator.max_restarts": num_kills,
             "learner.max_restarts": num_kills,
             "replay.max_restarts": num_kills,
@@ -128,8 +132,7 @@ class Chaos:
         if not is_role(pid):
             raise NotSurvivedError(f"{name}, process {pid}, is gone before it was hit ({kind})")
         if kind == ENGINE_FAULT:
-            children = [child for child in tree(pid) if child != pid]
-            pid = next(child for child in children if len(list(tree(child))) > 1)
+            pid = _engine_core(pid)
         os.kill(pid, signal.SIGKILL if action == "kill" else signal.SIGSTOP)
         return self.wait(lambda: self._output.num_named(of_role) > num_named, f"word of {name} ({kind})")
 
@@ -163,17 +166,27 @@ class Chaos:
             os.kill(pid, signal.SIGKILL)
 
 
+def _engine_core(generator: int) -> int:
+    """vLLM's, which has a worker, or SGLang's scheduler, which holds the model itself."""
+    children = [child for child in tree(generator) if child != generator]
+    with_children = [child for child in children if len(list(tree(child))) > 1]
+    return next(iter(with_children), max(children, key=lambda child: psutil.Process(child).memory_info().rss))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stand-in", action="store_true", help="an engine that starts in seconds, in place of vLLM")
+    parser.add_argument("--engine", default=VLLM, help="generator.engine: vllm, sglang, or both, comma-separated")
     arguments = parser.parse_args()
     possible = [kind for kind in FAULTS if not (arguments.stand_in and kind == ENGINE_FAULT)]
     kinds = [possible[number % len(possible)] for number in range(arguments.kills)]
     random.Random(arguments.seed).shuffle(kinds)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    chaos = Chaos(folder / "chaos", arguments.kills, arguments.seed, arguments.stand_in)
+    chaos = Chaos(
+        folder / "chaos", arguments.kills, arguments.seed, STAND_IN if arguments.stand_in else arguments.engine
+    )
     try:
         faults, broken = strike(chaos, kinds)
     finally:

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from asyncrl.config.schema import GeneratorConfig, ModelConfig, PublishConfig
+from asyncrl.config.schema import SGLANG, VLLM, GeneratorConfig, ModelConfig, PublishConfig
 from asyncrl.learn.policy.model import load_policy
 from asyncrl.publish.gather import gather
 from asyncrl.publish.session import PublishSession
@@ -66,13 +66,13 @@ def gathered(folder: Path, num_learners: int, model: PreTrainedModel) -> dict[st
     return tensors
 
 
-def check_family(family: str, tied: bool, base: Path) -> None:
+def check_family(family: str, tied: bool, base: Path, engine_name: str) -> None:
     """Every number of learners, generators and tensor-parallel workers; one line each."""
     folders = [random_model(base / f"{m}", family, tied=tied, seed=m) for m in NUM_LEARNERS]
     models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in folders]
     versions = [gathered(*item) for item in zip(folders, NUM_LEARNERS, models, strict=True)]
     for num_generators, parts in itertools.product(NUM_GENERATORS, NUM_PARTS):
-        config = GeneratorConfig(tensor_parallel=parts, kv_cache_bytes=32 << 20)
+        config = GeneratorConfig(engine_name, tensor_parallel=parts, kv_cache_bytes=32 << 20)
         with ExitStack() as stack:
             generators = [
                 stack.enter_context(GeneratorProcess(f"generator-{k}", folders[-1], config))
@@ -95,13 +95,13 @@ def check_family(family: str, tied: bool, base: Path) -> None:
             session.close()
 
 
-def endure(num_publishes: int, base: Path) -> None:
+def endure(num_publishes: int, base: Path, engine_name: str) -> None:
     """Waves of 32 requests, each of which lives through several publishes."""
     folder = random_qwen3(base / "model", tied=True)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = PublishConfig(engine="broadcast", transport="gloo", timeout_s=60, kv_cache="recompute")
     spanning = num_requests = 0
-    with GeneratorProcess("generator-0", folder, GeneratorConfig(kv_cache_bytes=32 << 20)) as generator:
+    with GeneratorProcess("generator-0", folder, GeneratorConfig(engine_name, kv_cache_bytes=32 << 20)) as generator:
         session = PublishSession("learner-0", Network(), [generator.member], config, metas_of(model))
         session.send(0, perturbed(model))
         policies = {0: copy.deepcopy(model)}
@@ -130,13 +130,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", default=["qwen3", "llama"], choices=sorted(FAMILIES))
     parser.add_argument("--endurance", type=int, metavar="PUBLISHES")
+    parser.add_argument("--engine", default=VLLM, choices=(VLLM, SGLANG))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.endurance is not None:
-            endure(arguments.endurance, Path(folder))
+            endure(arguments.endurance, Path(folder), arguments.engine)
             return
         for family, tied in itertools.product(arguments.families, (True, False)):
-            check_family(family, tied, Path(folder) / f"{family}-{tied}")
+            check_family(family, tied, Path(folder) / f"{family}-{tied}", arguments.engine)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Generators in processes of their own, as the launcher's are: a real vLLM and its publish server, without Ray.
+"""Generators in processes of their own, as the launcher's are: a real engine and its publish server, without Ray.
 
 Benchmarks and tests publish to them, sample from them and kill them.
 """
@@ -127,10 +127,10 @@ def _run(
 
 
 async def _serve(spec: EngineSpec, config: GeneratorConfig, pipe: multiprocessing.connection.Connection) -> None:
-    from asyncrl.generate.engines.vllm import VllmEngine
+    from asyncrl.generate.engines.registry import engine_class
     from asyncrl.generate.publish_server import PublishServer
 
-    engine = VllmEngine(spec, config)
+    engine = engine_class(config.engine)(spec, config)
     await engine.warm_up()
     socket, endpoint = bind(zmq.asyncio.Context.instance(), Network())
 

@@ -132,7 +132,9 @@ def _a_child_failed(number: int, frame: Any) -> None:
 
 @contextmanager
 def _own_logging() -> Iterator[None]:
-    """SGLang gives the root logger another handler and level."""
+    """SGLang gives the root logger another handler and level. Of its own it says every argument, hundreds of them."""
+    logging.getLogger("sglang").setLevel(logging.ERROR)
+    logging.getLogger(imports.engine.__name__).setLevel(logging.CRITICAL)  # that it has our handler, as an error
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
