@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from transformers import AutoTokenizer
 
-from asyncrl.config.model_shape import read_model_shape
+from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import CPU_KV_CACHE_BYTES, GeneratorConfig
 from asyncrl.errors import ConfigError, RunError
 from asyncrl.generate.engines.base import EngineSpec, Sampling
@@ -31,7 +31,10 @@ class SglangEngine:
 
     def __init__(self, spec: EngineSpec, config: GeneratorConfig) -> None:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(spec.model_path, trust_remote_code=spec.trust_remote_code)
-        self._arguments = _arguments(spec, config)
+        shape = read_model_shape(spec.model_path, spec.trust_remote_code)
+        self._vocab_size = shape.vocab_size
+        self._max_model_len = spec.max_model_len
+        self._arguments = _arguments(spec, config, shape)
         self._processes = SglangProcesses(self._arguments)
 
     @property
@@ -46,9 +49,10 @@ class SglangEngine:
         """`num_samples` completions of one prompt, the i-th with seed + i.
 
         Raises:
-            RunError: sampling is truncated, whose logprobs SGLang does not renormalise; or SGLang ended a completion
-                for another reason than EOS or length.
+            RunError: the prompt cannot be answered; sampling is truncated, whose logprobs SGLang does not renormalise;
+                or SGLang ended a completion for another reason than EOS or length.
         """
+        self._require_that_it_can_be_answered(prompt_token_ids)
         if (sampling.top_p, sampling.top_k) != (1.0, -1):
             raise RunError("generator.engine=sglang samples from the whole vocabulary: top_p=1, top_k=-1")
         first_seed = random.randrange(MAX_SEED) if sampling.seed is None else sampling.seed
@@ -56,7 +60,9 @@ class SglangEngine:
         request = GenerateReqInput(
             input_ids=[prompt_token_ids for _ in positions],
             rid=[f"{request_id}-{position}" for position in positions],
-            sampling_params=[self._parameters(sampling, first_seed + position) for position in positions],
+            sampling_params=[
+                self._parameters(sampling, first_seed + position, len(prompt_token_ids)) for position in positions
+            ],
             return_logprob=True,
             return_text_in_logprobs=False,
         )
@@ -87,9 +93,17 @@ class SglangEngine:
         attention = self._arguments["attention_backend"] or "SGLang's default"
         return {"attention": attention, "sampling": "asyncrl.generate.engines.sglang.seeded_sampling.draw"}
 
-    def _parameters(self, sampling: Sampling, seed: int) -> dict[str, Any]:
+    def _require_that_it_can_be_answered(self, prompt: list[int]) -> None:
+        if not prompt:
+            raise RunError("an empty prompt")
+        if len(prompt) >= self._max_model_len:
+            raise RunError(f"a prompt of {len(prompt)} tokens, where {self._max_model_len} are all with the completion")
+        if not 0 <= min(prompt) <= max(prompt) < self._vocab_size:
+            raise RunError(f"a prompt with token {max(prompt)}, of a vocabulary of {self._vocab_size}")
+
+    def _parameters(self, sampling: Sampling, seed: int, num_prompt_tokens: int) -> dict[str, Any]:
         return {
-            "max_new_tokens": sampling.max_tokens,
+            "max_new_tokens": min(sampling.max_tokens, self._max_model_len - num_prompt_tokens),
             "temperature": sampling.temperature,
             "stop_token_ids": [self._tokenizer.eos_token_id],
             "sampling_seed": seed & MAX_SEED,
@@ -114,14 +128,14 @@ class SglangEngine:
         )
 
 
-def _arguments(spec: EngineSpec, config: GeneratorConfig) -> dict[str, Any]:
+def _arguments(spec: EngineSpec, config: GeneratorConfig, shape: ModelShape) -> dict[str, Any]:
     """Of SGLang's ServerArgs."""
     return {
         "model_path": spec.model_path,
         "dtype": spec.dtype,
         "context_length": spec.max_model_len + CONTEXT_MARGIN,
         "max_running_requests": spec.max_num_sequences,
-        "max_total_tokens": _kv_cache_tokens(spec, config),
+        "max_total_tokens": _kv_cache_tokens(spec, config, shape),
         "mem_fraction_static": None if spec.on_cpu else config.gpu_memory_utilization,
         "tp_size": config.tensor_parallel,
         "random_seed": spec.seed,
@@ -140,7 +154,7 @@ def _arguments(spec: EngineSpec, config: GeneratorConfig) -> dict[str, Any]:
     }
 
 
-def _kv_cache_tokens(spec: EngineSpec, config: GeneratorConfig) -> int | None:
+def _kv_cache_tokens(spec: EngineSpec, config: GeneratorConfig, shape: ModelShape) -> int | None:
     """None = what SGLang finds room for on a GPU.
 
     Raises:
@@ -149,7 +163,6 @@ def _kv_cache_tokens(spec: EngineSpec, config: GeneratorConfig) -> int | None:
     kv_cache_bytes = config.kv_cache_bytes or (CPU_KV_CACHE_BYTES if spec.on_cpu else None)
     if kv_cache_bytes is None:
         return None
-    shape = read_model_shape(spec.model_path, spec.trust_remote_code)
     bytes_of_value = 4 if spec.dtype == "float32" else 2
     num_tokens = kv_cache_bytes // shape.kv_bytes_per_token(config.tensor_parallel, bytes_of_value)
     if num_tokens < spec.max_model_len + CONTEXT_MARGIN:

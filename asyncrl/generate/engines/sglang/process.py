@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from asyncrl.generate.engines.sglang.imports import GenerateReqInput, RpcReqInpu
 from asyncrl.generate.engines.sglang.scheduler import run_scheduler_process
 
 log = logging.getLogger(__name__)
+
+DEATH_POLL_S = 0.1
 
 
 class _Fork(ForkContext):
@@ -87,7 +90,9 @@ class SglangProcesses:
 
     @property
     def dead(self) -> bool:
-        if all(child.is_alive() for child in self._children) and not self._answers.done():
+        # Not by `is_alive`: it takes a child for alive when somebody else has asked how it ended.
+        ended = multiprocessing.connection.wait([child.sentinel for child in self._children], timeout=0)
+        if not ended and not self._answers.done():
             return False
         if not self._told:
             self._told = True
@@ -108,12 +113,23 @@ class SglangProcesses:
 
         Raises:
             PublishError: it failed on a rank.
+            RunError: a scheduler has died.
         """
         async with self._calling:
             await async_sock_send(self._calls, RpcReqInput(method=method, parameters=parameters))
-            answer = await async_sock_recv(self._calls)
+            answer = await self._unless_dead(asyncio.create_task(async_sock_recv(self._calls)))
         if not answer.success:
             raise PublishError(answer.message)
+
+    async def _unless_dead(self, answer: asyncio.Task[Any]) -> Any:
+        try:
+            while not answer.done():
+                await asyncio.wait({answer}, timeout=DEATH_POLL_S)
+                if not answer.done() and self.dead:
+                    raise RunError("SGLang died; its log has the reason")
+            return answer.result()
+        finally:
+            answer.cancel()
 
     def shutdown(self) -> None:
         self._answers.cancel()
