@@ -1,6 +1,6 @@
 """A taskset of the package verifiers: `asyncrl launch --config examples/verifiers_doubling.yaml`.
 
-17+17=  33  no: 34                  sampled: `33` and `34`; a wrong answer gets a second try
+417+417=  824  no: 834              sampled: `824` and `834`; a wrong answer gets a second try
 """
 
 import verifiers.v1 as vf
@@ -15,14 +15,15 @@ class Number(vf.TaskData):
 class Double(vf.Task[Number]):
     @vf.reward
     async def right(self, trace: vf.Trace) -> float:
-        return float((trace.last_reply or "").strip() == self.data.answer)
+        """Half for the second try: were it paid as the first, a wrong first answer would be taught as well."""
+        return float((trace.last_reply or "").strip() == self.data.answer) / max(trace.num_turns, 1)
 
 
 class Doubling(vf.Taskset[Double, vf.TasksetConfig]):
-    """The numbers of two digits."""
+    """The numbers of three digits."""
 
     def load(self) -> list[Double]:
-        return [Double(Number(prompt=f"{n}+{n}=", answer=str(2 * n)), self.config.task) for n in range(10, 100)]
+        return [Double(Number(prompt=f"{n}+{n}=", answer=str(2 * n)), self.config.task) for n in range(100, 1000)]
 
 
 class TwoTriesConfig(vf.EnvConfig):

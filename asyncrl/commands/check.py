@@ -24,6 +24,7 @@ from asyncrl.cluster.memory import (
     published_bytes,
 )
 from asyncrl.cluster.topology import Node, Topology, gpus_needed, nodes_that_fit, plan, resolve_device
+from asyncrl.commands.environment_trial import try_environment
 from asyncrl.commands.inputs import prompt_tokenizer, read_data, tokenize
 from asyncrl.commands.user_parts import check_user_parts
 from asyncrl.config.checks.check import check
@@ -36,7 +37,7 @@ from asyncrl.data.read import Row
 from asyncrl.errors import DataError
 from asyncrl.generate.engines.installed import check_own_engines
 from asyncrl.ledger.staleness_bound import admission_limit
-from asyncrl.types import first_of_each
+from asyncrl.types import Prompt, first_of_each
 
 
 def run_check(config: Config, console: Console, show_config: bool = False) -> None:
@@ -46,7 +47,7 @@ def run_check(config: Config, console: Console, show_config: bool = False) -> No
         show_config: the whole resolved configuration too, at the end.
 
     Raises:
-        ConfigError: the configuration is impossible; nothing was printed.
+        ConfigError: the configuration is impossible, or the environment fails on the first row; nothing was printed.
         DataError: a data file that exists cannot be used; nothing was printed.
     """
     here = this_node()
@@ -59,6 +60,8 @@ def run_check(config: Config, console: Console, show_config: bool = False) -> No
     topology = plan(config, nodes, device)
     absent = _missing_data(config)
     rows = None if absent else read_data(config)
+    if rows is not None and config.environment.name is not None:
+        try_environment(config.environment, _untokenized(rows[0][0]))
     console.print(f"This configuration can run{', once its data is there' if absent else ''}.", highlight=False)
     console.print(_topology_table(topology, nodes))
     console.print(_staleness_text(config), highlight=False, soft_wrap=True)
@@ -142,6 +145,11 @@ def _missing_data(config: Config) -> list[str]:
         for path in names
         if not Path(path).exists()
     ]
+
+
+def _untokenized(row: Row) -> Prompt:
+    """The first row for a trial: the model's tokenizer need not be here."""
+    return Prompt(0, [0], row.prompt, row.answer, columns=row.columns)
 
 
 def _print_prompt(config: Config, train: list[Row], held_out: list[Row], console: Console) -> list[str]:

@@ -92,6 +92,12 @@ class Generator(Process):
         assert self._engine is not None
         return self._run(self._engine.kernels(), self._config.publish.timeout_s)
 
+    def cpu_s(self) -> float:
+        """CPU seconds so far, those of the engine's processes included."""
+        this = psutil.Process()
+        times = [process.cpu_times() for process in [this, *this.children(recursive=True)]]
+        return sum(one.user + one.system for one in times)
+
     def memory(self) -> Memory:
         """Of its largest process: a tensor-parallel worker, where the engine has workers."""
         this = psutil.Process()

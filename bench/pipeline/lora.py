@@ -28,6 +28,8 @@ VARIANTS = {
     "every weight": [],
     "rank 8, all linear layers": ["lora.rank=8", LORA_LR],
     "rank 8, attention": ["lora.rank=8", ATTENTION, LORA_LR],
+    "rank 8, up and down": ["lora.rank=8", "lora.targets=[up_proj,down_proj]", "learner.lr=5e-3"],
+    "rank 4, all linear layers": ["lora.rank=4", "learner.lr=5e-3"],
 }
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+from pathlib import Path
 
+import pytest
+from rich.console import Console
+
+from asyncrl.commands.check import run_check
 from asyncrl.commands.environment_trial import try_environment
 from asyncrl.config.environment import EnvironmentConfig
+from asyncrl.config.load import load
 from asyncrl.errors import ConfigError
 from asyncrl.types import Prompt
 
@@ -28,3 +34,12 @@ def test_an_environment_that_plays_a_turn_is_accepted() -> None:
 def test_an_environment_that_fails_on_the_first_row_is_refused(text: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=rf"Faulty failed when it was tried on row 3 of data.train.*{reason}"):
         try_environment(EnvironmentConfig(FAULTY, time_limit_s=0.5), Prompt(3, [1], text, ""))
+
+
+def test_check_refuses_an_environment_that_fails_on_the_first_row_and_prints_nothing(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "raises", "answer": "1"}\n' * 40)
+    overrides = [f"data.train={tmp_path / 'rows.jsonl'}", "data.eval=null", "run.eval_every=0", "cluster.device=cpu"]
+    said = io.StringIO()
+    with pytest.raises(ConfigError, match=r"failed when it was tried on row 0 of data\.train.*no such task"):
+        run_check(load("configs/quickstart.yaml", [*overrides, f"environment.name={FAULTY}"]), Console(file=said))
+    assert said.getvalue() == ""

@@ -40,18 +40,21 @@ class TestVerifiers:
     def installed(self) -> None:
         pytest.importorskip("verifiers", reason="the extra `verifiers` is not installed")
 
-    def test_rows_are_the_tasks_and_every_tenth_is_held_out(self) -> None:
+    def test_of_each_ten_tasks_one_is_held_out_and_not_always_the_same(self) -> None:
         config = EnvironmentConfig(DOUBLING)
         train, test = environment_rows(config, "train", 0), environment_rows(config, "test", 0)
-        assert train[:2] == [("10+10=", "0"), ("11+11=", "1")]
-        assert (len(train), test[:2]) == (81, [("19+19=", "9"), ("29+29=", "19")])
-        assert environment_rows(config, "warmup", 0)[0] == ("10+10=", "20")
+        held_out = sorted(int(number) for _, number in test)
+        assert [number // 10 for number in held_out] == list(range(90))
+        assert {number % 10 for number in held_out} == set(range(10)), "all digits end both a task and one held out"
+        assert sorted(held_out + [int(number) for _, number in train]) == list(range(900))
+        assert ("150+150=", "50") in train + test
+        assert dict(environment_rows(config, "warmup", 0)) == {prompt: f"{2 * int(prompt[:3])}" for prompt, _ in train}
 
     def test_an_episode_is_a_rollout_whose_turns_are_the_harness_s_requests(self, in_one_loop: Any) -> None:
-        row = Row(0, "15+15=", "5", 0)
+        row = Row(0, "115+115=", "15", 0)
         again = [{"role": "user", "content": "no:"}]
-        assert in_one_loop(play(DOUBLING, {}, row, "30")) == [None, Step(reward=1.0, done=True)]
-        assert in_one_loop(play(DOUBLING, {}, row, "1", "30")) == [None, Step(again), Step(reward=1.0, done=True)]
+        assert in_one_loop(play(DOUBLING, {}, row, "230")) == [None, Step(reward=1.0, done=True)]
+        assert in_one_loop(play(DOUBLING, {}, row, "1", "230")) == [None, Step(again), Step(reward=0.5, done=True)]
         assert in_one_loop(play(DOUBLING, {"messages": False}, row, "1", "2")) == [
             None,
             Step("no:"),
@@ -60,17 +63,17 @@ class TestVerifiers:
 
     def test_the_task_s_prompt_stands_where_the_row_has_another(self, in_one_loop: Any) -> None:
         (opening,) = in_one_loop(play(DOUBLING, {}, Row(0, "?", "5", 0)))
-        assert opening == [{"role": "user", "content": "15+15="}]
+        assert opening == [{"role": "user", "content": "105+105="}]
 
     def test_many_rollouts_play_at_once_and_one_that_is_given_up_ends(self, in_one_loop: Any) -> None:
         async def play_all() -> list[Any]:
-            given_up = play(DOUBLING, {}, Row(0, "10+10=", "0", 0), "1")
-            whole = [play(DOUBLING, {}, Row(0, "", f"{n}", 0), "1", f"{20 + 2 * n}") for n in range(8)]
+            given_up = play(DOUBLING, {}, Row(0, "100+100=", "0", 0), "1")
+            whole = [play(DOUBLING, {}, Row(0, "", f"{n}", 0), "1", f"{200 + 2 * n}") for n in range(8)]
             _, *ends = await asyncio.gather(given_up, *whole)
             assert [task.get_name() for task in asyncio.all_tasks() if "run_episode" in repr(task)] == []
             return ends
 
-        assert [end[-1] for end in in_one_loop(play_all())] == [Step(reward=1.0, done=True)] * 8
+        assert [end[-1] for end in in_one_loop(play_all())] == [Step(reward=0.5, done=True)] * 8
 
     def test_a_row_that_is_no_task_is_refused(self, in_one_loop: Any) -> None:
         with pytest.raises(ValueError, match="'x', is no task's number"):
@@ -126,3 +129,8 @@ class TestOpenEnv:
         assert environment_rows(config, "test", 0) == [("guess:", ".")] * 100
         with pytest.raises(ConfigError, match=r"environment.args.prompt"):
             environment_rows(EnvironmentConfig(f"openenv:{url}", {"action": "text"}), "train", 0)
+
+    @pytest.mark.usefixtures("url")
+    def test_a_server_that_is_not_there_is_to_be_started(self, in_one_loop: Any) -> None:
+        with pytest.raises(ConnectionError, match=r"start the server, or mend the URL of environment\.name"):
+            in_one_loop(play("openenv:http://127.0.0.1:9", {"action": "text"}, Row(0, "guess:", ".", 3)))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.launch import Launched
+from tests.support.launch import STAND_IN, Launched
 
 pytestmark = pytest.mark.system
 
@@ -27,3 +27,14 @@ def test_the_calculator_is_called_more_and_more_also_when_the_generator_dies_on_
     assert before["reward/accuracy"] < 0.4  # type: ignore[operator]
     assert after["reward/accuracy"] > before["reward/accuracy"] + 0.3  # type: ignore[operator]
     assert after["environment/turns_mean"] > before["environment/turns_mean"] + 0.3  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("name", "package"), [("reasoning_gym", "reasoning_gym"), ("verifiers_doubling", "verifiers")])
+def test_the_examples_of_other_packages_train(start: Callable[..., Launched], name: str, package: str) -> None:
+    pytest.importorskip(package, reason="its extra is not installed")
+    quick = [STAND_IN, "run.steps=2", "run.eval_every=0", "data.eval=null", "learner.batch_size=4"]
+    run = start(name, "--config", f"examples/{name}.yaml", *quick, "algorithm.group_size=4", "model.warmup_steps=5")
+    assert run.wait() == 0, run.output
+    rows = run.rows()
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["reward/quarantined"] == 0 and row["environment/turns_mean"] >= 1 for row in rows)  # type: ignore[operator]

@@ -52,7 +52,10 @@ class OpenEnv:
 
     async def reset(self, row: Row) -> Observation | None:
         """The row's prompt and the first observation."""
-        result = await _done(self._client.reset(seed=row.seed % _SEEDS, **self._reset))
+        try:
+            result = await _done(self._client.reset(seed=row.seed % _SEEDS, **self._reset))
+        except ConnectionError as error:
+            raise ConnectionError(f"{error}; start the server, or mend the URL of environment.name") from error
         shown = self._text(result.observation)
         return self._observation(f"{row.prompt}{shown}") if shown else None
 

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from transformers import AutoTokenizer
 
+from asyncrl import devices
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import CPU_KV_CACHE_BYTES, GeneratorConfig
 from asyncrl.errors import ConfigError, RunError
@@ -144,7 +145,7 @@ def _arguments(spec: EngineSpec, config: GeneratorConfig, shape: ModelShape) -> 
         "attention_backend": "torch_native" if spec.on_cpu else None,
         "sampling_backend": "pytorch",  # see seeded_sampling.py
         "grammar_backend": "none",
-        "disable_cuda_graph": config.enforce_eager or spec.on_cpu,
+        f"disable_{devices.TORCH_TYPE}_graph": config.enforce_eager or spec.on_cpu,
         "disable_overlap_schedule": True,  # else version labels are not exact, see scheduler.py
         "schedule_policy": "lpm",  # one of a group computes their prompt, the others find it in the prefix cache
         "skip_tokenizer_init": True,
