@@ -14,7 +14,8 @@ from asyncrl.selftest.suite import CHECKS, run_checks
 from asyncrl.selftest.system import System
 from asyncrl.transport.sockets import Network
 from bench.selftest.local_system import NUM_THREADS, STAND_IN, LocalPart, config_of, local_system
-from bench.selftest.mutants import MUTANTS, Mutant, installed, results_of
+from bench.selftest.mutants import results_of
+from bench.selftest.seeding import MUTANTS, Mutant, installed
 from bench.standin.engine import StandInEngine
 from tests.support.models import random_qwen3
 

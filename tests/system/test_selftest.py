@@ -13,7 +13,8 @@ from asyncrl.config.schema import VLLM
 from asyncrl.selftest.model import with_model
 from asyncrl.selftest.suite import CHECKS
 from bench.selftest.local_system import config_of, local_system
-from bench.selftest.mutants import MUTANTS, installed, results_of
+from bench.selftest.mutants import results_of
+from bench.selftest.seeding import MUTANTS, installed
 from tests.support.fresh import run_fresh
 from tests.support.launch import DEADLINE_S, ROOT
 
