@@ -97,15 +97,20 @@ CASES: dict[str, tuple[bool, str, list[str]]] = {
 }
 
 
+ON_FOUR_RANKS = ("a packed", "b shared", "c padded", "d packed", "e shared")
+"""Two cores take their time."""
+
+
 def batches() -> list[Batch]:
     made = [random_batch(seed, step=seed + 2) for seed in range(NUM_STEPS)]
     made[0].groups[1].rewards[2] = np.nan  # a quarantined completion
     return made
 
 
-def train_all_cases(mesh: DeviceMesh, models: dict[bool, str]) -> dict[str, Any]:
+def train_cases(mesh: DeviceMesh, models: dict[bool, str], names: list[str]) -> dict[str, Any]:
     results = {}
-    for name, (tied, layout, overrides) in CASES.items():
+    for name in names:
+        tied, layout, overrides = CASES[name]
         learner = Learner(tiny_config(models[tied], *overrides), mesh, NUM_STEPS)
         learner.forward.layout = layout  # type: ignore[assignment]
         metrics = [learner.train(batch) for batch in batches()]
@@ -195,7 +200,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, str]:
 
 @pytest.fixture(scope="module")
 def by_num_ranks(models: dict[bool, str]) -> dict[int, dict[str, Any]]:
-    return {num_ranks: run_ranks(num_ranks, train_all_cases, models)[0] for num_ranks in (1, 2, 4)}
+    cases = {1: CASES, 2: CASES, 4: ON_FOUR_RANKS}
+    return {num_ranks: run_ranks(num_ranks, train_cases, models, list(names))[0] for num_ranks, names in cases.items()}
 
 
 def assert_same(left: Any, right: Any) -> None:
@@ -207,9 +213,10 @@ def assert_same(left: Any, right: Any) -> None:
         torch.testing.assert_close(parameter, right[1][name], rtol=0, atol=5e-5, msg=name)
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4])
-@pytest.mark.parametrize("case", CASES)
-def test_more_ranks_train_as_one_does(by_num_ranks: dict[int, dict[str, Any]], num_ranks: int, case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "num_ranks"), [*((case, 2) for case in CASES), *((case, 4) for case in ON_FOUR_RANKS)]
+)
+def test_more_ranks_train_as_one_does(by_num_ranks: dict[int, dict[str, Any]], case: str, num_ranks: int) -> None:
     assert_same(by_num_ranks[num_ranks][case], by_num_ranks[1][case])
 
 

@@ -103,14 +103,14 @@ def test_trls_configuration_trains_on_a_conversational_data_set(start: Callable[
 def test_a_run_with_an_engine_of_ones_own_trains_on_its_exact_logprobs_and_survives_its_death(
     start: Callable[..., Launched],
 ) -> None:
-    run = start("own", "--generators", "2", *quick(150, "run.eval_every=0", "replay.max_staleness=0", STAND_IN))
+    run = start("own", "--generators", "2", *quick(80, "run.eval_every=0", "replay.max_staleness=0", STAND_IN))
     run.wait_for_step(3)
     os.kill(run.pid_of("generator-1"), signal.SIGKILL)
     assert run.wait() == 0, run.output
     assert "generator-1 failed: its process died (killed, crashed or out of memory); restart 1 of 3" in run.output
-    assert [row["step"] for row in run.rows()] == list(range(1, 151))
+    assert [row["step"] for row in run.rows()] == list(range(1, 81))
     assert all(abs(float(row["mismatch/ratio_max"]) - 1) < 1e-4 for row in run.rows())  # type: ignore[arg-type]
-    assert trained(run) == [8] * 150
+    assert trained(run) == [8] * 80
 
 
 def test_four_generators_and_four_learners_run_on_two_cores_while_a_controller_lets_them_run_ahead(
@@ -126,11 +126,11 @@ def test_four_generators_and_four_learners_run_on_two_cores_while_a_controller_l
 def test_verls_recipe_trains_on_verls_file(start: Callable[..., Launched], runs: Path) -> None:
     """It has a tensor-parallel generator and several learners, here one and two."""
     recipe = ported(runs, "from_verl.md", write_verl)
-    run = start("verl", *recipe, *quick(10, "learner.mini_batch_size=4"), "--generators", "1", "--learners", "2")
+    run = start("verl", *recipe, *quick(4, "learner.mini_batch_size=4"), "--generators", "1", "--learners", "2")
     assert run.wait() == 0, run.output
-    assert len(run.rows()) == 10
+    assert len(run.rows()) == 4
     assert all(0 < row["reward/accuracy"] < 1 for row in run.rows())  # type: ignore[operator]
-    assert trained(run) == [8] * 10
+    assert trained(run) == [8] * 4
 
 
 def test_generators_join_and_leave_a_live_run(start: Callable[..., Launched], capsys: pytest.CaptureFixture) -> None:
