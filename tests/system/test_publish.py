@@ -150,21 +150,30 @@ def test_a_bucket_that_arrives_changed_is_sent_again_and_twice_is_an_error_that_
     assert "came to generator-0 with another checksum" in message
 
 
-async def engine_core_killed(folder: Path) -> bool:
-    async with serving(folder, 1) as (engine, _):
+async def engine_core_killed(folder: Path, receiving: bool) -> bool:
+    """Whether the engine says that it is dead, long before a worker that waits for weights gives up."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    async with serving(folder, 1) as (engine, member):
         assert not engine.dead
+        if receiving:
+            session = await asyncio.to_thread(open_session, member, model)
+            await asyncio.to_thread(session.send, 0, perturbed(model))
+            await engine.stage()  # and nothing is sent
         next(child for child in psutil.Process().children() if child.children()).kill()
-        for _ in range(600):
+        for _ in range(200):
             await asyncio.sleep(0.1)
             if engine.dead:
                 return True
     return False
 
 
-def killed_engine_core(folder: Path) -> bool:
-    return asyncio.run(engine_core_killed(folder))
+def killed_engine_core(folder: Path, receiving: bool) -> bool:
+    return asyncio.run(engine_core_killed(folder, receiving))
 
 
 @pytest.mark.system
-def test_an_engine_whose_core_is_killed_while_it_is_idle_says_that_it_is_dead(tmp_path: Path) -> None:
-    assert run_fresh(killed_engine_core, random_qwen3(tmp_path / "model", tied=True))
+@pytest.mark.parametrize("receiving", [False, True])
+def test_an_engine_whose_core_is_killed_says_that_it_is_dead_idle_or_while_a_worker_waits_for_weights(
+    tmp_path: Path, receiving: bool
+) -> None:
+    assert run_fresh(killed_engine_core, random_qwen3(tmp_path / "model", tied=True), receiving)

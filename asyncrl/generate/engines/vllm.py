@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import numpy as np
+import psutil
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
@@ -42,6 +43,7 @@ class VllmEngine:
                 # Else vLLM 0.32 takes AMX_MLA where there is AMX, and a publish cannot see what that has packed.
                 engine_config.attention_config.backend = AttentionBackendEnum.CPU_MLA
         self._llm = AsyncLLM.from_vllm_config(engine_config, disable_log_stats=True)
+        self._cores = [psutil.Process(core.pid) for core in self._llm.engine_core.resources.engine_manager.processes]
         self._version = -1  # the weights that vLLM loaded itself; training never sees them
         self._running = asyncio.Event()
         self._running.set()
@@ -49,7 +51,9 @@ class VllmEngine:
     @property
     def dead(self) -> bool:
         # vLLM 0.32 fails the requests in flight when its core dies, but never answers a utility call (pause, update).
-        return self._llm.errored
+        # And it hears of that death by a pipe, which on a CPU the core's workers hold too, for they are its forks: one
+        # that waits for new weights would keep the death quiet until publish.timeout_s.
+        return self._llm.errored or not all(map(_lives, self._cores))
 
     async def warm_up(self) -> None:
         """Samples once, so that what vLLM compiles at its first step is compiled before the run's first prompt."""
@@ -105,6 +109,13 @@ class VllmEngine:
     async def kernels(self) -> dict[str, str]:
         (first, *_) = await self._llm.collective_rpc("kernels")
         return dict(first)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _engine_args(spec: EngineSpec, config: GeneratorConfig) -> AsyncEngineArgs:
