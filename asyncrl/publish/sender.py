@@ -178,13 +178,16 @@ class Sender:
                 self._broadcast(served, tensors)
         except RuntimeError as error:
             raise PublishError(f"transfer: a broadcast failed ({str(error).splitlines()[0]})") from error
+        wrong = []
         for stream in self._streams:
             for rank, who in enumerate(stream.workers, start=1):
-                bucket = self._reported(stream.group, rank, who)
+                bucket = self._reported(
+                    stream.group, rank, who
+                )  # all of them: one not taken would hold up the next try
                 if bucket != ALL_ARRIVED:
-                    raise NotWholeError(
-                        f"transfer: bucket {bucket} of {len(stream.buckets)} came to {who} with another checksum"
-                    )
+                    wrong.append(f"bucket {bucket} of {len(stream.buckets)} came to {who} with another checksum")
+        if wrong:
+            raise NotWholeError(f"transfer: {wrong[0]}")
 
     def _broadcast(self, served: Tensors | None, tensors: Tensors) -> None:
         """While a bucket travels, the next one is packed, or at least summed."""

@@ -172,3 +172,25 @@ def test_an_adapter_alone_travels_and_every_generator_holds_what_it_makes_of_the
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = PublishConfig("adapter", transport, staged=staged, timeout_s=20, bucket_bytes=1_000)
     asyncio.run(with_two_generators(folder, partial(publish_adapters, config, model)))
+
+
+def publish_to_one_that_gets_it_damaged(
+    config: PublishConfig, model: PreTrainedModel, members: list[Member], engines: list[StandInEngine]
+) -> None:
+    session = PublishSession("learner-0", Network(), members, config, metas_of(model))
+    session.send(0, perturbed(model))
+    for version, engine in enumerate(engines, start=1):
+        damage_once(engine._receiver)
+        tensors = perturbed(model)
+        session.send(version, tensors)
+        assert all(holds(engine, tensors) for engine in engines)
+    session.close()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_whichever_member_gets_a_damaged_bucket_all_hold_the_version_after_the_second_try(
+    folder: Path, transport: str
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config = PublishConfig("sliced", transport, timeout_s=5, bucket_bytes=1_000)
+    asyncio.run(with_two_generators(folder, partial(publish_to_one_that_gets_it_damaged, config, model)))
