@@ -6,6 +6,7 @@ addresses; and on torch's fake tensors, which show that nothing of it is made on
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -186,3 +187,22 @@ def test_stale_tensors_of_a_latent_attention_are_seen() -> None:
     attention.kv_b_proj.weight.data[12, 3] += 1
     with pytest.raises(PublishError, match="latent attention"):
         latent_attention.verify(attention)
+
+
+@pytest.mark.parametrize(
+    ("device", "parameters", "message"),
+    [
+        ("cpu", {"W_UK_T": None, "W_UV": None}, "inexactly on a CPU"),
+        ("meta", {"W_UV": None}, "packs its weights"),
+        ("meta", {"W_UK_T": None, "W_UV": None}, None),
+    ],
+)
+def test_latent_attention_that_is_inexact_or_cannot_be_proved_is_refused(
+    monkeypatch: pytest.MonkeyPatch, device: str, parameters: dict[str, None], message: str | None
+) -> None:
+    weight = torch.empty(16, 7)
+    attention = SimpleNamespace(_parameters=parameters, kv_b_proj=SimpleNamespace(weight=weight), impl=None)
+    monkeypatch.setattr(latent_attention, "attentions", lambda model: [attention])
+    expectation = nullcontext() if message is None else pytest.raises(PublishError, match=message)
+    with expectation:
+        latent_attention.refuse(torch.nn.Module(), torch.device(device))

@@ -13,19 +13,26 @@ from asyncrl.errors import PublishError
 
 
 def refuse(model: torch.nn.Module, device: torch.device) -> None:
-    """On a CPU, a model with latent attention is not published to: what it then samples is not what its weights say.
+    """Models that sample from something else than what is published, and those of which nothing would show that.
 
-    vLLM 0.32's kernel there is off by up to 0.3 in a logprob from a transformers forward, with weights that vLLM has
-    loaded itself, and by up to 0.2 from one sample to the next of the same request. Expiry: when it is exact.
+    On a CPU vLLM 0.32's kernel is off by up to 0.3 in a logprob from a transformers forward, with weights that vLLM has
+    loaded itself, and by up to 0.2 from one sample to the next of the same request. Expiry: when it is exact. Elsewhere
+    vLLM may pack or quantise these tensors (AITER), so that they cannot be compared.
 
     Raises:
-        PublishError: this model has it.
+        PublishError: this model is served in such a way.
     """
-    if device.type == "cpu" and attentions(model):
-        raise PublishError(
-            "vLLM computes multi-head latent attention inexactly on a CPU, by up to 0.3 in a logprob; "
-            "train this model on GPUs"
-        )
+    for attention in attentions(model):
+        if device.type == "cpu":
+            raise PublishError(
+                "vLLM computes multi-head latent attention inexactly on a CPU, by up to 0.3 in a logprob; "
+                "train this model on GPUs"
+            )
+        if not {"W_UK_T", "W_UV"} <= attention._parameters.keys() or not attention.kv_b_proj.weight.numel():
+            raise PublishError(
+                f"asyncrl cannot publish to multi-head latent attention over {type(attention.impl).__name__}, which "
+                "packs its weights; choose another attention backend of vLLM"
+            )
 
 
 def attentions(model: torch.nn.Module) -> list[MLAAttention]:
