@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from asyncrl.config.schema import GeneratorConfig
 from asyncrl.errors import PublishError, RunError
 from asyncrl.generate.engines.base import EngineSpec, Sampling
-from asyncrl.publish.checksum import word_sum
-from asyncrl.publish.plan import Piece, Slice, dtype_named, pack
+from asyncrl.publish.next_parameters import NextParameters
+from asyncrl.publish.plan import Slice, dtype_named
 from asyncrl.publish.receiver import JoinInfo, Receiver, whole_slices
 from asyncrl.types import Completion
 from bench.support.sampler import Request, SamplingBatch
@@ -166,32 +166,5 @@ class ModelReceiver(Receiver):
             raise PublishError(f"not the model's parameters: {sorted(weights.keys() ^ self._parameters.keys())}")
 
     def _new_assembly(self, slices: list[Slice], at_once: bool) -> NextParameters:
-        return NextParameters({one.parameter: self._parameters[one.parameter] for one in slices})
-
-
-class NextParameters:
-    """One version on its way in, of those parameters that change."""
-
-    def __init__(self, serving: dict[str, torch.nn.Parameter]) -> None:
-        self._serving = serving
-        self._new: dict[str, torch.Tensor] = {}
-
-    def place(self, bucket: list[Piece]) -> None:
-        """Nowhere."""
-
-    def put(self, piece: Piece, part: torch.Tensor) -> None:
-        new = self._new.setdefault(piece.name, torch.empty_like(self._serving[piece.name]))
-        piece.region.view(new).copy_(part)
-
-    def pack(self, bucket: list[Piece], memory: torch.Tensor) -> torch.Tensor:
-        return pack(bucket, [piece.region.view(self._new[piece.name]) for piece in bucket], memory)
-
-    def switch(self) -> None:
-        assert self._new.keys() == self._serving.keys(), "switched to weights that have not come"
-        for name, parameter in self._serving.items():
-            parameter.data = self._new[name]
-
-    def verify(self) -> None:
-        for name, parameter in self._serving.items():
-            if word_sum(parameter.data) != word_sum(self._new[name]):
-                raise PublishError(f"{name} does not hold what came for it")
+        """What comes at once is put beside what serves too."""
+        return NextParameters(self._parameters, slices, self._pieces, self._device, at_once=False, spare=None)

@@ -14,9 +14,11 @@ from asyncrl.config.schema import GeneratorConfig
 from asyncrl.errors import ConfigError, RunError
 from asyncrl.generate.engines.base import EngineSpec
 from asyncrl.generate.engines.registry import engine_class
+from asyncrl.publish.next_parameters import NextParameters
 from asyncrl.publish.plan import whole_pieces
+from asyncrl.publish.receiver import whole_slices
 from asyncrl.types import Completion
-from bench.standin.engine import NextParameters, StandInEngine
+from bench.standin.engine import StandInEngine
 from tests.support.models import random_qwen3
 from tests.support.publish import (
     PROMPT,
@@ -142,8 +144,9 @@ def test_the_stand_in_switches_between_two_tokens_and_each_carries_the_version_t
         while engine._batch is None or len(engine._batch._versions) < 3 or engine._batch.done:
             await asyncio.sleep(0)
         await engine.pause(recompute_kv=True)
-        parameters = NextParameters(dict(engine._model.named_parameters()))
-        for piece in whole_pieces(weights):
+        pieces, serving = whole_pieces(weights), dict(engine._model.named_parameters())
+        parameters = NextParameters(serving, whole_slices(weights), pieces, torch.device("cpu"), False, None)
+        for piece in pieces:
             parameters.put(piece, weights[piece.name])
         parameters.switch()
         parameters.verify()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from asyncrl.errors import PublishError
+from asyncrl.publish.next_parameters import NextParameters
 from asyncrl.publish.plan import buckets, cut, own_pieces, pack, total_bytes, unpack, whole_pieces
-from asyncrl.publish.sglang.next_parameters import NextParameters
 from asyncrl.publish.sglang.receiver import find_slices, refuse
 
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ import torch
 
 from asyncrl.errors import PublishError
 from asyncrl.publish.checkpoint_names import as_in_checkpoint
+from asyncrl.publish.next_parameters import NextParameters, Spare
 from asyncrl.publish.plan import Slice, joined
 from asyncrl.publish.receiver import JoinInfo, Receiver
-from asyncrl.publish.sglang.next_parameters import NextParameters, Spare
 from asyncrl.publish.slice_recorder import SliceRecorder
 
 SERVED_AS_LOADED = ("UnquantizedLinearMethod", "UnquantizedEmbeddingMethod")
@@ -50,7 +50,7 @@ class SglangReceiver(Receiver):
         self.begin(info, find_slices(self._model, self._model_type, info.weights()), part, num_parts)
 
     def _new_assembly(self, slices: list[Slice], at_once: bool) -> NextParameters:
-        spare = Spare() if self._keeps_last else self._spare  # the next delta is made of what came last
+        spare = None if self._keeps_last else self._spare  # the next delta is made of what came last
         return NextParameters(self._parameters, slices, self._pieces, self._device, at_once, spare)
 
 

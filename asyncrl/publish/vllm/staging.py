@@ -16,7 +16,8 @@ from collections import Counter, defaultdict
 import torch
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from asyncrl.publish.plan import Piece, Slice, pack, place_alone, slices_of_pieces
+from asyncrl.publish.assembly import SlicedAssembly
+from asyncrl.publish.plan import Piece, Slice
 from asyncrl.publish.vllm import latent_attention
 from asyncrl.publish.vllm.staged_layer import Parameters, StagedLayer, keeps_addresses
 
@@ -24,7 +25,7 @@ Spare = dict[tuple[torch.Size, torch.dtype], list[torch.Tensor]]
 """Memory of parameters that no layer holds any more, for the next of their kind, in this publish and later."""
 
 
-class Staging:
+class Staging(SlicedAssembly):
     """One version on its way into a model.
 
     Args:
@@ -52,8 +53,8 @@ class Staging:
         at_once: bool,
         spare: Spare | None,
     ) -> None:
+        super().__init__(slices, pieces, transport_device)
         self._dtype = dtype
-        self._transport_device = transport_device
         self._device = device
         self._memory = memory
         self._at_once = at_once
@@ -68,34 +69,10 @@ class Staging:
         self._new: dict[str, Parameters] = defaultdict(dict)
         """By module."""
         self._layers: list[StagedLayer] = []
-        self._slices = slices_of_pieces(slices, pieces)
         self._num_missing = Counter(_module_name(one.parameter) for one in slices)
         self._num_loaded: Counter[str] = Counter()
         for one in slices:
             self._num_loaded[one.parameter] += one.target.num_elements
-
-    def place(self, bucket: list[Piece]) -> torch.Tensor | None:
-        """Where a bucket's bytes may come at once, uint8; None = nowhere as they are. `put` has to follow."""
-        slices = self._slices[bucket[0]]
-        if not slices or slices[0].source != bucket[0].region:
-            return None
-        return place_alone(bucket, self._target(slices[0]), self._transport_device)
-
-    def put(self, piece: Piece, part: torch.Tensor) -> None:
-        """Takes what this worker keeps of a piece; `part` holds its elements, contiguous, in its region's shape."""
-        for one in self._slices[piece]:
-            mine = part if piece.region == one.source else one.source.view(part)
-            target = self._target(one)
-            if target.data_ptr() != mine.data_ptr():  # else it came here
-                target.copy_(mine)
-            name = _module_name(one.parameter)
-            self._num_missing[name] -= 1
-            if not self._num_missing[name]:
-                self._prepare(name)
-
-    def pack(self, bucket: list[Piece], memory: torch.Tensor) -> torch.Tensor:
-        """A bucket that has come, as it came; where each piece is what a slice keeps."""
-        return pack(bucket, [self._target(self._slices[piece][0]) for piece in bucket], memory)
 
     def switch(self) -> None:
         """The model must not run meanwhile."""
@@ -119,10 +96,7 @@ class Staging:
         if keeps_addresses(self._device):
             self._set_aside([parameter for new in self._new.values() for parameter in new.values()])
 
-    def _target(self, one: Slice) -> torch.Tensor:
-        return one.target.view(self._new_parameter(one.parameter).data)
-
-    def _new_parameter(self, full_name: str) -> torch.nn.Parameter:
+    def _new_parameter(self, full_name: str) -> torch.Tensor:
         """As vLLM makes it before loading; zero where nothing is loaded (a padded vocabulary)."""
         module_name, name = _module_name(full_name), _own_name(full_name)
         new = self._new[module_name]
@@ -133,7 +107,13 @@ class Staging:
             if self._num_loaded[full_name] < data.numel():
                 data.zero_()
             new[name] = torch.nn.Parameter(data, requires_grad=False)
-        return new[name]
+        return new[name].data
+
+    def _has_come(self, one: Slice) -> None:
+        name = _module_name(one.parameter)
+        self._num_missing[name] -= 1
+        if not self._num_missing[name]:
+            self._prepare(name)
 
     def _new_memory(self, like: torch.Tensor) -> torch.Tensor:
         pinned = self._memory.type == "cpu" and self._device.type != "cpu" and torch.accelerator.is_available()
