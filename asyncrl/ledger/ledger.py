@@ -117,9 +117,7 @@ class Ledger:
 
     def _note(self, record: PromptRecord) -> None:
         before = self._changes.get(record.index)
-        if (
-            before is not None and record.solved is None and before.solved is not None
-        ):  # what was not committed yet must not be lost
+        if before is not None and before.solved is not None and record.solved is None:  # not committed: do not lose it
             record = replace(record, solved=before.solved)
         self._changes[record.index] = record
 

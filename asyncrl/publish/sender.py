@@ -179,11 +179,10 @@ class Sender:
         except RuntimeError as error:
             raise PublishError(f"transfer: a broadcast failed ({str(error).splitlines()[0]})") from error
         wrong = []
+        # Every report is taken before the first failure is told: one that is not would hold up the second try.
         for stream in self._streams:
             for rank, who in enumerate(stream.workers, start=1):
-                bucket = self._reported(
-                    stream.group, rank, who
-                )  # all of them: one not taken would hold up the next try
+                bucket = self._reported(stream.group, rank, who)
                 if bucket != ALL_ARRIVED:
                     wrong.append(f"bucket {bucket} of {len(stream.buckets)} came to {who} with another checksum")
         if wrong:

@@ -59,6 +59,16 @@ async def with_two_generators(folder: Path, learner: Callable[[list[Member], lis
         context.destroy(linger=0)
 
 
+Publishing = Callable[[PublishConfig, PreTrainedModel, list[Member], list[StandInEngine]], None]
+
+
+def run(folder: Path, learner: Publishing, engine: str, transport: str, **settings: Any) -> None:
+    """The learner's part, with two generators and the model that they begin with."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config = PublishConfig(engine, transport, bucket_bytes=1_000, **settings)
+    asyncio.run(with_two_generators(folder, partial(learner, config, model)))
+
+
 def holds(engine: StandInEngine, tensors: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(parameter, tensors[name]) for name, parameter in engine._model.named_parameters())
 
@@ -86,9 +96,7 @@ def publish_and_compare(
 def test_every_generator_holds_what_was_published_whatever_travels_and_whatever_carries_it(
     folder: Path, transport: str, engine: str, staged: bool
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    config = PublishConfig(engine, transport, staged=staged, timeout_s=20, bucket_bytes=1_000)
-    asyncio.run(with_two_generators(folder, partial(publish_and_compare, config, model)))
+    run(folder, publish_and_compare, engine, transport, staged=staged, timeout_s=20)
 
 
 def publish_to_one_that_is_gone(
@@ -112,9 +120,7 @@ def publish_to_one_that_is_gone(
 def test_a_member_that_takes_nothing_is_an_error_by_the_deadline_and_the_others_go_on(
     folder: Path, transport: str
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    config = PublishConfig("sliced", transport, timeout_s=2, bucket_bytes=1_000)
-    asyncio.run(with_two_generators(folder, partial(publish_to_one_that_is_gone, config, model)))
+    run(folder, publish_to_one_that_is_gone, "sliced", transport, timeout_s=2)
 
 
 def serves(engine: StandInEngine, tensors: dict[str, torch.Tensor]) -> bool:
@@ -169,9 +175,7 @@ def publish_adapters(
 def test_an_adapter_alone_travels_and_every_generator_holds_what_it_makes_of_the_base_newcomers_too(
     folder: Path, transport: str, staged: bool
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    config = PublishConfig("adapter", transport, staged=staged, timeout_s=20, bucket_bytes=1_000)
-    asyncio.run(with_two_generators(folder, partial(publish_adapters, config, model)))
+    run(folder, publish_adapters, "adapter", transport, staged=staged, timeout_s=20)
 
 
 def publish_to_one_that_gets_it_damaged(
@@ -191,6 +195,4 @@ def publish_to_one_that_gets_it_damaged(
 def test_whichever_member_gets_a_damaged_bucket_all_hold_the_version_after_the_second_try(
     folder: Path, transport: str
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    config = PublishConfig("sliced", transport, timeout_s=5, bucket_bytes=1_000)
-    asyncio.run(with_two_generators(folder, partial(publish_to_one_that_gets_it_damaged, config, model)))
+    run(folder, publish_to_one_that_gets_it_damaged, "sliced", transport, timeout_s=5)

