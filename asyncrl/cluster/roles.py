@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from asyncrl import devices
 from asyncrl.cluster.topology import Topology
 from asyncrl.config.engines import engine_of
 from asyncrl.config.schema import SGLANG, VLLM, Config
+from asyncrl.garbage import without_collections
 from asyncrl.generate.engines.base import Engine, EngineSpec
 from asyncrl.generate.engines.registry import engine_class
 from asyncrl.publish.second_copy import SecondCopy
@@ -58,7 +58,7 @@ def load_role(role: str, config: Config, link: ControlLink) -> None:
     Raises:
         ConfigError: the engine cannot be imported.
     """
-    with _without_collections():
+    with without_collections():  # which would look through all that is imported, again and again: a fifth of the time
         if role == "generator":
             engine = engine_of(config.generator, link.name)
             link.phase(f"importing {_title(engine)}")
@@ -66,22 +66,11 @@ def load_role(role: str, config: Config, link: ControlLink) -> None:
         elif role == "learner":
             link.phase("importing torch")
             import asyncrl.learn.worker  # noqa: F401
+        gc.freeze()  # those that follow leave it out
 
 
 def _title(engine: str) -> str:
     return {VLLM: "vLLM", SGLANG: "SGLang"}.get(engine, engine)
-
-
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """Garbage collections inside would look through all that is imported, again and again, and take a fifth of the
-    time; those that follow leave it out."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def run_replay(plan: RunPlan, link: ControlLink, socket: zmq.Socket, num_restarts: int) -> None:

@@ -11,15 +11,13 @@ replay.lease_timeout_s is counted.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 
 import numpy as np
 
 from asyncrl.errors import RunError
+from asyncrl.garbage import without_collections
 from asyncrl.ledger.from_config import controller_of, ledger_of
 from asyncrl.replay.evaluation import Evaluation
 from asyncrl.simulate.clock import VirtualClock
@@ -38,20 +36,8 @@ def simulate(setting: Setting) -> SimulatedRun:
         RunError: the run would stand still for ever.
     """
     simulation = Simulation(setting)
-    with _without_collections():
+    with without_collections():  # a run makes millions of small objects and no cycles: they took a quarter of it
         return simulation.run()
-
-
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """Of garbage: a simulated run makes millions of small objects and no cycles, and they took a quarter of it."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class Simulation:
