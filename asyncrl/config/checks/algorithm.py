@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from asyncrl.config.algorithm import AlgorithmConfig
+from asyncrl.config.checks.advantage import advantage_problems
 from asyncrl.config.schema import Config
 
 ALGORITHM_CHOICES: dict[str, tuple[str, ...]] = {
@@ -127,8 +128,7 @@ def algorithm_problems(config: Config) -> list[str]:
     """A line for each contradiction, with the keys and the fix."""
     algorithm = config.algorithm
     return [
-        *_advantage_problems(algorithm),
-        *_gdpo_problems(config),
+        *advantage_problems(config),
         *_loss_problems(algorithm),
         *_correction_problems(algorithm),
         *_unused_problems(algorithm),
@@ -160,57 +160,6 @@ def algorithm_warnings(config: Config) -> list[str]:
             "algorithm.kl_unbiased=true, or algorithm.kl_in=reward"
         )
     return warnings
-
-
-def _advantage_problems(algorithm: AlgorithmConfig) -> list[str]:
-    if algorithm.advantage == "pass_at_k" and algorithm.pass_k >= algorithm.group_size > 1:
-        return [
-            f"algorithm.pass_k={algorithm.pass_k} is not below algorithm.group_size={algorithm.group_size}: the best "
-            "of all completions is the same for each of them, so that every advantage would be 0; lower it"
-        ]
-    if algorithm.group_size != 1:
-        return []
-    if algorithm.zero_variance != "keep":
-        return [
-            f"algorithm.group_size=1 with algorithm.zero_variance={algorithm.zero_variance}: the rewards of a single "
-            "completion are always equal, so that nothing would be trained; set algorithm.zero_variance=keep"
-        ]
-    if algorithm.advantage == "reinforce_pp":
-        return []
-    return [
-        f"algorithm.group_size=1 with algorithm.advantage={algorithm.advantage}: the advantage compares the "
-        "completions of one prompt, so that of a single one is always 0 (and its std is undefined); "
-        "set algorithm.group_size to 2 or more, or algorithm.advantage=reinforce_pp"
-    ]
-
-
-def _gdpo_problems(config: Config) -> list[str]:
-    """It takes the rewards apart by their terms, so what only changes their sum has no place in it."""
-    algorithm, chosen = config.algorithm, "algorithm.advantage=gdpo"
-    if algorithm.advantage != "gdpo":
-        return []
-    problems = []
-    if config.environment.name is not None:
-        problems.append(
-            f"{chosen} with environment.name={config.environment.name}, whose reward has no terms; set "
-            "algorithm.advantage=grpo"
-        )
-    elif sum(term.weight != 0 for term in config.reward.terms) < 2:
-        problems.append(
-            f"{chosen} normalises each of several rewards by itself, and reward.terms has not two with a weight other "
-            "than 0; add one, or set algorithm.advantage=grpo"
-        )
-    if algorithm.overlong == "penalty":
-        problems.append(
-            f"{chosen} with algorithm.overlong=penalty, which is taken from the sum of the rewards; set "
-            "algorithm.overlong=mask or none, or score the length in a term of its own"
-        )
-    if algorithm.kl_coef > 0 and algorithm.kl_in == "reward":
-        problems.append(
-            f"{chosen} with algorithm.kl_in=reward, which is taken from the sum of the rewards; set "
-            "algorithm.kl_in=loss"
-        )
-    return problems
 
 
 def _loss_problems(algorithm: AlgorithmConfig) -> list[str]:
