@@ -33,6 +33,7 @@ from asyncrl.config.load import load
 from asyncrl.config.schema import Config
 from asyncrl.data.prompts import load_prompts
 from asyncrl.errors import RunError
+from asyncrl.generate.engines.base import completion_text
 from asyncrl.generate.engines.registry import engine_class
 from asyncrl.generate.finished import Finished
 from asyncrl.generate.rollout import RollOut
@@ -96,7 +97,7 @@ def _rows(position: int, group: Group, tokenizer: Any) -> list[dict[str, Any]]:
         {
             "position": position,
             "sample": sample,
-            "completion": tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            "completion": completion_text(tokenizer, ids),
             "reward": float(group.rewards[sample]),
             "correct": bool(group.correct[sample]),
             "truncated": bool(group.truncated[sample]),

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from asyncrl.config.schema import Config
 from asyncrl.data.tiny_model import build_tiny_model
+from asyncrl.generate.engines.base import completion_text
 from asyncrl.selftest.system import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS
 
 CHARACTERS = string.ascii_letters + string.digits
@@ -51,8 +52,8 @@ def read_tokenizer(config: Config) -> Any:
 
 
 def text_of(tokenizer: Any) -> Callable[[list[int]], str]:
-    """Token ids → the text of a completion, as `Completion.text` has it."""
-    return partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    """Token ids → the text of a completion."""
+    return partial(completion_text, tokenizer)
 
 
 def eos_token_ids(config: Config, tokenizer: Any) -> list[int]:

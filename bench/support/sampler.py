@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asyncrl.generate.engines.base import Sampling
+from asyncrl.generate.engines.base import Sampling, completion_text
 from asyncrl.types import Completion
 
 
@@ -120,7 +120,7 @@ class SamplingBatch:
             token_ids=token_ids.astype(np.int32),
             logprobs=logprobs[:length],
             versions=versions[:length],
-            text=tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            text=completion_text(tokenizer, token_ids),
             finish_reason="stop" if token_ids[-1] == self._eos else "length",
         )
 

@@ -116,3 +116,8 @@ class Engine(Protocol):
 
     async def kernels(self) -> dict[str, str]:
         """What computes `attention` and `sampling`, and whatever else a person would want named. Only for people."""
+
+
+def completion_text(tokenizer: Any, token_ids: Any) -> str:
+    """`Completion.text`, whichever engine sampled it."""
+    return str(tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

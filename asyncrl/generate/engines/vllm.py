@@ -20,7 +20,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from asyncrl.config.schema import CPU_KV_CACHE_BYTES, GeneratorConfig
 from asyncrl.errors import RunError
-from asyncrl.generate.engines.base import EngineSpec, Sampling
+from asyncrl.generate.engines.base import EngineSpec, Sampling, completion_text
 from asyncrl.publish.vllm.worker_extension import BACKEND, STAGE_ON_DEVICE
 from asyncrl.types import Completion, FinishReason
 
@@ -194,6 +194,6 @@ def _completion(output: CompletionOutput, tokenizer: Any) -> Completion:
         token_ids=token_ids,
         logprobs=np.asarray(output.logprobs.logprobs, np.float32),
         versions=versions.astype(np.int32),
-        text=tokenizer.decode(output.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+        text=completion_text(tokenizer, output.token_ids),
         finish_reason=reasons[output.finish_reason],
     )

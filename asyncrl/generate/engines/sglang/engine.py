@@ -17,7 +17,7 @@ from asyncrl import devices
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import CPU_KV_CACHE_BYTES, GeneratorConfig
 from asyncrl.errors import ConfigError, RunError
-from asyncrl.generate.engines.base import EngineSpec, Sampling
+from asyncrl.generate.engines.base import EngineSpec, Sampling, completion_text
 from asyncrl.generate.engines.sglang.imports import GenerateReqInput
 from asyncrl.generate.engines.sglang.process import SglangProcesses
 from asyncrl.types import Completion, FinishReason
@@ -124,7 +124,7 @@ class SglangEngine:
             token_ids=token_ids,
             logprobs=np.asarray([logprob for logprob, _, _ in logprobs], np.float32),
             versions=versions,
-            text=self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            text=completion_text(self._tokenizer, answer["output_ids"]),
             finish_reason=reasons[reason["type"]],
         )
 
