@@ -16,18 +16,18 @@ pytestmark = pytest.mark.system
 def test_the_calculator_is_called_more_and_more_also_when_the_generator_dies_on_the_way(
     start: Callable[..., Launched],
 ) -> None:
-    shorter = ["model.warmup_steps=400", "run.steps=14", "run.eval_every=14", "run.eval_prompts=32"]
+    shorter = ["model.warmup_steps=400", "run.steps=16", "run.eval_every=16", "run.eval_prompts=32"]
     run = start("calculator", "--config", "examples/calculator.yaml", *shorter)
     run.wait_for_step(4)
     os.kill(run.pid_of("generator-0"), signal.SIGKILL)
     assert run.wait() == 0, run.output
     _, *rows = run.rows()  # the first is the evaluation before the first step
-    assert [row["step"] for row in rows] == list(range(1, 15))
+    assert [row["step"] for row in rows] == list(range(1, 17))
     assert all(row["staleness/violations"] == 0 and row["reward/quarantined"] == 0 for row in rows)
     before, after = rows[0], rows[-1]
     assert before["reward/accuracy"] < 0.4  # type: ignore[operator]
     assert after["reward/accuracy"] > before["reward/accuracy"] + 0.3  # type: ignore[operator]
-    assert after["environment/turns_mean"] > before["environment/turns_mean"] + 0.2  # type: ignore[operator]
+    assert after["environment/turns_mean"] > before["environment/turns_mean"] + 0.3  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(("name", "package"), [("reasoning_gym", "reasoning_gym"), ("verifiers_doubling", "verifiers")])
