@@ -17,18 +17,14 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Literal
 
-from asyncrl.errors import RunError
+from asyncrl.ledger.admission import Admission
 from asyncrl.ledger.batch_assembly import BatchAssembly
 from asyncrl.ledger.curriculum import Curriculum
 from asyncrl.ledger.leases import LeaseTable
 from asyncrl.ledger.records import LeaseRecord, LedgerSnapshot, PromptRecord, Stragglers
-from asyncrl.ledger.staleness_bound import admission_limit
 
 Failure = Literal["retried", "quarantined"]
 Completion = Literal["queued", "filtered"]
-
-MAX_SKIPPED_BATCHES = 10
-"""What a curriculum skips for one prompt that is drawn is one transaction."""
 
 
 class Ledger:
@@ -36,7 +32,7 @@ class Ledger:
 
     Args:
         batch_size: B.
-        max_staleness: η; `eta` may be set lower later.
+        max_staleness: η; `admission.eta` may be set lower later.
         num_steps: the run's length; num_steps·B prompts are drawn, and replacements of those filtered and quarantined.
         stragglers: what happens to prompts that come back late, see `records.Stragglers`.
         window: with stragglers=window, how many prompts may be trained before one that was drawn before them.
@@ -69,23 +65,17 @@ class Ledger:
         self._batch_size = batch_size
         self._max_staleness = max_staleness
         self._requeues = stragglers == "requeue"
-        self._window = window if stragglers == "window" else 0
         self._curriculum = curriculum
-        self.eta = max_staleness if snapshot.eta is None else min(snapshot.eta, max_staleness)
-        """η of the prompts drawn from now on. Lowered, it closes admission until the version has caught up."""
-        self._num_steps = num_steps
+        window = window if stragglers == "window" else 0
+        self.admission = Admission(batch_size, max_staleness, num_steps, window, curriculum, snapshot)
         self._max_attempts = max_attempts
         self._max_refill_prompts = max_refill_prompts
         self._refill_end = max_refill_prompts if snapshot.refill_end is None else snapshot.refill_end
-        self.served_version = snapshot.served_version
-        """None: admission is closed until the first publish."""
         self._leases = LeaseTable(lease_timeout_s, snapshot.next_lease_id)
-        self._drawn_to = snapshot.drawn_to  # every index below has been drawn
         self._batches = BatchAssembly(batch_size, stragglers, snapshot, window)
         self.quarantined: dict[int, str] = {}
         self.num_filtered = snapshot.num_filtered
         self.num_requeued = snapshot.num_requeued
-        self.num_skipped = snapshot.num_skipped
         self._changes: dict[int, PromptRecord] = {}
         for record in snapshot.records:
             self._leases.restore(record, now_s)
@@ -105,15 +95,16 @@ class Ledger:
         counters = {
             "next_step": self.next_step,
             "next_index": self._batches.low,
-            "drawn_to": self._drawn_to,
+            "drawn_to": self.admission.drawn_to,
             "num_filtered": self.num_filtered,
             "num_requeued": self.num_requeued,
-            "num_skipped": self.num_skipped,
+            "num_skipped": self.admission.num_skipped,
             "next_lease_id": self._leases.next_lease_id,
-            "eta": self.eta,
+            "eta": self.admission.eta,
             "refill_end": self._refill_end,
         }
-        return counters if self.served_version is None else {**counters, "served_version": self.served_version}
+        served = self.admission.served_version
+        return counters if served is None else {**counters, "served_version": served}
 
     def _note(self, record: PromptRecord) -> None:
         before = self._changes.get(record.index)
@@ -124,7 +115,7 @@ class Ledger:
     def begin_session(self) -> None:
         """All generators are new: takes back every lease; no version is served."""
         self._release(self._leases.unanswered())
-        self.served_version = None
+        self.admission.close()
 
     # ── drawing and leasing ──
 
@@ -141,32 +132,14 @@ class Ledger:
         waiting = self._leases.next_in_line()
         if waiting is not None:
             return waiting
-        if not self._may_draw():
+        in_play = self._leases.num_open + len(self._batches.queued)
+        if not self.admission.is_open(self._batches.num_taken + in_play):
             return None
-        if self._curriculum is not None:
-            self._skip_draws(self._curriculum)
-            self._curriculum.drawn(self._drawn_to)
-        self._drawn_to += 1
-        return self._drawn_to - 1
-
-    def _skip_draws(self, curriculum: Curriculum) -> None:
-        """Passes over what the curriculum skips, MAX_SKIPPED_BATCHES batches of it at most for one prompt drawn."""
-        for _ in range(MAX_SKIPPED_BATCHES * self._batch_size):
-            index = self._drawn_to
-            if not curriculum.skips(index):
-                return
-            curriculum.skipped(index)
-            self.num_skipped += 1
+        skipped, drawn = self.admission.draw()
+        for index in skipped:
             self._note(PromptRecord(index, "skipped"))
-            self._drawn_to += 1
             self._batches.mark_ended(index)
-
-    def _may_draw(self) -> bool:
-        if self.served_version is None:
-            return False
-        limit = admission_limit(self.served_version, self.eta, self._batch_size, self._window)
-        num_in_play = self._leases.num_open + len(self._batches.queued)
-        return self._batches.num_taken + num_in_play < min(limit, self._num_steps * self._batch_size)
+        return drawn
 
     # ── how a lease ends ──
 
@@ -282,23 +255,13 @@ class Ledger:
             self._note(record)
         if self._curriculum is not None:
             self._curriculum.step_taken(record.index for record in taken)
-        self._refill_end = self._drawn_to + self._max_refill_prompts
+        self._refill_end = self.admission.drawn_to + self._max_refill_prompts
         return [record.index for record in taken]
 
     def checkpointed(self, step: int) -> None:
         """The checkpoint after `step` steps is whole, so the batches of these steps need not be kept."""
         for record in self._batches.checkpointed(step):
             self._note(record)
-
-    def published(self, version: int) -> None:
-        """Every generator serves `version` whole.
-
-        Raises:
-            RunError: versions went backwards.
-        """
-        if self.served_version is not None and version < self.served_version:
-            raise RunError(f"published version {version} after version {self.served_version}")
-        self.served_version = version
 
     def _end(self, index: int) -> None:
         self._leases.forget_failures(index)

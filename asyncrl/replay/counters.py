@@ -45,7 +45,7 @@ class ReplayCounters:
             "queue/leased": float(ledger.num_leased),
             "queue/filtered": float(ledger.num_filtered),
             "queue/requeued": float(ledger.num_requeued),
-            "queue/skipped": float(ledger.num_skipped),
+            "queue/skipped": float(ledger.admission.num_skipped),
             "queue/quarantined": float(len(ledger.quarantined)),
             "queue/unscored_completions": float(self.num_unscored),
             "queue/messages_refused": float(self.num_refused),

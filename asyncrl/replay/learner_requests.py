@@ -66,7 +66,7 @@ class LearnerRequests:
         self._batch_request: tuple[str, int] | None = None
         self._eval_asker: str | None = None
         if controller is not None:
-            ledger.eta = controller.eta
+            ledger.admission.eta = controller.eta
 
     def handle(self, sender: str, question: LearnerQuestion) -> None:
         """One message of a learner."""
@@ -78,7 +78,7 @@ class LearnerRequests:
                 self._batch_request = (sender, question.step)
             case Published():
                 self._publisher = sender
-                self._ledger.published(question.version)
+                self._ledger.admission.published(question.version)
                 self._generator_exits.published()
                 self._send(sender, Ack(question.version), ())
                 self.announce_newcomers()
@@ -106,7 +106,7 @@ class LearnerRequests:
         """Once for each new step: neither for a repeated question nor while the learner retraces its steps."""
         is_new = request.step == self._ledger.next_step and self._batch_request is None
         if is_new and self._controller is not None and request.effective_sample_size is not None:
-            self._ledger.eta = self._controller.observe(request.effective_sample_size)
+            self._ledger.admission.eta = self._controller.observe(request.effective_sample_size)
 
     def _answer_batch_request(self) -> None:
         if self._batch_request is None:
@@ -121,7 +121,7 @@ class LearnerRequests:
         headers = [group.header for group in groups]
         frames = [frame for group in groups for frame in group.frames]
         ledger = self._ledger
-        self._send(sender, BatchReply(step, headers, ledger.next_step, ledger.num_queued, ledger.eta), frames)
+        self._send(sender, BatchReply(step, headers, ledger.next_step, ledger.num_queued, ledger.admission.eta), frames)
 
     def _waiting_for(self) -> str:
         missing = self._ledger.missing_for_batch()

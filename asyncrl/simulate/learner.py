@@ -89,7 +89,7 @@ class SimulatedLearner:
         start_s = self._clock.now_s
         while (batch := self._replay.take_batch(step)) is None:
             yield None
-        queue_depth, eta = self._replay.ledger.num_queued, self._replay.ledger.eta
+        queue_depth, eta = self._replay.ledger.num_queued, self._replay.ledger.admission.eta
         yield self._timings.deliver_s
         fetched_s = self._clock.now_s
         train_s = self._train_s(batch)

@@ -52,7 +52,7 @@ class Simulation:
         self.ledger = ledger_of(config, setting.num_steps)
         self._controller = controller_of(config.replay)
         if self._controller is not None:
-            self.ledger.eta = self._controller.eta
+            self.ledger.admission.eta = self._controller.eta
         held_out = [Prompt(row, [], "", "") for row in range(setting.workload.num_eval_prompts)]
         self._evaluation = Evaluation(held_out, config)
         self._groups: dict[int, SampledGroup] = {}
@@ -107,11 +107,11 @@ class Simulation:
     def observe(self, effective_sample_size: float) -> None:
         """Of a step that was trained."""
         if self._controller is not None:
-            self.ledger.eta = self._controller.observe(effective_sample_size)
+            self.ledger.admission.eta = self._controller.observe(effective_sample_size)
 
     def published(self, version: int) -> None:
         """Every generator serves it."""
-        self.ledger.published(version)
+        self.ledger.admission.published(version)
         self._grant_leases()
 
     def evaluate(self, version: int) -> None:

@@ -30,7 +30,7 @@ def lease_all(ledger: Ledger, generator: str = "a", now_s: float = 0.0) -> list[
 def test_nothing_is_drawn_before_the_first_publish():
     ledger = make_ledger()
     assert ledger.lease("a", 0.0) is None
-    ledger.published(0)
+    ledger.admission.published(0)
     assert ledger.lease("a", 0.0).index == 0
 
 
@@ -44,7 +44,7 @@ def test_the_admission_limit_is_the_most_prompts_whose_lag_stays_within_the_boun
 def test_with_eta_zero_a_step_is_drawn_only_after_the_publish_of_the_step_before_it():
     ledger = make_ledger(max_staleness=0)
     for version in range(10):
-        ledger.published(version)
+        ledger.admission.published(version)
         leases = lease_all(ledger)
         assert [index for _, index in leases] == [2 * version, 2 * version + 1]
         for lease_id, _ in leases:
@@ -58,14 +58,14 @@ def test_with_eta_zero_a_step_is_drawn_only_after_the_publish_of_the_step_before
 def test_publishing_after_every_step_or_only_each_eta_plus_first_one_a_run_goes_on_and_less_often_it_stands_still(eta):
     def steps_made(every: int) -> int:
         ledger = make_ledger(max_staleness=eta, num_steps=12)
-        ledger.published(0)
+        ledger.admission.published(0)
         for step in range(1, 13):
             for lease_id, _ in lease_all(ledger):
                 ledger.complete(lease_id, 0)
             if ledger.take_batch(step - 1) is None:
                 return step - 1
             if step % every == 0:
-                ledger.published(step)
+                ledger.admission.published(step)
         return 12
 
     assert [steps_made(every) for every in range(1, eta + 3)] == [12] * (eta + 1) + [eta + 1]
@@ -73,23 +73,23 @@ def test_publishing_after_every_step_or_only_each_eta_plus_first_one_a_run_goes_
 
 def test_an_eta_that_falls_takes_no_prompt_back_and_draws_none_until_the_version_has_caught_up():
     ledger = make_ledger(max_staleness=2)
-    ledger.published(0)
+    ledger.admission.published(0)
     leases = lease_all(ledger)
     assert len(leases) == 6
-    ledger.eta = 0
+    ledger.admission.eta = 0
     for lease_id, _ in leases:
         ledger.complete(lease_id, 0)
     drawn = []
     for version in range(1, 4):
         ledger.take_batch(version - 1)
-        ledger.published(version)
+        ledger.admission.published(version)
         drawn.append([index for _, index in lease_all(ledger)])
     assert drawn == [[], [], [6, 7]]
 
 
 def test_a_lease_that_expires_goes_to_another_generator():
     ledger = make_ledger()
-    ledger.published(0)
+    ledger.admission.published(0)
     first = ledger.lease("a", 0.0)
     assert ledger.expire(9.9) == []
     assert ledger.expire(10.0) == [(first, "retried")]
@@ -100,7 +100,7 @@ def test_a_lease_that_expires_goes_to_another_generator():
 
 def test_a_late_answer_counts_while_its_prompt_is_still_open_and_the_second_answer_does_not():
     ledger = make_ledger()
-    ledger.published(0)
+    ledger.admission.published(0)
     first = ledger.lease("a", 0.0)
     ledger.expire(10.0)
     second = ledger.lease("b", 10.0)
@@ -112,7 +112,7 @@ def test_a_late_answer_counts_while_its_prompt_is_still_open_and_the_second_answ
 
 def test_a_prompt_whose_late_answer_came_is_not_leased_again():
     ledger = make_ledger()
-    ledger.published(0)
+    ledger.admission.published(0)
     first = ledger.lease("a", 0.0)
     ledger.expire(10.0)
     assert ledger.complete(first.lease_id, 0)
@@ -121,7 +121,7 @@ def test_a_prompt_whose_late_answer_came_is_not_leased_again():
 
 def test_a_late_failure_of_an_expired_lease_does_not_count_twice():
     ledger = make_ledger()
-    ledger.published(0)
+    ledger.admission.published(0)
     first = ledger.lease("a", 0.0)
     ledger.expire(10.0)
     assert ledger.fail(first.lease_id, "too slow") is None
@@ -130,7 +130,7 @@ def test_a_late_failure_of_an_expired_lease_does_not_count_twice():
 
 def test_an_answer_to_a_lease_that_was_never_granted_does_not_count():
     ledger = make_ledger()
-    ledger.published(0)
+    ledger.admission.published(0)
     ledger.lease("a", 0.0)
     assert not ledger.complete(7, 0)
     assert ledger.fail(7, "who?") is None
@@ -139,7 +139,7 @@ def test_an_answer_to_a_lease_that_was_never_granted_does_not_count():
 
 def test_a_prompt_that_fails_max_attempts_times_is_quarantined_with_its_reason_and_replaced():
     ledger = make_ledger(max_staleness=0)
-    ledger.published(0)
+    ledger.admission.published(0)
     lease_all(ledger)
     assert ledger.fail(0, "first") == "retried"
     again = ledger.lease("a", 0.0)
@@ -155,7 +155,7 @@ def test_a_prompt_that_fails_max_attempts_times_is_quarantined_with_its_reason_a
 
 def test_a_prompt_whose_leases_expire_max_attempts_times_is_quarantined():
     ledger = make_ledger()
-    ledger.published(0)
+    ledger.admission.published(0)
     ledger.lease("a", 0.0)
     ledger.expire(10.0)
     ledger.lease("b", 10.0)
@@ -165,7 +165,7 @@ def test_a_prompt_whose_leases_expire_max_attempts_times_is_quarantined():
 
 def test_the_leases_of_a_generator_that_is_gone_are_leased_again_without_counting_as_failures():
     ledger = make_ledger(max_attempts=1)
-    ledger.published(0)
+    ledger.admission.published(0)
     for generator in ("a", "b", "a"):
         ledger.lease(generator, 0.0)
     assert [lease.index for lease in ledger.release("a")] == [0, 2]
@@ -176,7 +176,7 @@ def test_the_leases_of_a_generator_that_is_gone_are_leased_again_without_countin
 
 def test_batches_keep_admission_order_and_wait_for_a_straggler():
     ledger = make_ledger()
-    ledger.published(0)
+    ledger.admission.published(0)
     lease_all(ledger)
     for lease_id in (3, 1, 2):
         ledger.complete(lease_id, 0)
@@ -189,7 +189,7 @@ def test_batches_keep_admission_order_and_wait_for_a_straggler():
 
 def test_out_of_order_batches_overtake_a_straggler():
     ledger = make_ledger(stragglers="mask")
-    ledger.published(0)
+    ledger.admission.published(0)
     lease_all(ledger)
     for lease_id in (3, 1):
         ledger.complete(lease_id, 0)
@@ -201,7 +201,7 @@ def test_out_of_order_batches_overtake_a_straggler():
 
 def test_a_batch_is_given_again_until_a_checkpoint_contains_it_and_no_step_is_left_out():
     ledger = make_ledger()
-    ledger.published(0)
+    ledger.admission.published(0)
     for lease_id, _ in lease_all(ledger):
         ledger.complete(lease_id, 0)
     batches = [ledger.take_batch(step) for step in range(2)]
@@ -216,26 +216,26 @@ def test_a_batch_is_given_again_until_a_checkpoint_contains_it_and_no_step_is_le
 
 def test_a_run_draws_no_more_prompts_than_its_steps_train():
     ledger = make_ledger(num_steps=2, max_staleness=8)
-    ledger.published(0)
+    ledger.admission.published(0)
     leases = lease_all(ledger)
     assert [index for _, index in leases] == [0, 1, 2, 3]
     ledger.complete(0, 0)
     ledger.complete(1, 0)
     ledger.take_batch(0)
-    ledger.published(1)
+    ledger.admission.published(1)
     assert ledger.lease("a", 0.0) is None
 
 
 def test_versions_that_go_backwards_are_refused():
     ledger = make_ledger()
-    ledger.published(3)
+    ledger.admission.published(3)
     with pytest.raises(RunError, match="version 2 after version 3"):
-        ledger.published(2)
+        ledger.admission.published(2)
 
 
 def test_a_group_without_a_signal_gives_its_place_to_another_prompt():
     ledger = make_ledger(max_staleness=0, max_refill_prompts=4)
-    ledger.published(0)
+    ledger.admission.published(0)
     (first, _), (second, _) = lease_all(ledger)
     assert ledger.complete(first, 0, rewards_differ=False) == "filtered"
     assert ledger.complete(first, 0) is None
@@ -255,7 +255,7 @@ def test_at_eta_zero_which_groups_a_batch_has_does_not_depend_on_who_answers_fir
         ledger, taken = make_ledger(max_staleness=0, num_steps=3, max_refill_prompts=5), []
         leases = {}
         for version in range(3):
-            ledger.published(version)
+            ledger.admission.published(version)
             while (batch := ledger.take_batch(version)) is None:
                 leases |= {index: lease_id for lease_id, index in lease_all(ledger)}
                 index = min(leases, key=lambda index: priority[index % len(priority)])
@@ -273,12 +273,12 @@ def test_at_eta_zero_which_groups_a_batch_has_does_not_depend_on_who_answers_fir
 
 def test_a_straggler_that_was_overtaken_is_sampled_again_when_its_tokens_are_too_old():
     ledger = make_ledger(stragglers="requeue", max_staleness=1, num_steps=4)
-    ledger.published(0)
+    ledger.admission.published(0)
     straggler, *others = [lease_id for lease_id, _ in lease_all(ledger)]
     for lease_id in others[:2]:
         ledger.complete(lease_id, 0)
     assert ledger.take_batch(0) == [1, 2]
-    ledger.published(1)
+    ledger.admission.published(1)
     others = [others[2], *(lease_id for lease_id, _ in lease_all(ledger))]
     for lease_id in others[:2]:
         ledger.complete(lease_id, 0)

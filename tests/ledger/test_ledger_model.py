@@ -138,7 +138,7 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
     @rule(data=st.data())
     def move_eta(self, data):
         smallest = math.ceil(self.window / self.batch_size)  # below it the run would stand still
-        self.eta = self.ledger.eta = data.draw(st.integers(smallest, self.max_staleness))
+        self.eta = self.ledger.admission.eta = data.draw(st.integers(smallest, self.max_staleness))
 
     @rule(data=st.data())
     @precondition(lambda self: self.leases)
@@ -270,7 +270,7 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
     def publish(self):
         """Every version in turn, and none before its step was taken; after a restart of all, the latest."""
         self.served = self.step if self.served is None else self.served + 1
-        self.ledger.published(self.served)
+        self.ledger.admission.published(self.served)
 
     # ── what always holds ──
 
@@ -284,7 +284,7 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
         assert sorted(self.ledger.quarantined) == self.indices("quarantined")
         assert sorted(trained) == self.indices("trained")
         assert self.ledger.num_filtered == len(self.indices("filtered"))
-        assert self.ledger.num_skipped == len(self.indices("skipped"))
+        assert self.ledger.admission.num_skipped == len(self.indices("skipped"))
 
     @invariant()
     def admission_is_bounded(self):
