@@ -78,7 +78,7 @@ def _launch(arguments: argparse.Namespace) -> int:
             raise UserError("--plan divides accelerators for a new run; a resumed one keeps its division")
         config_file = resume / "config.yaml"
     if arguments.plan is not None:
-        from asyncrl.simulate.command import planned
+        from asyncrl.commands.simulate import planned
 
         overrides = planned(config_file, overrides, arguments.plan)
     if run_dir is not None:
@@ -167,7 +167,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 def _simulate(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from asyncrl.simulate.command import death, inputs, simulate_once
+    from asyncrl.commands.simulate import death, inputs, simulate_once
     from asyncrl.simulate.show import print_run, to_json
 
     given = inputs(
@@ -185,7 +185,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from asyncrl.simulate.command import inputs, require
+    from asyncrl.commands.simulate import inputs, require
     from asyncrl.simulate.plan import make_plan
     from asyncrl.simulate.show_plan import plan_to_json, print_plan
 

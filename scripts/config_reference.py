@@ -15,7 +15,8 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from asyncrl.config.schema import Config, MixtureSet, RewardTerm
+from asyncrl.config.data import MixtureSet
+from asyncrl.config.schema import Config, RewardTerm
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 HEADING = "## Every key\n"

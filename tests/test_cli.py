@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from asyncrl import cli
+from asyncrl.commands.simulate import planned
 from asyncrl.selftest import selftest
 from asyncrl.selftest.suite import CHECKS, ENGINE_CHECKS
-from asyncrl.simulate.command import planned
 from tests.support.models import random_qwen3
 
 TINY = ["--config", str(Path(__file__).parent.parent / "configs" / "quickstart.yaml"), "model.warmup_steps=0"]

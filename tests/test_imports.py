@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "asyncrl"
 
 LAYERS = [
-    {"types", "errors", "cli_arguments", "devices", "garbage"},
+    {"types", "errors", "cli_arguments", "devices", "garbage_collection"},
     {"transport"},
     {"config"},
     {"data", "rewards", "algorithms", "environments", "ledger", "publish", "run"},

@@ -16,7 +16,7 @@ from asyncrl.config.lora import LoraConfig
 from asyncrl.config.model_shape import LinearLayer, ModelShape
 from asyncrl.config.schema import CPU_KV_CACHE_BYTES, SGLANG, VLLM, Config
 from asyncrl.learn.policy.logprob import BYTES_PER_LOGIT, chunk_bytes
-from asyncrl.publish.second_copy import ENGINE_OVERHEAD_BYTES, SecondCopy
+from asyncrl.publish.staging_memory import ENGINE_OVERHEAD_BYTES, SecondCopy
 
 ASSUMED_GPU_BYTES = 80 * 10**9
 """Where no GPU can be asked: an 80 GB A100 or H100."""

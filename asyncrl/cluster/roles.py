@@ -18,10 +18,10 @@ from asyncrl import devices
 from asyncrl.cluster.topology import Topology
 from asyncrl.config.engines import engine_of
 from asyncrl.config.schema import SGLANG, VLLM, Config
-from asyncrl.garbage import without_collections
+from asyncrl.garbage_collection import without_collections
 from asyncrl.generate.engines.base import Engine, EngineSpec
 from asyncrl.generate.engines.registry import engine_class
-from asyncrl.publish.second_copy import SecondCopy
+from asyncrl.publish.staging_memory import SecondCopy
 from asyncrl.run import directory as run_dirs
 from asyncrl.run.trainer_state import TrainerState
 from asyncrl.transport.control_link import ControlLink

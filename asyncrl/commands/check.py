@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from asyncrl import devices
-from asyncrl.cluster.fitting import rank_bytes, ways_to_fit
 from asyncrl.cluster.machine import host_bytes, this_node
 from asyncrl.cluster.memory import (
     ASSUMED_GPU_BYTES,
@@ -23,15 +22,17 @@ from asyncrl.cluster.memory import (
     num_adapter_parameters,
     published_bytes,
 )
+from asyncrl.cluster.memory_advice import rank_bytes, ways_to_fit
 from asyncrl.cluster.topology import Node, Topology, gpus_needed, nodes_that_fit, plan, resolve_device
 from asyncrl.commands.environment_trial import try_environment
 from asyncrl.commands.inputs import prompt_tokenizer, read_data, tokenize
 from asyncrl.commands.user_parts import check_user_parts
 from asyncrl.config.checks.check import check
+from asyncrl.config.data import MIXTURE
 from asyncrl.config.load import to_yaml
 from asyncrl.config.lora import LoraConfig
 from asyncrl.config.model_shape import ModelShape, read_model_shape
-from asyncrl.config.schema import MIXTURE, Config
+from asyncrl.config.schema import Config
 from asyncrl.data.hub import HUB_PREFIX
 from asyncrl.data.read import Row
 from asyncrl.errors import DataError

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.commands.reward_trial import check_answers, try_functions
+from asyncrl.config.data import MIXTURE, DataConfig, MixtureSet
 from asyncrl.config.model_shape import ModelShape, read_model_shape
-from asyncrl.config.schema import MIXTURE, Config, DataConfig, MixtureSet
+from asyncrl.config.schema import Config
 from asyncrl.data.arithmetic import arithmetic_rows, forget_carries
 from asyncrl.data.files import Split, split_files
 from asyncrl.data.hub import HUB_PREFIX, hub_folder

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from asyncrl.config.data import MIXTURE, TEMPLATE_CHOICES
 from asyncrl.config.engines import engine_names
-from asyncrl.config.schema import MIXTURE, TEMPLATE_CHOICES, Config
+from asyncrl.config.schema import Config
 from asyncrl.config.user_code import is_file_name
 
 

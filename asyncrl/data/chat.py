@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from asyncrl.config.schema import TEMPLATE_CHOICES, DataConfig
+from asyncrl.config.data import TEMPLATE_CHOICES, DataConfig
 from asyncrl.data.messages import Message
 from asyncrl.data.read import Row
 from asyncrl.errors import ConfigError, DataError

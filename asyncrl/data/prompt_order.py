@@ -11,7 +11,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from asyncrl.config.schema import MixtureSet
+from asyncrl.config.data import MixtureSet
 from asyncrl.types import Prompt
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from asyncrl.config.schema import DataConfig
+from asyncrl.config.data import DataConfig
 from asyncrl.data.chat import apply_chat_template, chat_template
 from asyncrl.data.read import Row
 from asyncrl.errors import DataError

@@ -35,7 +35,7 @@ from asyncrl.data.prompts import load_prompts
 from asyncrl.errors import RunError
 from asyncrl.generate.engines.base import completion_text
 from asyncrl.generate.engines.registry import engine_class
-from asyncrl.generate.finished import Finished
+from asyncrl.generate.finished_completions import Finished
 from asyncrl.generate.rollout import RollOut
 from asyncrl.replay.evaluation import Evaluation
 from asyncrl.run.directory import eval_file

@@ -22,7 +22,7 @@ from asyncrl.environments.base import Action, Row, as_columns
 from asyncrl.environments.pool import EnvironmentPool, Episode, EpisodeFailedError
 from asyncrl.errors import RunError
 from asyncrl.generate.engines.base import Engine, Sampling
-from asyncrl.generate.finished import Finished, completion_of
+from asyncrl.generate.finished_completions import Finished, completion_of
 from asyncrl.generate.observation_tokens import ObservationTokens
 from asyncrl.generate.rollout import at_once, make_group, reasons, sample, sampling_of
 from asyncrl.rewards.worker import RewardFailure, Score

@@ -12,7 +12,7 @@ import numpy as np
 from asyncrl.config.schema import GeneratorConfig
 from asyncrl.errors import RunError
 from asyncrl.generate.engines.base import Engine, Sampling
-from asyncrl.generate.finished import Finished, completion_of, group_of_one
+from asyncrl.generate.finished_completions import Finished, completion_of, group_of_one
 from asyncrl.rewards.worker import RewardFailure, Score
 from asyncrl.transport.messages.rollouts import LeaseGrant
 from asyncrl.types import Completion, Group, row_name

@@ -21,7 +21,7 @@ from asyncrl.config.engines import engine_label, engine_labels, engine_of
 from asyncrl.config.schema import Config
 from asyncrl.errors import RunError, WireError
 from asyncrl.generate.engines.base import Engine
-from asyncrl.generate.finished import Finished, finished_before
+from asyncrl.generate.finished_completions import Finished, finished_before
 from asyncrl.generate.publish_server import PublishServer
 from asyncrl.generate.rollout import RollOut
 from asyncrl.transport.control_link import ControlLink

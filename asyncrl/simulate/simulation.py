@@ -17,7 +17,7 @@ from itertools import islice
 import numpy as np
 
 from asyncrl.errors import RunError
-from asyncrl.garbage import without_collections
+from asyncrl.garbage_collection import without_collections
 from asyncrl.ledger.from_config import controller_of, ledger_of
 from asyncrl.replay.evaluation import Evaluation
 from asyncrl.simulate.clock import VirtualClock

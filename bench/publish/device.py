@@ -26,8 +26,8 @@ from asyncrl.generate.engines.base import EngineSpec
 from asyncrl.generate.engines.vllm import VllmEngine
 from asyncrl.generate.publish_server import PublishServer
 from asyncrl.publish.gather import metas
-from asyncrl.publish.second_copy import SecondCopy
 from asyncrl.publish.session import PublishSession
+from asyncrl.publish.staging_memory import SecondCopy
 from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.sockets import Network, bind
 from tests.support.publish import PROMPT, largest_difference, sampling

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from asyncrl.commands.inputs import eval_file, make_inputs, save_inputs, train_file
+from asyncrl.config.data import MixtureSet
 from asyncrl.config.load import load
 from asyncrl.config.model_shape import read_model_shape
-from asyncrl.config.schema import Config, MixtureSet, RewardTerm
+from asyncrl.config.schema import Config, RewardTerm
 from asyncrl.data.prompt_order import prompt_order
 from asyncrl.data.prompts import load_prompts
 from asyncrl.errors import ConfigError, DataError

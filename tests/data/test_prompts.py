@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncrl.config.schema import DataConfig
+from asyncrl.config.data import DataConfig
 from asyncrl.data.prompts import load_prompts, save_prompts, tokenize_prompts
 from asyncrl.data.read import Row
 from asyncrl.data.tiny_tokenizer import build_tokenizer

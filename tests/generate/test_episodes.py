@@ -16,7 +16,7 @@ from asyncrl.environments.pool import EnvironmentPool, EpisodeFailedError
 from asyncrl.errors import RunError
 from asyncrl.generate.engines.base import Sampling
 from asyncrl.generate.episodes import Episodes
-from asyncrl.generate.finished import Finished
+from asyncrl.generate.finished_completions import Finished
 from asyncrl.generate.observation_tokens import ObservationTokens
 from asyncrl.transport.messages.rollouts import LeaseGrant
 from asyncrl.transport.wire import group_from_wire, group_to_wire

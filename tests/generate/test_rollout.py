@@ -10,7 +10,7 @@ import pytest
 from asyncrl.config.schema import Config
 from asyncrl.errors import RunError, WireError
 from asyncrl.generate.engines.base import Sampling
-from asyncrl.generate.finished import Finished, finished_before
+from asyncrl.generate.finished_completions import Finished, finished_before
 from asyncrl.generate.rollout import roll_out
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.rewards.worker import RewardFailure, Score

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncrl.generate.engines.sglang.draw import GOLDEN, MIX, draw, uniform
-from asyncrl.generate.engines.sglang.stand_ins import assign_req_to_token_pool
+from asyncrl.generate.engines.sglang.missing_packages import assign_req_to_token_pool
 
 WORD = (1 << 64) - 1
 SEEDS = st.integers(0, (1 << 63) - 1)

@@ -15,7 +15,7 @@ from asyncrl.config.schema import Config, PublishConfig
 from asyncrl.environments.base import Action, Row, Step
 from asyncrl.environments.pool import EnvironmentPool
 from asyncrl.generate.episodes import Episodes
-from asyncrl.generate.finished import Finished
+from asyncrl.generate.finished_completions import Finished
 from asyncrl.generate.observation_tokens import ObservationTokens
 from asyncrl.learn.update.mini_batches import mini_batches
 from asyncrl.publish.session import PublishSession

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from asyncrl.config.schema import MIXTURE, TEMPLATE_CHOICES, DataConfig, MixtureSet
+from asyncrl.config.data import MIXTURE, TEMPLATE_CHOICES, DataConfig, MixtureSet
 
 
 def data_problems(data: DataConfig) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from asyncrl.publish.second_copy import SecondCopy
+from asyncrl.publish.staging_memory import SecondCopy
 from asyncrl.types import Completion
 
 

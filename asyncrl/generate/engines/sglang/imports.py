@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import torch
 
-from asyncrl.generate.engines.sglang.stand_ins import stand_ins
+from asyncrl.generate.engines.sglang.missing_packages import stand_ins
 
 ON_CPU = not torch.accelerator.is_available()
 

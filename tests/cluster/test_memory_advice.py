@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncrl.cluster.fitting import rank_bytes, ways_to_fit
+from asyncrl.cluster.memory_advice import rank_bytes, ways_to_fit
 from asyncrl.cluster.topology import Topology, nodes_that_fit, plan
 from asyncrl.config.load import load
 from asyncrl.config.model_shape import ModelShape, read_model_shape

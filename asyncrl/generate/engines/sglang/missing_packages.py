@@ -70,7 +70,7 @@ def assign_req_to_token_pool(
 
 
 def _module(name: str) -> ModuleType:
-    module = ModuleType(name, "A stand-in of asyncrl's, see asyncrl/generate/engines/sglang/stand_ins.py.")
+    module = ModuleType(name, "A stand-in of asyncrl's, see asyncrl/generate/engines/sglang/missing_packages.py.")
     module.__spec__ = ModuleSpec(name, loader=None, is_package=True)
     module.__path__ = []
     sys.modules[name] = module
