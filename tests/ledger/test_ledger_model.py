@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from asyncrl.errors import RunError
 from asyncrl.ledger.curriculum import Curriculum
@@ -21,7 +21,8 @@ from asyncrl.ledger.store import LedgerStore
 from asyncrl.replay.kept_completions import KeptCompletions
 from asyncrl.transport.messages.rollouts import CompletionDone
 from asyncrl.transport.wire import group_from_wire, group_to_wire
-from tests.support.naive_ledger import IN_PLAY, NaiveLedger
+from tests.support.ledger_invariants import LedgerInvariants
+from tests.support.naive_ledger import IN_PLAY
 from tests.support.wire import make_group
 
 GENERATORS = ("generator-0", "generator-1")
@@ -29,7 +30,7 @@ TIMEOUT_S = 10.0
 SOLVED = st.sampled_from([0.0, 0.0, 0.5, 1.0])
 
 
-class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
+class LedgerMachine(LedgerInvariants, RuleBasedStateMachine):
     @initialize(
         batch_size=st.integers(1, 3),
         max_staleness=st.integers(0, 2),
@@ -41,25 +42,14 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
         max_attempts=st.integers(1, 3),
         max_refill_prompts=st.integers(0, 6),
     )
-    def begin(
-        self,
-        batch_size,
-        max_staleness,
-        num_steps,
-        stragglers,
-        window,
-        num_visits,
-        num_prompts,
-        max_attempts,
-        max_refill_prompts,
-    ):
+    def begin(self, batch_size, max_staleness, num_steps, stragglers, window, num_visits, num_prompts, **limits):
         self.batch_size, self.max_staleness = batch_size, max_staleness
         if stragglers == "window":
             max_staleness = self.max_staleness = max(1, max_staleness)
         self.window = min(window, max_staleness * batch_size) if stragglers == "window" else 0
         self.in_order, self.requeues = stragglers in ("wait", "window"), stragglers == "requeue"
         self.num_visits, self.num_prompts = num_visits, num_prompts
-        self.num_steps, self.max_attempts = num_steps, max_attempts
+        self.num_steps, self.max_attempts = num_steps, limits["max_attempts"]
         self.rules = {
             "batch_size": batch_size,
             "max_staleness": max_staleness,
@@ -67,14 +57,13 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
             "stragglers": stragglers,
             "window": self.window,
             "lease_timeout_s": TIMEOUT_S,
-            "max_attempts": max_attempts,
-            "max_refill_prompts": max_refill_prompts,
+            **limits,
         }
         self.folder = tempfile.TemporaryDirectory()
         self.store = LedgerStore(Path(self.folder.name) / "ledger.sqlite", "off")
         self.ledger = Ledger(**self.rules, curriculum=self.curriculum())
         self.checkpoint = 0
-        self.max_refill_prompts = max_refill_prompts
+        self.max_refill_prompts = limits["max_refill_prompts"]
         self.drawn_at_take = 0
         self.now_s = 0.0
         self.served: int | None = None
@@ -271,42 +260,6 @@ class LedgerMachine(NaiveLedger, RuleBasedStateMachine):
         """Every version in turn, and none before its step was taken; after a restart of all, the latest."""
         self.served = self.step if self.served is None else self.served + 1
         self.ledger.admission.published(self.served)
-
-    # ── what always holds ──
-
-    @invariant()
-    def no_prompt_is_lost_or_ends_twice(self):
-        trained = [index for batch in self.batches for index in batch]
-        assert len(trained) == len(set(trained))
-        assert not set(trained) & set(self.ledger.quarantined)
-        assert self.ledger.num_leased == len(self.indices("leased"))
-        assert self.ledger.num_queued == len(self.indices("queued"))
-        assert sorted(self.ledger.quarantined) == self.indices("quarantined")
-        assert sorted(trained) == self.indices("trained")
-        assert self.ledger.num_filtered == len(self.indices("filtered"))
-        assert self.ledger.admission.num_skipped == len(self.indices("skipped"))
-
-    @invariant()
-    def admission_is_bounded(self):
-        assert self.num_drawn_and_kept() <= (self.frontier + self.max_staleness + 1) * self.batch_size
-
-    @invariant()
-    def nothing_is_overtaken_by_more_than_the_window(self):
-        trained = [index for batch in self.batches for index in batch]
-        for place, index in enumerate(trained):
-            num_overtakers = sum(before > index for before in trained[:place])
-            assert not self.in_order or num_overtakers <= self.window
-        assert all(batch == sorted(batch) for batch in self.batches)
-
-    @invariant()
-    def it_says_whom_the_next_batch_waits_for(self):
-        missing = self.ledger.missing_for_batch()
-        assert missing == [
-            index for index in self.indices(*IN_PLAY)[: self.batch_size] if self.state[index] != "queued"
-        ]
-        for index in missing:
-            held = self.valid.get(index)
-            assert self.ledger.holder_of(index) == (None if held is None else self.leases[held][1])
 
     def teardown(self):
         """From wherever it stands, the run can be brought to its end: exactly num_steps · B prompts are trained."""
