@@ -6,28 +6,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from asyncrl.errors import AsyncrlError, DeadlineError, RoleDiedError, SelftestError
-from asyncrl.selftest.checks import (
+from asyncrl.selftest.checks.engine import (
     bad_requests,
     cancelled_requests,
     checksums,
     closing,
     completions,
     deaths,
-    devices,
-    gather,
     kernels,
     labels,
-    links,
     logprobs,
     memory,
     mixed_requests,
     prefix_cache,
     sampling,
     seeds,
-    stall,
-    training,
-    versions,
 )
+from asyncrl.selftest.checks.system import devices, gather, links, stall, training, versions
 from asyncrl.selftest.result import Check, NotHereError, Result
 from asyncrl.selftest.system import System
 

@@ -28,7 +28,7 @@ def test_an_environments_rows_are_the_prompts_and_its_warmup_makes_the_tiny_mode
 
 
 def test_rows_of_an_environment_that_has_none_are_refused(tmp_path: Path) -> None:
-    name = "environment.name=tests.support.environment_faults:Faulty"
+    name = "environment.name=tests.support.faults.environment_faults:Faulty"
     config = load(None, ["model.path=tiny", "data.train=environment", f"run.dir={tmp_path}", name])
     with pytest.raises(ConfigError, match=r"data.train=environment: .*Faulty has no method `rows\(split, seed\)`"):
         make_inputs(config)

@@ -15,7 +15,7 @@ from asyncrl.config.load import load
 from asyncrl.errors import ConfigError
 from asyncrl.types import Prompt
 
-FAULTY = "tests.support.environment_faults:Faulty"
+FAULTY = "tests.support.faults.environment_faults:Faulty"
 
 
 def test_an_environment_that_plays_a_turn_is_accepted() -> None:

@@ -15,7 +15,7 @@ from asyncrl.config.environment import EnvironmentConfig
 from asyncrl.environments.base import Action, Row, Step
 from asyncrl.environments.pool import EnvironmentPool, Episode, EpisodeFailedError
 
-FAULTY = "tests.support.environment_faults:Faulty"
+FAULTY = "tests.support.faults.environment_faults:Faulty"
 ROW = Row(3, "say something", "x", 5)
 
 
@@ -103,7 +103,7 @@ def test_an_environment_that_cannot_begin_says_why(open_pool: Any) -> None:
 def test_an_episode_that_plays_otherwise_when_it_is_played_again_fails_and_does_not_mix_two_lives(
     open_pool: Any,
 ) -> None:
-    pool = open_pool("tests.support.environment_faults:Forgetful")
+    pool = open_pool("tests.support.faults.environment_faults:Forgetful")
 
     async def play() -> None:
         with pool.episode("beside", ROW) as beside, pool.episode("failing", ROW) as failing:
@@ -133,7 +133,7 @@ def test_a_process_killed_between_two_turns_is_replaced(open_pool: Any) -> None:
 
 
 def test_an_episode_stays_in_the_object_that_began_it(open_pool: Any) -> None:
-    pool = open_pool("tests.support.environment_faults:CountsItself")
+    pool = open_pool("tests.support.faults.environment_faults:CountsItself")
 
     async def play() -> None:
         with pool.episode("1", ROW) as episode:
@@ -158,7 +158,7 @@ def test_an_episode_that_is_given_up_leaves_nothing_in_its_process(open_pool: An
 @pytest.mark.parametrize("fails", [False, True])
 def test_an_environment_is_closed_once_however_its_episode_ends(open_pool: Any, tmp_path: Path, fails: bool) -> None:
     file = tmp_path / "closed"
-    pool = open_pool("tests.support.environment_faults:Closes", file=str(file), fails=fails)
+    pool = open_pool("tests.support.faults.environment_faults:Closes", file=str(file), fails=fails)
 
     async def play() -> None:
         with pool.episode("done", ROW) as episode:

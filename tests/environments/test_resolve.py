@@ -13,7 +13,7 @@ from asyncrl.config.load import load, to_yaml
 from asyncrl.environments.resolve import environment_rows, make
 from asyncrl.errors import ConfigError
 
-FAULTS = "tests.support.environment_faults"
+FAULTS = "tests.support.faults.environment_faults"
 OWN = """
 from asyncrl.environments.base import Step
 

@@ -75,7 +75,7 @@ def test_several_files_are_sampled_together_and_every_answer_is_written(capsys: 
 
 @pytest.mark.system
 def test_an_engine_that_cannot_start_is_a_failure_with_its_last_words(capsys: pytest.CaptureFixture[str]) -> None:
-    engine = "generator.engine=tests.support.broken_engine:BrokenEngine"
+    engine = "generator.engine=tests.support.faults.broken_engine:BrokenEngine"
     assert cli.main(["eval", "model", *LIMITS, engine, "--data", "a.jsonl"]) == cli.EXIT_RUN_FAILED
     assert "no such accelerator" in capsys.readouterr().err
 

@@ -10,6 +10,6 @@ from asyncrl.rewards.pool import RewardPool
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[RewardPool]:
-    running = RewardPool([RewardTerm("tests.support.reward_faults:fault")], num_workers=1, time_limit_s=60.0)
+    running = RewardPool([RewardTerm("tests.support.faults.reward_faults:fault")], num_workers=1, time_limit_s=60.0)
     yield running
     running.close()

@@ -151,7 +151,7 @@ def test_an_episode_over_a_limit_is_truncated_after_a_sampled_token_and_keeps_wh
 
 def test_an_environment_that_fails_quarantines_its_episode_alone_and_keeps_its_tokens(play: Any) -> None:
     engine = ScriptedEngine(["a", "raises"], ["done"], ["returns text"])
-    group, failures = play(engine, "tests.support.environment_faults:Faulty")
+    group, failures = play(engine, "tests.support.faults.environment_faults:Faulty")
     assert np.isnan(group.rewards).tolist() == [True, False, True]
     assert group.correct.tolist() == [False, True, False]
     assert [len(spans) for spans in group.spans] == [3, 1, 1]
@@ -167,7 +167,7 @@ def test_an_observation_that_the_model_cannot_read_quarantines_the_episode(play:
 
 def test_an_environment_that_cannot_begin_makes_no_group(play: Any) -> None:
     with pytest.raises(RunError, match=r"prompt 7 \(row 70\): its environment cannot begin: KeyError"):
-        play(ScriptedEngine(["a"]), "tests.support.environment_faults:Faulty", prompt="raises")
+        play(ScriptedEngine(["a"]), "tests.support.faults.environment_faults:Faulty", prompt="raises")
 
 
 def test_an_opening_takes_the_prompts_place(play: Any) -> None:

@@ -33,7 +33,7 @@ def pool_factory(monkeypatch):
 
 
 def test_rewards_are_weighted_sums_and_the_first_term_says_what_is_correct(open_pool):
-    pool = open_pool(RewardTerm("numeric", 2.0), RewardTerm("tests.support.reward_faults:half", 0.5))
+    pool = open_pool(RewardTerm("numeric", 2.0), RewardTerm("tests.support.faults.reward_faults:half", 0.5))
     results = asyncio.run(pool.score("7+25=", ["32", "31"], "32"))
     terms = [{"numeric": 1.0, "half": 0.5}, {"numeric": 0.0, "half": 0.5}]
     assert results == [Score(2.25, correct=True, terms=terms[0]), Score(0.25, correct=False, terms=terms[1])]
@@ -41,7 +41,7 @@ def test_rewards_are_weighted_sums_and_the_first_term_says_what_is_correct(open_
 
 def test_terms_that_are_called_alike_are_told_apart_by_their_whole_names(open_pool, tmp_path):
     (tmp_path / "own.py").write_text("def half(completion):\n    return 1\n")
-    names = [f"{tmp_path}/own.py:half", "tests.support.reward_faults:half"]
+    names = [f"{tmp_path}/own.py:half", "tests.support.faults.reward_faults:half"]
     [score] = asyncio.run(open_pool(*(RewardTerm(name) for name in names)).score("", ["x"], ""))
     assert score.terms == {names[0]: 1.0, names[1]: 0.5}
 
@@ -68,7 +68,7 @@ def test_a_function_that_is_a_term_twice_is_numbered():
     ],
 )
 def test_a_function_that_fails_costs_that_completion_alone(open_pool, completion, reason):
-    pool = open_pool(RewardTerm("tests.support.reward_faults:fault"), time_limit_s=0.2)
+    pool = open_pool(RewardTerm("tests.support.faults.reward_faults:fault"), time_limit_s=0.2)
     group = ["ab", completion, "abc", "a"]
     for _ in range(2):  # the pool goes on
         first, failed, *rest = asyncio.run(pool.score("", group, ""))
@@ -88,19 +88,19 @@ def test_an_answer_that_math_cannot_finish_is_wrong_and_not_a_failure(open_pool,
 
 
 def test_a_function_of_ones_own_beside_math_is_not_charged_for_its_limit(open_pool):
-    pool = open_pool(RewardTerm("math"), RewardTerm("tests.support.reward_faults:half"), time_limit_s=1)
+    pool = open_pool(RewardTerm("math"), RewardTerm("tests.support.faults.reward_faults:half"), time_limit_s=1)
     [score] = asyncio.run(pool.score("", [r"\boxed{7^{7^{7^{7}}}}"], "6"))
     assert (score.reward, score.correct) == (0.5, False)
 
 
 def test_an_import_that_the_limit_would_cut_off_is_finished_and_the_process_stays_whole(open_pool):
-    pool = open_pool(RewardTerm("tests.support.reward_faults:imports_slowly"), time_limit_s=0.1)
+    pool = open_pool(RewardTerm("tests.support.faults.reward_faults:imports_slowly"), time_limit_s=0.1)
     _, after_the_import = asyncio.run(pool.score("", ["ab", "ab"], ""))
     assert after_the_import == Score(2, correct=True)
 
 
 def test_groups_scored_at_once_get_their_own_results(open_pool):
-    pool = open_pool(RewardTerm("tests.support.reward_faults:fault"))
+    pool = open_pool(RewardTerm("tests.support.faults.reward_faults:fault"))
 
     async def score_all():
         groups = [["x" * size] * size for size in range(1, 30)]
@@ -112,7 +112,7 @@ def test_groups_scored_at_once_get_their_own_results(open_pool):
 
 def test_a_function_that_never_returns_holds_up_the_groups_one_after_another_not_all_at_once(open_pool, tmp_path):
     """Else the first report, and with it reward.max_failures, would wait for every group that is in flight."""
-    pool = open_pool(RewardTerm("tests.support.reward_faults:signs_and_sleeps"), time_limit_s=0.05)
+    pool = open_pool(RewardTerm("tests.support.faults.reward_faults:signs_and_sleeps"), time_limit_s=0.05)
     file = str(tmp_path / "begun")
 
     async def score_all():

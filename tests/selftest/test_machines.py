@@ -13,7 +13,8 @@ from asyncrl.cluster.memory import Estimate, Item
 from asyncrl.config.load import load
 from asyncrl.devices import Accelerator
 from asyncrl.errors import PublishError, SelftestError
-from asyncrl.selftest.checks import deaths, devices, kernels, links, memory, stall, versions
+from asyncrl.selftest.checks.engine import deaths, kernels, memory
+from asyncrl.selftest.checks.system import devices, links, stall, versions
 from asyncrl.selftest.process import Machine, Memory
 from asyncrl.selftest.system import System
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from asyncrl.selftest.checks import closing
+from asyncrl.selftest.checks.engine import closing
 from asyncrl.selftest.generator import Generator
 from asyncrl.selftest.suite import CHECKS, run_checks
 from asyncrl.selftest.system import System

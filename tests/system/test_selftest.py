@@ -31,7 +31,7 @@ IN_VLLM = [
 
 
 def test_a_selftest_finds_an_engines_one_bug_and_says_what_to_do(tmp_path: Path):
-    engine = "generator.engine=tests.support.careless_engine:CarelessEngine"
+    engine = "generator.engine=tests.support.faults.careless_engine:CarelessEngine"
     command = [sys.executable, "-m", "asyncrl", "selftest", f"run.dir={tmp_path}", engine]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert ended.returncode == 1, ended.stdout + ended.stderr

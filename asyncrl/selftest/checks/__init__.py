@@ -1,1 +1,1 @@
-"""What `asyncrl selftest` checks: a file a check. docs/selftest.md says what each means."""
+"""What `asyncrl selftest` checks, of an engine and of a whole system. docs/selftest.md says what each means."""

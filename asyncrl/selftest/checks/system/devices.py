@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncrl import devices
 from asyncrl.errors import SelftestError
-from asyncrl.selftest.checks.versions import machines_of
+from asyncrl.selftest.checks.system.versions import machines_of
 from asyncrl.selftest.result import Check, Figures
 from asyncrl.selftest.system import System
 

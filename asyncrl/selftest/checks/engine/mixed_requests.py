@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from asyncrl.selftest.agreement import require_agreement
-from asyncrl.selftest.checks.completions import require_whole
-from asyncrl.selftest.checks.logprobs import temperatures
+from asyncrl.selftest.checks.engine.completions import require_whole
+from asyncrl.selftest.checks.engine.logprobs import temperatures
 from asyncrl.selftest.result import Check, Figures
 from asyncrl.selftest.system import Request, System
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from asyncrl.errors import SelftestError
-from asyncrl.selftest.checks.logprobs import temperatures
+from asyncrl.selftest.checks.engine.logprobs import temperatures
 from asyncrl.selftest.result import Check, Figures
 from asyncrl.selftest.system import System
 

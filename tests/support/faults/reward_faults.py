@@ -53,6 +53,6 @@ def signs_and_sleeps(prompt: str, completion: str, answer: str) -> float:
 
 
 def imports_slowly(completion: str) -> float:
-    import tests.support.slow_import as slow  # takes longer than the time limit
+    import tests.support.faults.slow_import as slow  # takes longer than the time limit
 
     return float(slow.LENGTHS[completion])

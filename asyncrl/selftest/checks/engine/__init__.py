@@ -1,0 +1,1 @@
+"""What any engine has to pass: a file a check."""

@@ -1,0 +1,1 @@
+"""What the machines, the links and a whole run have to pass: a file a check."""
