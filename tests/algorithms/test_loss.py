@@ -1,4 +1,4 @@
-"""Policy losses: gradients against finite differences, bounds, extremes. Values: tests/learn/update/test_objective.py."""
+"""Policy losses: gradients against finite differences, extremes. Values: tests/learn/update/test_objective.py."""
 
 from __future__ import annotations
 
