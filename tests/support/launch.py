@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from asyncrl.run.trainer_state import latest, read_state
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 560.0
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 STAND_IN = "generator.engine=bench.standin.engine:StandInEngine"
 """Real weights and exact logprobs, up in 2 s: for tests of what happens around an engine, not in it."""
@@ -111,14 +114,24 @@ def assert_exact(run: Launched, num_steps: int) -> None:
     assert [row["step"] for row in rows] == list(range(1, num_steps + 1))
     assert all(row["staleness/violations"] == 0 for row in rows)
     assert max(row["staleness/max"] for row in rows) <= 2  # type: ignore[type-var]
-    assert trained(run) == [8] * num_steps
+    if run.process.returncode == INTERRUPTED:
+        # Replay may not have heard of the last checkpoint, and may keep one batch that came too late to be trained.
+        assert prompts_of_steps(run, "trained", "batched") in ([8] * num_steps, [8] * (num_steps + 1))
+    else:
+        assert trained(run) == [8] * num_steps
 
 
 def trained(run: Launched) -> list[int]:
     """How many prompts each step was given, by the ledger; all of them are in a checkpoint."""
-    ledger = sqlite3.connect(run.run_dir / "ledger.sqlite")
-    assert ledger.execute("SELECT count(*) FROM prompts WHERE state = 'batched'").fetchone() == (0,)
-    steps = Counter(step for (step,) in ledger.execute("SELECT step FROM prompts WHERE state = 'trained'"))
+    assert prompts_of_steps(run, "batched") == []
+    return prompts_of_steps(run, "trained")
+
+
+def prompts_of_steps(run: Launched, *states: str) -> list[int]:
+    """How many prompts in these states each step has, by the ledger."""
+    with closing(sqlite3.connect(run.run_dir / "ledger.sqlite")) as ledger:
+        rows = ledger.execute("SELECT step, state FROM prompts").fetchall()
+    steps = Counter(step for step, state in rows if state in states)
     assert sorted(steps) == list(range(len(steps)))
     return [steps[step] for step in range(len(steps))]
 

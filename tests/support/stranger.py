@@ -7,6 +7,7 @@ checkout of ours.
 from __future__ import annotations
 
 import encodings.idna  # noqa: F401  loaded now: the other user may not be able to read this Python
+import faulthandler
 import json
 import os
 import socket
@@ -20,6 +21,8 @@ from urllib.error import URLError
 import zmq
 
 PATIENCE_MS = 1500
+DEADLINE_S = 120.0
+"""All attempts together take about five seconds. Whatever hangs is shown with its stack."""
 STOP = b"ARL\x01\x81\xa4type\xa4Stop"
 
 Address = tuple[str, int]
@@ -121,5 +124,6 @@ def main(addresses: list[Address], folder: str | None, unix_sockets: list[str], 
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(DEADLINE_S, exit=True)
     attack = json.loads(sys.argv[1])
     main([(host, port) for host, port in attack["addresses"]], attack["folder"], attack["unix_sockets"], attack["uid"])
