@@ -102,6 +102,8 @@ def test_a_model_with_latent_attention_is_for_gpus(tmp_path: Path) -> None:
     check(config, "gpu", shape)
     with pytest.raises(ConfigError, match=r"model\.path=there: the model has multi-head latent attention"):
         check(config, "cpu", shape)
+    config.generator.engine = "mine:Engine"
+    check(config, "cpu", shape)
 
 
 def test_a_model_that_scales_its_hidden_states_before_the_head_is_refused() -> None:

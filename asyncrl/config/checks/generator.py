@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asyncrl.config.checks.devices import Device
-from asyncrl.config.schema import Config
+from asyncrl.config.engines import engine_names
+from asyncrl.config.schema import SGLANG, VLLM, Config
 
 if TYPE_CHECKING:  # it loads torch
     from asyncrl.config.model_shape import ModelShape
@@ -26,10 +27,10 @@ def sampling_problems(config: Config) -> list[str]:
 
 def model_problems(config: Config, device: Device, shape: ModelShape) -> list[str]:
     problems = []
-    if device == "cpu" and shape.has_latent_attention:
+    if device == "cpu" and shape.has_latent_attention and {VLLM, SGLANG} & set(engine_names(config.generator)):
         problems.append(
             f"model.path={config.model.path}: the model has multi-head latent attention, whose logprobs vLLM 0.32 gets "
-            "wrong on a CPU, by up to 0.3; train it on GPUs"
+            "wrong on a CPU, by up to 0.3, and SGLang does not take; train it on GPUs"
         )
     prompt, completion = config.data.max_prompt_tokens, config.generator.max_tokens
     if prompt + completion > shape.max_positions:
