@@ -117,6 +117,19 @@ def test_shaped_numeric_adds_form_and_closeness(completion, score):
         r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
         r"11\sqrt2",
         "1e16",
+        r"\begin{bmatrix} \frac{1}{2} & -2 \end{bmatrix}",
+        r"\langle 1, 2, 3 \rangle",
+        r"10\sqrt{3} \text{ cm}",
+        r"3 \text{ and } 5",
+        "3 or 5",
+        r"x = 2 \text{ or } x = 3",
+        "y = mx + b",
+        r"\int_0^1 x dx",
+        r"\angle ABC",
+        r"\text{I, II, and III}",
+        "B and C",
+        "10:15 AM",
+        "1 hour 30 minutes",
     ],
 )
 def test_math_reads_a_reference_whether_or_not_it_is_marked_as_latex(answer):
@@ -145,16 +158,38 @@ def test_math_reads_a_reference_whether_or_not_it_is_marked_as_latex(answer):
         (r"\boxed{12_{5}}", "12_5", 1),
         (r"\boxed{12}", "12_5", 0),
         (r"\boxed{12_5}", "12", 0),
+        (r"\boxed{\left[ 2,5 \right).}", "[2, 5)", 1),
+        (r"\boxed{\varnothing}", r"\emptyset", 1),
+        (r"\boxed{\text{B. }}", "B", 1),
+        (r"\boxed{1.2}", r"\langle 1, 2 \rangle", 0),
+        (r"\boxed{\frac13}", r"0.\overline{3}", 1),
+        (r"\boxed{1 hour 45 minutes}", "1 hour 30 minutes", 0),
+        (r"\boxed{10}", "10:15 AM", 0),
+        (r"\boxed{11/2}", "1 1/2", 0),
+        (r"\boxed{3 and 4}", "3 and 2", 0),
     ],
 )
 def test_math_compares_values(completion, answer, score):
     assert math(completion, answer) == score
 
 
-@pytest.mark.parametrize("answer", ["", "  ", "nan", "None"])
+@pytest.mark.parametrize(
+    "answer", ["", "  ", "nan", "None", "N/A", "?", "—", "...", r"\boxed{}", r"\text{}", r"\frac{1}{"]
+)
 def test_math_refuses_a_reference_that_is_missing(answer):
     with pytest.raises(ValueError, match="is no mathematical expression"):
         math(r"\boxed{1}", answer)
+
+
+@pytest.mark.parametrize(
+    "solution",
+    [
+        "The answer is 5",
+        "Since he ate three of them seven apples are left on the table",
+    ],
+)
+def test_a_solution_that_states_no_final_answer_is_not_equal_to_itself(solution):
+    assert math(solution, solution) == 0
 
 
 def test_math_without_math_verify_names_the_extra(monkeypatch):
