@@ -33,6 +33,7 @@ from asyncrl.config.load import to_yaml
 from asyncrl.config.lora import LoraConfig
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import Config
+from asyncrl.data.files import hub_hint
 from asyncrl.data.hub import HUB_PREFIX
 from asyncrl.data.read import Row
 from asyncrl.errors import DataError
@@ -142,7 +143,7 @@ def _missing_data(config: Config) -> list[str]:
     made = {None, "arithmetic", "environment", MIXTURE}
     names = sorted(name for name in sources - made if name is not None and not name.startswith(HUB_PREFIX))
     return [
-        f"data: {path} does not exist yet; `asyncrl prepare` makes data sets"
+        f"data: {path} does not exist yet; {hub_hint(Path(path))}`asyncrl prepare` makes data sets"
         for path in names
         if not Path(path).exists()
     ]

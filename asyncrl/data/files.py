@@ -18,7 +18,11 @@ _NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
     "test": ("test", "validation", "valid", "val", "dev", "eval"),
 }
-_SHARD = re.compile(r"[-_.](?P<number>\d+)(?:-of-(?P<total>\d+))?")
+_SHARD = re.compile(r"[-_.](?P<number>\d+)(?:-of-(?P<total>\d+)(?:-[0-9a-f]+)?)?")
+"""What follows the split's name; the hub's older files have a hash after the numbers."""
+_NUMBERED = re.compile(r"(?:(?:part|shard)[-_.])?(?P<number>\d+)(?:-of-(?P<total>\d+))?")
+"""A whole name, in a folder that has the split's."""
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def suffix_of(path: Path) -> str:
@@ -38,7 +42,9 @@ def split_files(path: Path, split: Split) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise DataError(f"{path} does not exist; give a {', '.join(FORMATS)} file, or a folder with one for each split")
+        raise DataError(
+            f"{path} does not exist; {hub_hint(path)}give a {', '.join(FORMATS)} file, or a folder of splits"
+        )
     if found := find_split(path, split):
         return found
     names = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
@@ -57,6 +63,12 @@ def find_split(folder: Path, split: Split) -> list[Path]:
     return []
 
 
+def hub_hint(path: Path) -> str:
+    """How to write what may be meant as a name of the hub; empty when it cannot be one."""
+    is_name = _HUB_NAME.fullmatch(str(path)) and not path.parent.exists()
+    return f"a data set of the hub is written hf://datasets/{path}; " if is_name and not suffix_of(path) else ""
+
+
 def split_of(file: Path) -> Split:
     """By its name; train when that says nothing."""
     return "test" if file.name.lower().startswith(_NAMES["test"]) else "train"
@@ -67,17 +79,19 @@ def _whole_or_shards(folder: Path, name: str) -> list[Path]:
         whole = folder / f"{name}{suffix}"
         if whole.is_file():
             return [whole]
-        if shards := _shards(folder, name, suffix):
+        if shards := _shards(folder, name, suffix, _SHARD):
+            return shards
+        if folder.name == name and (shards := _shards(folder, "", suffix, _NUMBERED)):
             return shards
     return []
 
 
-def _shards(folder: Path, name: str, suffix: str) -> list[Path]:
+def _shards(folder: Path, name: str, suffix: str, pattern: re.Pattern[str]) -> list[Path]:
     """In the order of their numbers."""
     found: dict[int, Path] = {}
     total = 0
     for file in folder.glob(f"{name}*{suffix}"):
-        match = _SHARD.fullmatch(file.name.removeprefix(name).removesuffix(suffix))
+        match = pattern.fullmatch(file.name.removeprefix(name).removesuffix(suffix))
         if match:
             number = int(match["number"])
             if number in found:

@@ -66,7 +66,11 @@ def tokenize_prompts(
         if number not in overlong
     ]
     if not prompts:
-        raise DataError(f"{file}: no prompt fits data.max_prompt_tokens = {config.max_prompt_tokens}")
+        shortest = min(len(ids) for ids in token_ids)
+        raise DataError(
+            f"{file}: no prompt fits data.max_prompt_tokens = {config.max_prompt_tokens}; the shortest has {shortest}: "
+            "raise it"
+        )
     return prompts, len(overlong)
 
 

@@ -136,8 +136,9 @@ def _prompt_text(place: str, column: str, value: Any) -> str:
 
 
 def _answer_text(place: str, column: str, value: Any) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise DataError(f"{place}: {column!r} is {value}; a missing answer cannot be scored, drop the row")
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        found = "null" if value is None else value
+        raise DataError(f"{place}: {column!r} is {found}; a missing answer cannot be scored, drop the row")
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, list | dict):

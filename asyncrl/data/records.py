@@ -104,9 +104,10 @@ def _parquet_records(path: Path, columns: Collection[str] | None) -> Iterator[tu
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             table = file.read(columns=None if columns is None else _needed(names, columns))
-    except (pyarrow.ArrowException, OSError) as error:
+        records = table.to_pylist(maps_as_pydicts="strict")
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:  # the last two are of single values
         raise DataError(f"{path}: not a readable parquet file: {error}") from error
-    for number, record in enumerate(table.to_pylist()):
+    for number, record in enumerate(records):
         yield f"{path}, row {number}", record
 
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +38,26 @@ def test_shards_are_found_in_the_order_of_their_numbers(tmp_path, folder):
 def test_shards_without_a_total_are_ordered_by_number_not_by_name(tmp_path):
     files = touch(tmp_path, "train_2.jsonl.gz", "train_10.jsonl.gz")
     assert split_files(tmp_path, "train") == files
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train-00000-of-00002-a09b74b3ef9c3b56.parquet", "train-00001-of-00002-0c1d2e3f4a5b6c7d.parquet"],
+        ["train/0000.parquet", "train/0001.parquet"],
+        ["train/part-00000-of-00002.jsonl", "train/part-00001-of-00002.jsonl"],
+    ],
+)
+def test_shards_are_found_as_the_hub_and_others_name_them(tmp_path, names):
+    files = touch(tmp_path, *names)
+    assert split_files(tmp_path, "train") == files
+
+
+def test_a_name_of_the_hub_that_is_no_path_is_told_how_to_write_it():
+    with pytest.raises(DataError, match="a data set of the hub is written hf://datasets/openai/gsm8k; give"):
+        split_files(Path("openai/gsm8k"), "train")
+    with pytest.raises(DataError, match=r"rows\.jsonl does not exist; give"):
+        split_files(Path("absent/rows.jsonl"), "train")
 
 
 def test_a_missing_shard_is_an_error_not_a_smaller_data_set(tmp_path):

@@ -122,7 +122,7 @@ def test_overlong_prompts_are_named_where_they_are_an_error(tokenizer):
 
 
 def test_no_prompt_left_is_an_error(tokenizer):
-    with pytest.raises(DataError, match=r"no prompt fits data\.max_prompt_tokens = 1"):
+    with pytest.raises(DataError, match=r"no prompt fits data\.max_prompt_tokens = 1; the shortest has \d+: raise it"):
         tokenize_prompts(ROWS, tokenizer, DataConfig(max_prompt_tokens=1), "rows.jsonl")
 
 

@@ -39,7 +39,7 @@ def test_rows_are_read_in_order_and_numeric_answers_become_text(tmp_path, suffix
         ('{"question": "x", "answer": "1"}', r"no column 'prompt'; it has question, answer \(set data.prompt_column"),
         ('{"prompt": "x"}', "no column 'answer'"),
         ('{"prompt": 3, "answer": "1"}', "'prompt' must be text or a list of messages, not int"),
-        ('{"prompt": "x", "answer": null}', "'answer' must be text, a number, a list or an object, not NoneType"),
+        ('{"prompt": "x", "answer": null}', "'answer' is null; a missing answer cannot be scored"),
         ('{"prompt": "x", "answer": true}', "'answer' must be text, a number, a list or an object, not bool"),
         ('{"prompt": "x", "answer": NaN}', "'answer' is nan; a missing answer cannot be scored"),
         ('{"prompt": ["x"], "answer": "1"}', r"'prompt'\[0\] must be an object with role and content, not str"),
@@ -74,6 +74,23 @@ def test_a_parquet_row_that_cannot_be_used_is_named_by_file_and_row(tmp_path):
     with pytest.raises(
         DataError, match=r"rows\.parquet, row 1: 'prompt' must be text or a list of messages, not NoneType"
     ):
+        pairs(file)
+
+
+def test_a_map_in_a_parquet_file_is_an_object(tmp_path):
+    file = tmp_path / "rows.parquet"
+    scores = pyarrow.array([[("ground_truth", "2")]], pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["1+1="], "scores": scores}), file)
+    (row,) = read_rows([file], Columns(answer="scores.ground_truth"))
+    assert row.answer == "2"
+
+
+def test_a_parquet_file_with_text_that_is_not_utf8_is_refused(tmp_path):
+    file = tmp_path / "rows.parquet"
+    offsets, content = pyarrow.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0])), pyarrow.py_buffer(b"\xff")
+    text = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, offsets, content])
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": text, "answer": ["1"]}), file)
+    with pytest.raises(DataError, match=r"rows\.parquet: not a readable parquet file: 'utf-8'"):
         pairs(file)
 
 
