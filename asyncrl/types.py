@@ -31,6 +31,9 @@ from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length"]
 
+MESSAGE_ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Who may speak in a conversation."""
+
 NO_VERSION = -1
 """The version of an environment's token, which no policy sampled. Its logprob is 0."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -63,7 +64,7 @@ def run_check(config: Config, console: Console, show_config: bool = False) -> No
     absent = _missing_data(config)
     rows = None if absent else read_data(config)
     if rows is not None and config.environment.name is not None:
-        try_environment(config.environment, _untokenized(rows[0][0]))
+        try_environment(config.environment, _untokenized(rows[0][0]), _tokenizer_if_here(config, rows[0]))
     console.print(f"This configuration can run{', once its data is there' if absent else ''}.", highlight=False)
     console.print(_topology_table(topology, nodes))
     console.print(_staleness_text(config), highlight=False, soft_wrap=True)
@@ -152,6 +153,13 @@ def _missing_data(config: Config) -> list[str]:
 def _untokenized(row: Row) -> Prompt:
     """The first row for a trial: the model's tokenizer need not be here."""
     return Prompt(0, [0], row.prompt, row.answer, columns=row.columns)
+
+
+def _tokenizer_if_here(config: Config, rows: list[Row]) -> Any:
+    try:
+        return prompt_tokenizer(config, rows)
+    except DataError:
+        return None  # what is missing is said where a prompt would be shown
 
 
 def _print_prompt(config: Config, train: list[Row], held_out: list[Row], console: Console) -> list[str]:

@@ -44,6 +44,8 @@ class RunInputs:
     num_steps: int
     notes: list[str]
     """What a user should know about the data, one sentence each."""
+    tokenizer: Any
+    """The model's."""
 
 
 def make_inputs(config: Config) -> RunInputs:
@@ -66,7 +68,7 @@ def make_inputs(config: Config) -> RunInputs:
         assert config.data.eval is not None
         evaluation, more = tokenize(eval_rows, tokenizer, config.data, config.data.eval, "held-out")
         notes += more
-    return RunInputs(model_path, shape, train, evaluation, _num_steps(config, len(train)), notes)
+    return RunInputs(model_path, shape, train, evaluation, _num_steps(config, len(train)), notes, tokenizer)
 
 
 def save_inputs(inputs: RunInputs, run_dir: Path) -> None:
@@ -93,16 +95,22 @@ def read_data(config: Config) -> tuple[list[Row], list[Row]]:
 def _tiny_model(config: Config, rows: list[Row]) -> str:
     """The folder of the tiny model, which learns from the rows."""
     parent = Path(config.run.dir) / TINY_MODELS_DIR
-    pairs = [(row.prompt, row.answer) for row in rows]
-    if config.data.train == "arithmetic":
-        pairs = forget_carries(pairs, config.run.seed)
-    elif config.data.train == "environment":
-        pairs = environment_rows(config.environment, "warmup", config.run.seed)
+    pairs = _warmup_pairs(config, rows)
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"run.dir={config.run.dir}: cannot make {parent}: {error}") from error
     return str(build_tiny_model(parent.resolve(), pairs, config.model.warmup_steps, config.run.seed))
+
+
+def _warmup_pairs(config: Config, rows: list[Row]) -> list[tuple[str, str]]:
+    """What model.path=tiny is warmed up on; its tokenizer has their characters."""
+    pairs = [(row.prompt, row.answer) for row in rows]
+    if config.data.train == "arithmetic":
+        return forget_carries(pairs, config.run.seed)
+    if config.data.train == "environment":
+        return environment_rows(config.environment, "warmup", config.run.seed)
+    return pairs
 
 
 def _rows(config: Config, source: str, split: Split) -> list[Row]:
@@ -185,7 +193,7 @@ def prompt_tokenizer(config: Config, rows: list[Row]) -> Any:
     if config.model.path == "tiny":
         from asyncrl.data.tiny_tokenizer import build_tokenizer
 
-        return build_tokenizer([(row.prompt, row.answer) for row in rows], max_length=_ANY_LENGTH)
+        return build_tokenizer(_warmup_pairs(config, rows), max_length=_ANY_LENGTH)
     return _tokenizer(config.model.path, config.model.trust_remote_code)
 
 

@@ -94,7 +94,7 @@ def _prepare(config: Config, config_name: str, resume: Path | None, console: Con
     console.print("reading the data and the model", highlight=False)
     inputs = make_inputs(config)
     if config.environment.name is not None:
-        try_environment(config.environment, inputs.train[0])
+        try_environment(config.environment, inputs.train[0], inputs.tokenizer)
     config = replace(config, model=replace(config.model, path=inputs.model_path))
     if is_local:
         place(config, [this_node()], inputs.shape)

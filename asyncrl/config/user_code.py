@@ -56,7 +56,7 @@ def import_module(key: str, name: str, module_name: str, hint: str) -> ModuleTyp
     """Raises ConfigError, with the hint, when the module does not import."""
     try:
         return importlib.import_module(module_name)
-    except Exception as error:  # a user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a user's module may raise anything while it is imported
         raise ConfigError(f"{key}: {name!r}: cannot import {module_name!r} ({error!r}); {hint}") from error
 
 
@@ -76,7 +76,7 @@ def import_file(key: str, name: str, path: Path) -> ModuleType:
     sys.modules[module_name] = module  # dataclasses look it up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a user's file may raise anything while it is imported
         del sys.modules[module_name]
         raise ConfigError(f"{key}: {name!r}: {path} does not import: {type(error).__name__}: {error}") from error
     return module

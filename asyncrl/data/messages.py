@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from asyncrl.errors import DataError
+from asyncrl.types import MESSAGE_ROLES
 
 Message = dict[str, Any]
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 _LAST_ROLES = ("user", "tool")
 
 
@@ -45,8 +45,8 @@ def _message(place: str, value: Any) -> Message:
         raise DataError(f"{place} must be an object with role and content, not {found}")
     message = {name: part for name, part in value.items() if part is not None}
     role = message.get("role")
-    if role not in ROLES:
-        raise DataError(f"{place}: unknown role {role!r}; use one of {', '.join(ROLES)}")
+    if role not in MESSAGE_ROLES:
+        raise DataError(f"{place}: unknown role {role!r}; use one of {', '.join(MESSAGE_ROLES)}")
     message["content"] = _content(place, message)
     return message
 

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from asyncrl.config.environment import EnvironmentConfig
 from asyncrl.environments.base import Action, Environment, Observation, Row, Step
 from asyncrl.environments.resolve import make
+from asyncrl.types import MESSAGE_ROLES
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +173,10 @@ def _checked_observation(observation: Any) -> Observation:
         if all(isinstance(item, Integral) for item in observation):
             return [int(token) for token in observation]
         if all(_is_message(item) for item in observation):
+            unknown = [message["role"] for message in observation if message["role"] not in MESSAGE_ROLES]
+            if unknown:
+                roles = ", ".join(MESSAGE_ROLES)
+                raise ValueError(f"the observation has the unknown role {unknown[0]!r}; use one of {roles}")
             return [dict(message) for message in observation]
     raise ValueError(
         f"the observation {observation!r:.200} is neither text, token ids nor messages with role and content, "

@@ -46,7 +46,10 @@ class Reward:
         for parameter in self._named():
             if parameter.name not in values:
                 if parameter.default is Parameter.empty:
-                    raise KeyError(f"{self.name} asks for {parameter.name!r}, which this row does not have")
+                    raise KeyError(
+                        f"{self.name} asks for {parameter.name!r}, which this row does not have; it has "
+                        f"{', '.join(values)}"
+                    )
                 continue
             if parameter.kind is Parameter.POSITIONAL_ONLY:
                 positional.append(values[parameter.name])

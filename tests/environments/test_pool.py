@@ -69,6 +69,7 @@ def test_an_episode_keeps_its_state_from_turn_to_turn_beside_others(open_pool: A
         ("returns an empty observation", "the observation '' is neither text"),
         ("returns half a character", "surrogates not allowed"),
         ("returns odd messages", "the observation .* is neither text"),
+        ("returns an unknown role", "unknown role 'human'; use one of system, developer, user"),
     ],
 )
 def test_an_environment_that_fails_ends_its_episode_and_those_beside_it_go_on(

@@ -114,6 +114,9 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path):
     (tmp_path / "broken.py").write_text("x = 1\ndef f(:\n")
     with pytest.raises(ConfigError, match=r"broken\.py does not import: SyntaxError: .*line 2"):
         resolve(RewardTerm(f"{tmp_path}/broken.py:f"))
+    (tmp_path / "exits.py").write_text("raise SystemExit(1)\n")
+    with pytest.raises(ConfigError, match=r"exits\.py does not import: SystemExit: 1"):
+        resolve(RewardTerm(f"{tmp_path}/exits.py:f"))
     (tmp_path / "whole.py").write_text("x = 1\n")
     with pytest.raises(ConfigError, match="has no 'g'"):
         resolve(RewardTerm(f"{tmp_path}/whole.py:g"))

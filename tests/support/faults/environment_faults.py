@@ -64,6 +64,12 @@ async def fault(action: str) -> object:
             return Step("\ud800")
         case "returns odd messages":
             return Step([{"role": "tool"}])
+        case "returns an unknown role":
+            return Step([{"role": "human", "content": "x"}])
+        case "returns a message":
+            return Step([{"role": "user", "content": "x"}])
+        case "returns no token":
+            return Step([10**9])
     return None
 
 
