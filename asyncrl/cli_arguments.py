@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG = "quickstart.yaml"
 
 
+def _path(text: str) -> Path:
+    """Of the home folder too: no shell reads `--out=~/folder` so."""
+    return Path(text).expanduser() if text.startswith("~/") else Path(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Its result has the name of the `command`, None without one."""
     parser = argparse.ArgumentParser(
@@ -37,14 +42,14 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_launch(commands: Commands) -> None:
     parser = commands.add_parser("launch", help="train", description="Train, from a configuration.")
     _add_config_arguments(parser)
-    parser.add_argument("--run-dir", type=Path, help="the run's directory (default: runs/CONFIG-TIME)")
+    parser.add_argument("--run-dir", type=_path, help="the run's directory (default: runs/CONFIG-TIME)")
     parser.add_argument(
         "--plan", type=int, metavar="N", help="divide N accelerators as `asyncrl plan` would, then launch that"
     )
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run from its latest checkpoint")
+    parser.add_argument("--resume", type=_path, metavar="DIR", help="go on with a run from its latest checkpoint")
     parser.add_argument(
         "--resume-or-start",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="go on with the run in DIR, or start it there; for a batch system that gives the same command again",
     )
@@ -53,14 +58,14 @@ def _add_launch(commands: Commands) -> None:
 
 def _add_scale(commands: Commands) -> None:
     parser = commands.add_parser("scale", help="change the number of generators of a run that is live")
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help="the run's directory")
+    parser.add_argument("run_dir", type=_path, metavar="RUN", help="the run's directory")
     parser.add_argument("--generators", type=int, required=True, metavar="N")
     parser.set_defaults(command="scale")
 
 
 def _add_report(commands: Commands) -> None:
     parser = commands.add_parser("report", help="say what became of a run's prompts, tokens and time")
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help="the run's directory; it may be live")
+    parser.add_argument("run_dir", type=_path, metavar="RUN", help="the run's directory; it may be live")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(command="report")
 
@@ -123,7 +128,7 @@ def _add_eval(commands: Commands) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration")
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="as for data.eval")
     parser.add_argument("-k", nargs="+", type=int, default=[], metavar="K", help="of pass@k and maj@k")
-    parser.add_argument("--answers", type=Path, metavar="FILE", help="a new .parquet file for every completion")
+    parser.add_argument("--answers", type=_path, metavar="FILE", help="a new .parquet file for every completion")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(command="eval")
 
@@ -151,21 +156,21 @@ def _add_prepare(commands: Commands) -> None:
     )
     parser.add_argument("--from", dest="layout", choices=["verl", "trl"], help="convert a data set of that trainer")
     parser.add_argument("--source", help="gsm8k: a folder with train.jsonl and test.jsonl, or a hub name")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=_path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=_not_negative, default=0, help="arithmetic, smollm2: of the rows")
     parser.set_defaults(command="prepare")
 
 
 def _add_export(commands: Commands) -> None:
     parser = commands.add_parser("export", help="turn a checkpoint into a Hugging Face folder")
-    parser.add_argument("checkpoint", type=Path, help="RUN (its latest checkpoint) or RUN/checkpoints/step_N")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("checkpoint", type=_path, help="RUN (its latest checkpoint) or RUN/checkpoints/step_N")
+    parser.add_argument("--out", type=_path, required=True, metavar="DIR")
     parser.add_argument("--adapter", action="store_true", help="of a run with lora.rank: the adapter alone, for peft")
     parser.set_defaults(command="export")
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, help=f"YAML file (default: configs/{DEFAULT_CONFIG})")
+    parser.add_argument("--config", type=_path, help=f"YAML file (default: configs/{DEFAULT_CONFIG})")
     parser.add_argument("--generators", type=int, metavar="N", help="same as generator.count=N")
     parser.add_argument("--learners", type=int, metavar="M", help="same as learner.count=M")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration")
@@ -175,7 +180,7 @@ def _add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="runs",
-        type=Path,
+        type=_path,
         action="append",
         default=[],
         metavar="RUN",

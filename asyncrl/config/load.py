@@ -6,6 +6,7 @@ error that names the key.
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from asyncrl.errors import ConfigError
 def load(path: str | Path | None, overrides: list[str] | None = None) -> Config:
     """Defaults ← the YAML file ← `key=value` overrides, as a checked tree of dataclasses.
 
-    An override looks like `generator.tensor_parallel=2`. Without a file the defaults stand alone.
+    An override looks like `generator.tensor_parallel=2`. Without a file the defaults stand alone. A value that begins
+    with `~/` lies in the home folder: shells do not say so behind a `=`.
 
     Raises:
         ConfigError: the file is no YAML mapping; a key is unknown, missing or of the wrong type.
@@ -38,13 +40,26 @@ def load(path: str | Path | None, overrides: list[str] | None = None) -> Config:
         config = OmegaConf.to_object(tree)
     except InterpolationResolutionError as error:
         raise ConfigError(f"key {error.full_key!r}: {str(error).splitlines()[0]}") from error
-    assert isinstance(config, Config)
-    return config
+    found = _from_home(config)
+    assert isinstance(found, Config)
+    return found
 
 
 def to_yaml(config: Config) -> str:
     """The whole resolved configuration as YAML; `load` reads it back to an equal Config."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _from_home(value: Any) -> Any:
+    if isinstance(value, str):
+        return str(Path(value).expanduser()) if value.startswith("~/") else value
+    if isinstance(value, list):
+        return [_from_home(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _from_home(each) for key, each in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{each.name: _from_home(getattr(value, each.name)) for each in fields(value)})
+    return value
 
 
 def _read_yaml(path: Path) -> Any:

@@ -1,5 +1,7 @@
 from pathlib import Path
 
+from asyncrl.cli_arguments import build_parser
+from asyncrl.config.load import load
 from asyncrl.config.paths import with_absolute_paths
 from asyncrl.config.schema import Config, RewardTerm
 
@@ -25,6 +27,17 @@ def test_files_are_named_by_their_whole_paths_and_other_names_stay(tmp_path, mon
     assert here.environment.name == f"{tmp_path}/own.py:Own"
     assert here.run.dir == str(tmp_path / "runs")
     assert with_absolute_paths(here) == here
+
+
+def test_a_value_that_begins_with_a_tilde_lies_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load(
+        None, ["model.path=tiny", "data.train=~/rows.jsonl", "reward.terms=[{function: ~/own.py:f}]", "data.eval=a~/b"]
+    )
+    assert config.data.train == f"{tmp_path}/rows.jsonl"
+    assert config.reward.terms == [RewardTerm(f"{tmp_path}/own.py:f")]
+    assert config.data.eval == "a~/b"
+    assert build_parser().parse_args(["launch", "--run-dir=~/run"]).run_dir == tmp_path / "run"
 
 
 def test_a_folder_called_like_a_word_of_the_configuration_changes_nothing(tmp_path, monkeypatch):
