@@ -12,6 +12,7 @@ import errno
 import io
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from asyncrl.cli_arguments import DEFAULT_CONFIG, build_parser
@@ -109,13 +110,14 @@ def _scale(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from asyncrl.simulate.advice import advise
     from asyncrl.watch.report import print_report, read_report, to_json
 
-    report = read_report(arguments.run_dir)
+    report, advice = read_report(arguments.run_dir), advise(arguments.run_dir)
     if arguments.json:
-        print(to_json(report))  # noqa: T201
+        print(to_json(report, asdict(advice)))  # noqa: T201
     else:
-        print_report(report, Console())
+        print_report(report, advice.note, Console())
     return 0
 
 
