@@ -178,9 +178,9 @@ def _simulate(arguments: argparse.Namespace) -> int:
     deaths = [death(text) for text in arguments.death]
     run, result = simulate_once(given, arguments.steps, deaths, arguments.price)
     if arguments.json:
-        print(to_json(run, result))  # noqa: T201
+        print(to_json(run, result, given.not_simulated()))  # noqa: T201
     else:
-        print_run(run, result, Console())
+        print_run(run, result, given.not_simulated(), Console())
     return 0
 
 
@@ -197,9 +197,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     )
     plan = make_plan(given, arguments.gpus, arguments.steps, arguments.price)
     if arguments.json:
-        print(plan_to_json(plan))  # noqa: T201
+        print(plan_to_json(plan, given.not_simulated()))  # noqa: T201
     else:
-        print_plan(plan, Console())
+        print_plan(plan, given.not_simulated(), Console())
     return 0
 
 

@@ -17,6 +17,7 @@ from asyncrl.run.hardware import Hardware, read_hardware
 from asyncrl.simulate.accelerators import ACCELERATORS, TINY_SHAPE, Accelerator, roofline
 from asyncrl.simulate.fit import fit, rescaled
 from asyncrl.simulate.measured import MeasuredRun, read_run
+from asyncrl.simulate.not_simulated import not_simulated
 from asyncrl.simulate.timings import Timings, Workload
 
 DEFAULT_GPU = "h100"
@@ -30,6 +31,8 @@ MEDIAN_SHARE = 0.25
 class Calibration:
     """Timings that were fitted to runs, beside what the roofline says of the same configuration."""
 
+    config: Config
+    """Of the first run."""
     fitted: Timings
     roofline: Timings
 
@@ -65,6 +68,13 @@ class Inputs:
     config: Config
     estimator: Estimator
     workload: Workload
+
+    def not_simulated(self) -> list[str]:
+        """Keys whose cost is in no figure, `not_simulated.py`."""
+        calibration = self.estimator.calibration
+        measured = None if calibration is None else calibration.config
+        timings = self.estimator.timings(self.config, self.workload)
+        return not_simulated(self.config, measured, timings, self.workload)
 
 
 def from_config(config_file: Path, overrides: list[str], accelerator: str | None) -> Inputs:
@@ -114,7 +124,7 @@ def from_measured(runs: Sequence[MeasuredRun], config: Config, accelerator: str 
     """
     by_data_sheet = _estimator(runs[0].config, accelerator)
     rooflines = [by_data_sheet.timings(run.config, run.workload) for run in runs]
-    calibration = Calibration(fit(runs, rooflines), rooflines[0])
+    calibration = Calibration(runs[0].config, fit(runs, rooflines), rooflines[0])
     return Inputs(config, replace(by_data_sheet, calibration=calibration), runs[0].workload)
 
 
