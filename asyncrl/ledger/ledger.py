@@ -133,9 +133,7 @@ class Ledger:
         if waiting is not None:
             return waiting
         in_play = self._leases.num_open + len(self._batches.queued)
-        if not self.admission.is_open(self._batches.num_taken + in_play):
-            return None
-        skipped, drawn = self.admission.draw()
+        skipped, drawn = self.admission.draw(self._batches.num_taken + in_play)
         for index in skipped:
             self._note(PromptRecord(index, "skipped"))
             self._batches.mark_ended(index)
