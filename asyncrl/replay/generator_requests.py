@@ -93,7 +93,7 @@ class GeneratorRequests:
             case Serving():
                 self._membership.serves(sender)
             case CompletionDone():
-                index = self._ledger.index_held(request.lease_id, sender)
+                index = self._ledger.leases.index_held(request.lease_id, sender)
                 if index is not None:  # else the prompt has gone to another
                     self._kept.keep(index, request, frames)
             case GroupDone():
@@ -149,7 +149,7 @@ class GeneratorRequests:
         if self._evaluation.owns(lease_id):
             self._evaluation.complete(lease_id, header, versions)
             return
-        index = self._ledger.index_of(lease_id)
+        index = self._ledger.leases.index_of(lease_id)
         if index is None:
             return  # answered before, or by another generator
         group_size = self._config.algorithm.group_size
@@ -179,7 +179,7 @@ class GeneratorRequests:
             self._evaluation.fail(lease_id)
             self._link.note(f"{generator} failed on a held-out prompt: {reason}")
             return
-        index = self._ledger.index_of(lease_id)
+        index = self._ledger.leases.index_of(lease_id)
         outcome = self._ledger.fail(lease_id, reason)
         if index is not None and outcome is not None:
             self._failed_prompts.prompt_failed(index, outcome, f"{generator}: {reason}")

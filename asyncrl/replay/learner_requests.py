@@ -129,7 +129,7 @@ class LearnerRequests:
             return "waiting for a generator: none is up"
         if not missing:
             return "waiting for a publish to open admission"
-        holder = self._ledger.holder_of(missing[0]) or "a free generator"
+        holder = self._ledger.leases.holder_of(missing[0]) or "a free generator"
         return f"waiting for prompt {missing[0]} from {holder} and {len(missing) - 1} more"
 
     def _start_evaluation(self, sender: str, version: int) -> None:

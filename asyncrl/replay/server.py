@@ -86,7 +86,7 @@ class ReplayServer:
         failed_prompts = FailedPrompts(config, draw, ledger, link)
         self._membership = Membership()
         for member, credit in store.generators():
-            self._membership.restore(member, credit, ledger.leases_of(member.name))
+            self._membership.restore(member, credit, ledger.leases.ids_of(member.name))
         self._generator_requests = GeneratorRequests(
             config,
             draw,
