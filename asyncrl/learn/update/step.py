@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from itertools import cycle
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -87,11 +87,11 @@ class Learner:
         """
         batch = quarantine_broken_logprobs(batch)
         parts, penalty = self._mini_batches(batch)
-        proximals = self._proximals(parts)
+        updates = parts * self.config.learner.epochs_per_batch
         tokens = TokenMetrics(self.device, batch.engines)
         grad_norms = [
-            self._update(part, proximal, position / len(proximals), tokens)
-            for position, (part, proximal) in enumerate(zip(cycle(parts), proximals, strict=False))
+            self._update(part, proximal, position / len(updates), tokens)
+            for position, (part, proximal) in enumerate(zip(updates, self._proximals(parts), strict=True))
         ]
         if isinstance(self.reference, PolicyModel) and self.config.algorithm.reference == "ema":
             move_towards(self.reference, self.policy, self.config.algorithm.reference_ema_decay)
@@ -127,15 +127,23 @@ class Learner:
         return {"optim/entropy_coef": acted}
 
     def _mini_batches(self, batch: Batch) -> tuple[list[MiniBatch], Metrics]:
-        """The step's updates, and what the KL took from the rewards, where it does."""
+        """The mini-batches of an epoch, and what the KL took from the rewards, where it does."""
         algorithm = self.config.algorithm
-        cut = (algorithm, self.config.replay.max_staleness, self.mini_batch_size, self.config.generator.max_tokens)
-        parts = mini_batches(batch, *cut, term_weights=reward_weights(self.config.reward.terms))
+        cut = partial(
+            mini_batches,
+            batch,
+            algorithm,
+            max_staleness=self.config.replay.max_staleness,
+            mini_batch_size=self.mini_batch_size,
+            max_tokens=self.config.generator.max_tokens,
+            term_weights=reward_weights(self.config.reward.terms),
+        )
+        parts = cut()
         if self.reference is None or algorithm.kl_in != "reward":
             return parts, {}
         penalties = algorithm.kl_coef * completion_kl(self.forward, self.reference, parts, algorithm.kl_estimator)
         scored = ~torch.cat([torch.from_numpy(group.rewards) for group in batch.groups]).isnan()
-        return mini_batches(batch, *cut, penalties), {"reward/kl_penalty": penalties[scored].mean().item()}
+        return cut(penalties=penalties), {"reward/kl_penalty": penalties[scored].mean().item()}
 
     def _proximals(self, parts: list[MiniBatch]) -> list[Proximal | None]:
         """π_prox for each update, the policy as it is now; the first update needs no forward pass, since it is π_θ."""
