@@ -23,7 +23,7 @@ from asyncrl.config.schema import Config
 from asyncrl.learn.batch_broadcast import broadcast_batch, broadcast_from_rank_0
 from asyncrl.learn.checkpoint import load
 from asyncrl.learn.checkpoint_writer import CheckpointWriter
-from asyncrl.learn.coordinator import STOPPING, Coordinator, OtherRank, Rank0
+from asyncrl.learn.coordinator import STOPPING, Coordinator, Rank0
 from asyncrl.learn.out_of_memory import out_of_memory_explained
 from asyncrl.learn.policy.model import compute_dtype
 from asyncrl.learn.publish_thread import PublishThread
@@ -94,7 +94,7 @@ class LearnerWorker:
         self._checkpoints = CheckpointWriter(config.run.step_timeout_s)
         dtype, adapter_alone = compute_dtype(config.model, device_type), config.publish.engine == "adapter"
         self._tensors = VersionTensors(self._learner.policy, dtype, adapter_alone, config.publish.bucket_bytes)
-        self._coordinator: Coordinator = OtherRank()
+        self._coordinator = Coordinator()
         if dist.get_rank() == 0:
             self._coordinator = self._coordinate(network, replay_endpoint)
         self._state = TrainerState()
