@@ -59,7 +59,10 @@ class Coordinator:
         """Until every generator serves the version that was handed over last, or the run is stopping."""
 
     def take_back(self) -> dict[str, torch.Tensor]:
-        """The tensors of the last version, to be written over with the next; empty where they are still needed."""
+        """Waits as `wait_for_publish`. Then the tensors of that version, to be written over with the next.
+
+        Empty where they are still needed.
+        """
         return {}
 
     def publish_figures(self) -> dict[str, float]:
@@ -128,6 +131,7 @@ class Rank0(Coordinator):
         self._publish_thread.wait()
 
     def take_back(self) -> dict[str, torch.Tensor]:
+        self._publish_thread.wait()
         return self._publish_thread.take_back()
 
     def publish_figures(self) -> dict[str, float]:

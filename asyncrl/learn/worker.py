@@ -210,10 +210,10 @@ class LearnerWorker:
     def _publish(self, version: int, evaluate: bool) -> dict[str, float]:
         """Collective: rank 0 waits for the version before, every rank gathers, rank 0 hands this one to its thread."""
         start_s = time.perf_counter()
-        self._coordinator.wait_for_publish()
+        memory = self._coordinator.take_back()
         waited_s = time.perf_counter()
         self._link.phase(f"gathering version {version}")
-        tensors = self._tensors.gather(keep=self._coordinator.publishes, memory=self._coordinator.take_back())
+        tensors = self._tensors.gather(keep=self._coordinator.publishes, memory=memory)
         gathered_s = time.perf_counter()
         self._coordinator.publish(version, tensors, evaluate)
         wait_s = waited_s - start_s + time.perf_counter() - gathered_s
