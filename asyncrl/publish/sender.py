@@ -22,8 +22,7 @@ from asyncrl.publish.checksum import checksum
 from asyncrl.publish.delta import encode
 from asyncrl.publish.generator_commands import GeneratorCommands
 from asyncrl.publish.groups.base import Group, Transfer, device_of
-from asyncrl.publish.groups.rendezvous import Rendezvous
-from asyncrl.publish.groups.store import new_store_file
+from asyncrl.publish.groups.rendezvous import Rendezvous, new_store_file
 from asyncrl.publish.plan import (
     Piece,
     dtype_name,
