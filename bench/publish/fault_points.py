@@ -20,7 +20,7 @@ from asyncrl.publish.groups.nccl import NcclGroup
 from asyncrl.publish.vllm.worker_extension import AsyncrlWeightTransferEngine
 from tests.support import nccl
 
-PHASES = {"rendezvous": "_join", "transfer": "_receive_buckets", "switch": "receive_weights"}
+PHASES = {"rendezvous": "_join", "transfer": "_receive_buckets", "switch": "take_over"}
 """Phase → the method of AsyncrlWeightTransferEngine at whose beginning the worker is held."""
 POLL_S = 0.005
 DEADLINE_S = 60.0
