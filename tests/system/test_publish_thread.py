@@ -20,8 +20,8 @@ from asyncrl.learn import publisher as publisher_module
 from asyncrl.learn.publish_thread import PublishThread
 from asyncrl.learn.publisher import Publisher
 from asyncrl.publish.groups import nccl as nccl_group
+from asyncrl.publish.vllm.receiver import VllmReceiver
 from asyncrl.publish.vllm.staging import Staging
-from asyncrl.publish.vllm.worker_extension import AsyncrlWeightTransferEngine
 from asyncrl.replay.client import ReplayClient
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages.rollouts import Hello, Serving
@@ -52,14 +52,14 @@ def publishing(
 
 def receive_when(open_gate: Path) -> None:
     """A transfer waits in the worker until this file exists."""
-    receive = AsyncrlWeightTransferEngine._receive
+    receive = VllmReceiver._receive
 
-    def receive_later(self: AsyncrlWeightTransferEngine, at_once: bool) -> Staging:
+    def receive_later(self: VllmReceiver, at_once: bool) -> Staging:
         while not open_gate.exists():
             time.sleep(0.01)
         return receive(self, at_once)
 
-    AsyncrlWeightTransferEngine._receive = receive_later  # type: ignore[method-assign]
+    VllmReceiver._receive = receive_later  # type: ignore[method-assign]
 
 
 def hello(dealer: Peer, generator: GeneratorProcess) -> None:

@@ -1,7 +1,7 @@
-"""asyncrl's weight-transfer engine, the worker's side, behind vLLM's own interface.
+"""asyncrl's receiver in a vLLM worker, which holds it as its weight-transfer engine.
 
-What a worker receives, and when, is in `receiver.py`; how a vLLM model takes it over, in `slice_discovery.py` and
-`staging.py`. The learner's side is `sender.py`.
+What a worker receives, and when, is in `publish/receiver.py`; how a vLLM model takes it over, in `slice_discovery.py`
+and `staging.py`. The learner's side is `publish/sender.py`.
 
 Importing this module registers the engine with vLLM as `BACKEND`. vLLM's workers import it through
 `worker_extension_cls` (see `WorkerExtension`).
@@ -40,7 +40,7 @@ class InitInfo(JoinInfo, WeightTransferInitInfo):
     """As vLLM takes it."""
 
 
-class AsyncrlWeightTransferEngine(Receiver, WeightTransferEngine[InitInfo, WeightTransferUpdateInfo]):
+class VllmReceiver(Receiver, WeightTransferEngine[InitInfo, WeightTransferUpdateInfo]):
     """One worker of one generator."""
 
     init_info_cls = InitInfo
@@ -98,7 +98,7 @@ class AsyncrlWeightTransferEngine(Receiver, WeightTransferEngine[InitInfo, Weigh
 class WorkerExtension:
     """vLLM's `worker_extension_cls`: its workers import this module, and their class gets these methods."""
 
-    weight_transfer_engine: AsyncrlWeightTransferEngine
+    weight_transfer_engine: VllmReceiver
     model_runner: Any
 
     def stage_weights(self) -> None:
@@ -128,4 +128,4 @@ class WorkerExtension:
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine(BACKEND, AsyncrlWeightTransferEngine)
+    WeightTransferEngineFactory.register_engine(BACKEND, VllmReceiver)
