@@ -21,7 +21,7 @@ import torch
 from asyncrl.config.schema import Config
 from asyncrl.errors import RunStopping
 from asyncrl.learn.publish_thread import PublishThread
-from asyncrl.replay.client import ReplayClient
+from asyncrl.replay.learner_client import LearnerClient
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages.base import MetricValue
 from asyncrl.transport.messages.learning import BatchReply
@@ -94,7 +94,7 @@ class Rank0(Coordinator):
 
     publishes = True
 
-    def __init__(self, config: Config, replay: ReplayClient, publish_thread: PublishThread, link: ControlLink) -> None:
+    def __init__(self, config: Config, replay: LearnerClient, publish_thread: PublishThread, link: ControlLink) -> None:
         self._config = config
         self._replay = replay
         self._publish_thread = publish_thread

@@ -31,7 +31,7 @@ from asyncrl.learn.publisher import Publisher
 from asyncrl.learn.update.step import Learner
 from asyncrl.learn.version_tensors import VersionTensors
 from asyncrl.publish.groups.members import require_members
-from asyncrl.replay.client import ReplayClient
+from asyncrl.replay.learner_client import LearnerClient
 from asyncrl.run.metrics import Row
 from asyncrl.run.trainer_state import TrainerState, checkpoint_dir
 from asyncrl.transport.control_link import ControlLink
@@ -107,7 +107,7 @@ class LearnerWorker:
         """Two clients of replay: a socket belongs to one thread."""
         config, link = self._config, self._link
         main, publishing = (
-            ReplayClient(name, network, replay_endpoint, link.stopping)
+            LearnerClient(name, network, replay_endpoint, link.stopping)
             for name in (link.name, f"{link.name}-publisher")
         )
         publisher = Publisher(config, network, publishing, link, self._tensors.metas())

@@ -30,8 +30,8 @@ import zmq
 from asyncrl.config.load import load
 from asyncrl.ledger.from_config import ledger_of
 from asyncrl.ledger.store import LedgerStore
-from asyncrl.replay.client import ReplayClient
 from asyncrl.replay.evaluation import Evaluation
+from asyncrl.replay.learner_client import LearnerClient
 from asyncrl.replay.server import ReplayServer
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.control_server import ControlServer
@@ -124,7 +124,7 @@ class Client:
         if server.durability is not None:
             self._socket.send_multipart(encode(Hello("tcp://generator-0", 1, WINDOW)))
             self._socket.send_multipart(encode(Serving()))
-            learner = ReplayClient("learner-0", server.network, endpoint, threading.Event())
+            learner = LearnerClient("learner-0", server.network, endpoint, threading.Event())
             learner.published(0, DEADLINE_MS / 1e3)  # which opens admission
             learner.close()
 

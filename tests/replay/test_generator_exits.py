@@ -1,4 +1,4 @@
-"""Generators that die, join and leave, on real sockets: scripted generators and the real ReplayClient."""
+"""Generators that die, join and leave, on real sockets: scripted generators and the real LearnerClient."""
 
 from asyncrl.transport.messages.rollouts import CompletionDone, Hello, LeaseGrant, Serving
 from asyncrl.transport.messages.scaling import Drain, Drained, Gone

@@ -1,4 +1,4 @@
-"""Leases, grants, groups and failures, on real sockets: scripted generators and the real ReplayClient."""
+"""Leases, grants, groups and failures, on real sockets: scripted generators and the real LearnerClient."""
 
 import math
 

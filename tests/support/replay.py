@@ -1,4 +1,4 @@
-"""A real ReplayServer in a thread, scripted generators and the real ReplayClient on real sockets."""
+"""A real ReplayServer in a thread, scripted generators and the real LearnerClient on real sockets."""
 
 import tempfile
 import threading
@@ -14,8 +14,8 @@ from asyncrl.errors import RunError
 from asyncrl.ledger.ledger import Ledger
 from asyncrl.ledger.staleness_controller import StalenessController
 from asyncrl.ledger.store import LedgerStore
-from asyncrl.replay.client import ReplayClient
 from asyncrl.replay.evaluation import Evaluation, first_lease_id
+from asyncrl.replay.learner_client import LearnerClient
 from asyncrl.replay.server import ReplayServer
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.control_server import ControlServer
@@ -131,8 +131,8 @@ def generator(served: Served, name: str = "generator-0", credit: int = 2) -> Ite
 
 
 @contextmanager
-def learner(served: Served) -> Iterator[ReplayClient]:
-    client = ReplayClient("learner-0", served.network, served.endpoint, threading.Event())
+def learner(served: Served) -> Iterator[LearnerClient]:
+    client = LearnerClient("learner-0", served.network, served.endpoint, threading.Event())
     try:
         yield client
     finally:

@@ -22,7 +22,7 @@ from asyncrl.learn.publisher import Publisher
 from asyncrl.publish.groups import nccl as nccl_group
 from asyncrl.publish.vllm.receiver import VllmReceiver
 from asyncrl.publish.vllm.staging import Staging
-from asyncrl.replay.client import ReplayClient
+from asyncrl.replay.learner_client import LearnerClient
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages.rollouts import Hello, Serving
 from bench.support.generators import GeneratorProcess
@@ -42,7 +42,7 @@ def publishing(
     """Learner rank 0's thread, and its link, whose `stopping` the test may set."""
     config.publish.engine, config.publish.transport = "broadcast", transport
     link = ControlLink("learner-0", served.network, served.control.endpoint, 600.0, 600.0)
-    client = ReplayClient("learner-0-publisher", served.network, served.endpoint, link.stopping)
+    client = LearnerClient("learner-0-publisher", served.network, served.endpoint, link.stopping)
     publisher = Publisher(config, served.network, client, link, metas)
     try:
         yield PublishThread(publisher, link, PATIENCE_S, beside_training=transport == "gloo"), link

@@ -31,7 +31,7 @@ POLL_MS = 200
 MEMBERS_INTERVAL_S = 0.25
 
 
-class ReplayClient:
+class LearnerClient:
     """One DEALER, one question at a time, for one thread.
 
     After replay has restarted, the client repeats its open question and gets the same answer.
