@@ -25,7 +25,8 @@ from asyncrl.generate.finished_completions import Finished, finished_before
 from asyncrl.generate.publish_server import PublishServer
 from asyncrl.generate.rollout import RollOut
 from asyncrl.transport.control_link import ControlLink
-from asyncrl.transport.messages.rollouts import Ack, CompletionDone, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
+from asyncrl.transport.messages.base import Ack
+from asyncrl.transport.messages.rollouts import CompletionDone, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import Handshakes
 from asyncrl.transport.wire import Frame, decode, encode, group_to_wire

@@ -23,9 +23,9 @@ from asyncrl.replay.failed_prompts import FailedPrompts
 from asyncrl.replay.kept_completions import KeptCompletions
 from asyncrl.replay.membership import Membership
 from asyncrl.transport.control_link import ControlLink
+from asyncrl.transport.messages.base import Ack
 from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.messages.rollouts import (
-    Ack,
     CompletionDone,
     GroupDone,
     GroupHeader,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import zmq
 
 from asyncrl.errors import DeadlineError, RunStopping, WireError
+from asyncrl.transport.messages.base import Ack
 from asyncrl.transport.messages.learning import (
     BatchReply,
     BatchRequest,
@@ -21,7 +22,6 @@ from asyncrl.transport.messages.learning import (
     Newcomers,
     Published,
 )
-from asyncrl.transport.messages.rollouts import Ack
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import Network, connect_watched
 from asyncrl.transport.wire import FRAMES_PER_GROUP, Frame, decode, encode

@@ -14,6 +14,7 @@ from asyncrl.replay.evaluation import Evaluation
 from asyncrl.replay.generator_exits import GeneratorExits
 from asyncrl.replay.membership import Membership
 from asyncrl.transport.control_link import ControlLink
+from asyncrl.transport.messages.base import Ack
 from asyncrl.transport.messages.learning import (
     BatchReply,
     BatchRequest,
@@ -25,7 +26,6 @@ from asyncrl.transport.messages.learning import (
     Newcomers,
     Published,
 )
-from asyncrl.transport.messages.rollouts import Ack
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.messages.supervision import EvalRow
 from asyncrl.transport.wire import Frame

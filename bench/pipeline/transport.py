@@ -35,7 +35,8 @@ from asyncrl.replay.learner_client import LearnerClient
 from asyncrl.replay.server import ReplayServer
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.control_server import ControlServer
-from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseGrant, Serving
+from asyncrl.transport.messages.base import Ack
+from asyncrl.transport.messages.rollouts import GroupDone, Hello, LeaseGrant, Serving
 from asyncrl.transport.sockets import Keys, Network, bind, connect
 from asyncrl.transport.wire import check_group, decode, encode, group_to_wire
 from asyncrl.types import Prompt

@@ -8,13 +8,13 @@ import zmq
 from asyncrl.errors import DeadlineError, PublishError, RunStopping
 from asyncrl.ledger.staleness_controller import WINDOW
 from asyncrl.replay.learner_client import LearnerClient
+from asyncrl.transport.messages.base import Ack
 from asyncrl.transport.messages.learning import (
     BatchReply,
     BatchRequest,
     Newcomers,
     Published,
 )
-from asyncrl.transport.messages.rollouts import Ack
 from asyncrl.transport.sockets import Network
 from asyncrl.transport.wire import group_from_wire
 from tests.support.replay import (

@@ -13,7 +13,8 @@ from asyncrl.errors import DataError, RunError
 from asyncrl.ledger.records import PromptRecord
 from asyncrl.ledger.store import LedgerStore, StoredGroup
 from asyncrl.replay.learner_client import LearnerClient
-from asyncrl.transport.messages.rollouts import Ack, Hello
+from asyncrl.transport.messages.base import Ack
+from asyncrl.transport.messages.rollouts import Hello
 from asyncrl.transport.messages.supervision import Note
 from asyncrl.transport.sockets import Network
 from asyncrl.transport.wire import group_to_wire
