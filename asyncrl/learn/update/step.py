@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.config.reward_labels import reward_weights
 from asyncrl.config.schema import Config
 from asyncrl.learn.policy.model import BaseOfPolicy, PolicyModel, load_policy, load_reference, move_towards
@@ -165,12 +166,12 @@ class Learner:
             group["lr"] = learning_rate(self.update, learner, self.num_warmup, self.num_updates)
         self.update += 1
         tokens.begin_update()
-        algorithm = self.config.algorithm
+        algorithm = self.entropy.apply(self.config.algorithm)
         known = known_before_backward(self.forward, self.policy, mini_batch, proximal, algorithm, progress)
         for position, micro_batch in enumerate(self.forward.micro_batches(mini_batch, sequences)):
             keep_gathered(self.policy, learner.keep_gathered, is_last=micro_batch.is_last)
             of_micro_batch = None if proximal is None else proximal[position]
-            self._backward(micro_batch, of_micro_batch, progress, known, tokens)
+            self._backward(micro_batch, of_micro_batch, algorithm, progress, known, tokens)
         if not sequences:
             return math.nan
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), learner.max_grad_norm)
@@ -189,18 +190,24 @@ class Learner:
         return grad_norm
 
     def _backward(
-        self, micro_batch: MicroBatch, proximal: Tensor | None, progress: float, known: Known, tokens: TokenMetrics
+        self,
+        micro_batch: MicroBatch,
+        proximal: Tensor | None,
+        algorithm: AlgorithmConfig,
+        progress: float,
+        known: Known,
+        tokens: TokenMetrics,
     ) -> None:
         """Forward and backward; the gradients add up, reduced and sharded after each micro-batch to save memory."""
         reference_logprobs = None
-        if self.reference is not None and self.config.algorithm.kl_in == "loss":
+        if self.reference is not None and algorithm.kl_in == "loss":
             reference_logprobs = self.forward.logprobs(self.reference, micro_batch)
         logprobs, entropy = self.forward.run(self.policy, micro_batch)
         losses, stats = objective(
             logprobs,
             entropy,
             micro_batch.actions,
-            self.entropy.apply(self.config.algorithm),
+            algorithm,
             reference_logprobs=reference_logprobs,
             proximal_logprobs=proximal,
             progress=progress,
