@@ -162,7 +162,7 @@ class GeneratorRequests:
         lacks_signal = self._refills and not self._has_signal(header)
         outcome = self._ledger.complete(lease_id, int(versions.min()), not lacks_signal, _solved(header))
         if outcome is not None:
-            self._kept.forget([index])
+            self._kept.forget(index)
             self._counters.count_unscored(header)
         if outcome == "queued":
             self._store.put(index, StoredGroup(header, list(frames)))
@@ -186,7 +186,6 @@ class GeneratorRequests:
 
     def _train_grant(self, generator: str, now_s: float) -> tuple[LeaseGrant | None, list[Frame]]:
         """The next prompt with what is kept of it, but for what is over the bound already, as a straggler may be."""
-        self._kept.forget(self._ledger.quarantined)
         lease = self._ledger.lease(generator, now_s)
         if lease is None:
             return None, []

@@ -151,7 +151,7 @@ class LedgerMachine(LedgerInvariants, RuleBasedStateMachine):
             assert outcome is None
             return
         self.valid.pop(index, None)
-        self.kept.forget([index])
+        self.kept.forget(index)
         self.kept_of.pop(index, None)
         self.solved[index], self.came_back_at[index] = solved, self.step
         if not rewards_differ and index in self.first_drawn_of_step():
