@@ -175,7 +175,7 @@ class Ledger:
     def expire(self, now_s: float) -> list[tuple[LeaseRecord, Failure]]:
         """Takes back the leases whose deadline has passed; the prompts go to the next generator that asks."""
         late = self.leases.late(now_s)
-        return [(lease, self._failed(lease, f"{lease.generator} did not answer in time")) for lease in late]
+        return [(lease, self._failed(lease, lease.why_late)) for lease in late]
 
     def release(self, generator: str, kept: Collection[int] = ()) -> list[LeaseRecord]:
         """Takes back a generator's leases, except those whose ids it says it still has."""

@@ -28,6 +28,11 @@ class LeaseRecord:
     deadline_s: float
     """On the caller's clock."""
 
+    @property
+    def why_late(self) -> str:
+        """The reason of its failure once the deadline has passed."""
+        return f"{self.generator} did not answer in time"
+
 
 @dataclass(frozen=True)
 class PromptRecord:

@@ -121,7 +121,7 @@ class GeneratorRequests:
             RunError: more prompts are quarantined than replay.max_quarantined.
         """
         for lease, outcome in self._ledger.expire(now_s):
-            self._failed_prompts.prompt_failed(lease.index, outcome, f"{lease.generator} did not answer in time")
+            self._failed_prompts.prompt_failed(lease.index, outcome, lease.why_late)
         self._evaluation.expire(now_s)
 
     def _join(self, sender: str, hello: Hello) -> None:
