@@ -67,7 +67,7 @@ class BatchAssembly:
         return stale
 
     def mark_ended(self, index: int) -> None:
-        """The prompt is in a batch, filtered or quarantined."""
+        """The prompt is in a batch, filtered, quarantined or skipped."""
         self._ended_above.add(index)
         while self.low in self._ended_above:
             self._ended_above.remove(self.low)

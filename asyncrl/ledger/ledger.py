@@ -33,7 +33,8 @@ class Ledger:
     Args:
         batch_size: B.
         max_staleness: η; `admission.eta` may be set lower later.
-        num_steps: the run's length; num_steps·B prompts are drawn, and replacements of those filtered and quarantined.
+        num_steps: the run's length; num_steps·B prompts are drawn, and replacements of those filtered, quarantined and
+            skipped.
         stragglers: what happens to prompts that come back late, see `records.Stragglers`.
         window: with stragglers=window, how many prompts may be trained before one that was drawn before them.
         lease_timeout_s: a lease not answered by then is taken back.

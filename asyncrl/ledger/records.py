@@ -70,7 +70,7 @@ class LedgerSnapshot:
     placed: list[int] = field(default_factory=list)
     """Those of them that are in a batch."""
     drawn_to: int = 0
-    """Every admission index below has been drawn."""
+    """Every admission index below has been drawn or skipped."""
     records: list[PromptRecord] = field(default_factory=list)
     """The prompts in hand."""
     num_filtered: int = 0
