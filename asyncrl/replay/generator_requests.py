@@ -222,6 +222,7 @@ def train_grant(lease: LeaseRecord, prompt: Prompt, config: Config) -> LeaseGran
 def _sampling_seed(run_seed: int, index: int) -> int:
     """A seed per prompt draw that depends on the run's seed and the draw alone.
 
-    Completion i of the group has this seed + i, whether its group is one request or each completion has its own.
+    Completion i of the group has this seed + i, whether its group is one request or each completion has its own. An
+    episode makes one of it for each turn (`generate/episodes.py`).
     """
     return (run_seed * 1_000_003 + index * 7_919 + 12_345) % (1 << 62)
