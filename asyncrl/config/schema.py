@@ -218,7 +218,7 @@ class RunConfig:
     eval_temperature: float = 0.0
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     """Where the rows of metrics.jsonl go as well: tensorboard, wandb (the extra `wandb`; WANDB_MODE=offline needs no
-    login)."""
+    login), trackio (the extra `trackio`; a file of this machine)."""
     prometheus_port: int | None = None
     """TCP port on 127.0.0.1 where the launcher answers Prometheus (the extra `prometheus`); null = none."""
     startup_timeout_s: float = 600.0

@@ -2,10 +2,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import socket
+import sqlite3
 import struct
+import subprocess
+import sys
 import time
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +22,7 @@ from asyncrl.run.metrics import MetricsWriter
 from asyncrl.run.trackers import open as opening
 from asyncrl.run.trackers.open import check_trackers, open_trackers
 from asyncrl.run.trackers.prometheus import PrometheusEndpoint
+from tests.support.launch import ROOT
 
 
 def config(*overrides: str) -> Config:
@@ -62,7 +68,11 @@ def test_a_prometheus_port_in_use_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "package", "extra"),
-    [("run.trackers=[wandb]", "wandb", "wandb"), ("run.prometheus_port=9000", "prometheus_client", "prometheus")],
+    [
+        ("run.trackers=[wandb]", "wandb", "wandb"),
+        ("run.trackers=[trackio]", "trackio", "trackio"),
+        ("run.prometheus_port=9000", "prometheus_client", "prometheus"),
+    ],
 )
 def test_a_tracker_whose_package_is_missing_is_refused_with_its_extra(
     setting: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
@@ -92,6 +102,37 @@ def test_wandb_offline_gets_the_same_names_and_no_key_and_a_resumed_run_keeps_it
     assert [record["reward/mean"] for record in records] == [0.0, 0.25, 0.5]
     assert records[0]["staleness/histogram.values"] == [3, 1]
     assert len({file.stem for file in tmp_path.glob("wandb/offline-run-*/*.wandb")}) == 1
+
+
+def test_trackio_gets_the_same_names_in_a_file_and_a_resumed_run_goes_on_with_its_own(tmp_path: Path) -> None:
+    launch = """if True:
+        import sys
+        from pathlib import Path
+        from asyncrl.run.metrics import MetricsWriter
+        from asyncrl.run.trackers.open import open_trackers
+        from tests.run.test_trackers import config
+        run_dir, resume_after, *steps = [Path(sys.argv[1]), *map(int, sys.argv[2:])]
+        run_dir.mkdir(exist_ok=True)
+        writer = MetricsWriter(run_dir, open_trackers(config("run.trackers=[trackio]"), run_dir, resume_after or None))
+        for step in steps:
+            writer.write(step, {"reward/mean": step / 4, "staleness/histogram": [3, 1], "sample/train": "1+1=2"})
+        writer.close()
+    """
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
+    for resume_after, steps in ((0, ("0", "1")), (1, ("2",))):
+        command = [sys.executable, "-c", launch, str(tmp_path / "run-a"), str(resume_after), *steps]
+        done = subprocess.run(
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        )
+        assert done.stdout == ""
+    with closing(sqlite3.connect(tmp_path / "trackio" / "asyncrl.db")) as db:
+        rows = db.execute("SELECT run_id, run_name, step, metrics FROM metrics ORDER BY id").fetchall()
+    assert [(name, step) for _, name, step, _ in rows] == [("run-a", 0), ("run-a", 1), ("run-a", 2)]
+    assert len({run_id for run_id, *_ in rows}) == 1
+    metrics = [json.loads(row[-1]) for row in rows]
+    assert [row["reward/mean"] for row in metrics] == [0.0, 0.25, 0.5]
+    assert metrics[0]["sample/train"] == "1+1=2"
+    assert metrics[0]["staleness/histogram"]["values"] == [3, 1]
 
 
 def logged(file: Path) -> list[dict]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncrl.config.schema import Config
 
-TRACKERS = ("tensorboard", "wandb")
+TRACKERS = ("tensorboard", "wandb", "trackio")
 MAX_PORT = 65535
 
 

@@ -1,1 +1,1 @@
-"""Where a run's figures go beside metrics.jsonl: TensorBoard, Weights & Biases, Prometheus."""
+"""Where a run's figures go beside metrics.jsonl: TensorBoard, Weights & Biases, Trackio, Prometheus."""

@@ -18,7 +18,7 @@ def check_trackers(run: RunConfig) -> None:
     Raises:
         ConfigError: names the key, and the extra that brings the package.
     """
-    needed = {"run.trackers: wandb": ("wandb", "wandb" in run.trackers)}
+    needed = {f"run.trackers: {name}": (name, name in run.trackers) for name in ("wandb", "trackio")}
     needed["run.prometheus_port"] = ("prometheus_client", run.prometheus_port is not None)
     for key, (package, is_asked_for) in needed.items():
         if is_asked_for and find_spec(package) is None:
@@ -46,6 +46,11 @@ def open_trackers(config: Config, run_dir: Path, resume_after: int | None) -> li
             from asyncrl.run.trackers.weights_and_biases import WeightsAndBiases
 
             trackers.append(WeightsAndBiases(run_dir, config))
+            opened.callback(trackers[-1].close)
+        if "trackio" in config.run.trackers:
+            from asyncrl.run.trackers.trackio import Trackio
+
+            trackers.append(Trackio(run_dir, config, is_resumed=resume_after is not None))
             opened.callback(trackers[-1].close)
         if "tensorboard" in config.run.trackers:
             from asyncrl.run.trackers.tensorboard import TensorBoard
