@@ -83,7 +83,8 @@ class PolicyModel(nn.Module):
         Args:
             input_ids: [N, S] int64.
             position_ids: [N, S] int64; without a mask, each restart at 0 begins a sequence that sees only itself.
-            attention_mask: [N, S] int64, [N, 1, S, S] bool, or None for packed sequences (then N = 1).
+            attention_mask: [N, 1, S, S] bool, who sees whom. None = causal, over rows of one sequence each, padded or
+                not, or over packed sequences (then N = 1).
             indices: [T] int64 into the flattened [N · S]: the position whose output predicts the target.
             targets: [T] int64.
             temperature: divides the logits.
