@@ -224,7 +224,7 @@ def _reference(config: Config, mesh: DeviceMesh, policy: PolicyModel) -> PolicyM
         return None
     if config.lora.rank is not None:
         return BaseOfPolicy(policy)
-    return load_reference(config.model, mesh, offload=config.learner.offload_reference)
+    return load_reference(config.model, mesh, config.learner)
 
 
 def _layout(policy: PolicyModel, device: torch.device) -> Layout:
