@@ -30,7 +30,6 @@ from asyncrl.config.schema import GeneratorConfig, PublishConfig
 from asyncrl.data.tiny_tokenizer import build_tokenizer
 from asyncrl.generate.engines.base import Sampling
 from asyncrl.publish import receiver, sender
-from asyncrl.publish.delta import decode, encode
 from asyncrl.publish.gather import metas
 from asyncrl.publish.session import PublishSession
 from asyncrl.publish.vllm import staged_layer, staging
@@ -248,53 +247,13 @@ def measure(model_mb: int, parts: int, engine: str, staged: bool, publishes: int
     )
 
 
-@dataclass
-class DeltaRow:
-    """Deltas of 16 million weights, N(0, 0.02²), under AdamW with random gradients: medians over the updates."""
-
-    lr: float
-    updates: int
-    changed: float
-    """Share of the bfloat16 weights that an update changes."""
-    ratio: float
-    """Bytes of the whole ÷ bytes of the delta."""
-    encode_gb_per_s: float
-    decode_gb_per_s: float
-
-
-def measure_delta(lr: float, updates: int) -> DeltaRow:
-    torch.manual_seed(0)
-    weights = torch.nn.Parameter(0.02 * torch.randn(1 << 24))
-    optimizer = torch.optim.AdamW([weights], lr=lr, weight_decay=0.0)
-    held, figures = weights.detach().bfloat16(), []
-    for _ in range(updates):
-        weights.grad = torch.randn_like(weights)
-        optimizer.step()
-        new = weights.detach().bfloat16()
-        changed = (held != new).float().mean().item()
-        start_s = time.perf_counter()
-        encoded = encode(held.view(torch.uint8), new.view(torch.uint8))
-        encoded_s = time.perf_counter()
-        decode(encoded, held.view(torch.uint8))
-        decoded_s = time.perf_counter()
-        assert torch.equal(held, new), "a delta that is not exact"
-        gigabytes = new.nbytes / 1e9
-        rates = (gigabytes / (encoded_s - start_s), gigabytes / (decoded_s - encoded_s))
-        figures.append((changed, new.nbytes / encoded.numel(), *rates))
-    return DeltaRow(lr, updates, *(statistics.median(column) for column in zip(*figures, strict=True)))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--delta", action="store_true", help="only the deltas, without an engine")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 16, 128], choices=sorted(MODELS), help="MB")
     parser.add_argument("--publishes", type=int, default=5)
     parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="writes each figure as a row")
     arguments = parser.parse_args()
-    if arguments.delta:
-        print(json.dumps(asdict(measure_delta(lr=1e-6, updates=50))))
-        return
     parts = arguments.tensor_parallel
     engines = [("broadcast", True), ("broadcast", False)] if parts == 1 else [("broadcast", True), ("sliced", True)]
     measured = []
