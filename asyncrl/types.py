@@ -1,4 +1,4 @@
-"""What flows: prompt → lease → group → batch → version. Plain data, numpy arrays, no behaviour beyond views.
+"""What flows: prompt → lease → group → batch → version. Plain data, numpy arrays, and a few functions on them.
 
 Legend for shapes: G completions of one group, L_i tokens of completion i, T = Σ L_i, B groups of one batch.
 

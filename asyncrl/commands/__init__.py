@@ -1,1 +1,1 @@
-"""What the commands do: launch, check, scale, export, and how a run is resumed."""
+"""What the commands launch, check, scale, export, simulate and plan do, and how a run is resumed."""

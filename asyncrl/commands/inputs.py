@@ -15,10 +15,10 @@ from asyncrl.config.data import MIXTURE, DataConfig, MixtureSet
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import Config
 from asyncrl.data.arithmetic import arithmetic_rows, forget_carries
-from asyncrl.data.files import Split, split_files
 from asyncrl.data.hub import HUB_PREFIX, hub_folder
 from asyncrl.data.prompts import save_prompts, tokenize_prompts
-from asyncrl.data.read import Columns, Row, read_rows
+from asyncrl.data.rows import Columns, Row, read_rows
+from asyncrl.data.splits import Split, split_files
 from asyncrl.data.tiny_model import build_tiny_model, tiny_model_shape
 from asyncrl.environments.resolve import environment_rows
 from asyncrl.errors import ConfigError, DataError

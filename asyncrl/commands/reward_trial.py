@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from asyncrl.config.schema import RewardConfig, RewardTerm
-from asyncrl.data.read import Row
+from asyncrl.data.rows import Row
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.rewards.final_answer import final_number
 from asyncrl.rewards.functions import BUILT_IN

@@ -121,6 +121,8 @@ class LearnerConfig:
     checkpointing_keeps: str = "nothing"
     """With gradient_checkpointing, what is not computed again: nothing | attention (its outputs) | matmuls (also those
     of the linear layers)."""
+    compile: bool = False
+    """torch.compile of each decoder layer (it needs a C++ compiler). The first steps take a minute or more longer."""
     keep_gathered: str = "nothing"
     """What each rank holds whole from one micro-batch of an update to the next: nothing (least memory) | gradients
     (reduced once an update) | all (weights too, gathered once an update)."""

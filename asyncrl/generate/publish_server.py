@@ -44,7 +44,7 @@ class PublishServer:
         """Who came without the run's keys."""
         self._engine = engine
         self.version = -1
-        self.activity = Utilization()
+        self.utilization = Utilization()
         """Told of pauses here, and of leases by the worker."""
         self.served = asyncio.Event()
         """Set once a first version is served."""
@@ -109,12 +109,12 @@ class PublishServer:
     async def _switch(self, message: Switch) -> float:
         """Completes even if the learner dies. When it fails, generation stands still until a switch succeeds."""
         await self._engine.pause(message.recompute_kv)
-        self.activity.pause()
+        self.utilization.pause()
         start_s = time.perf_counter()
         await self._engine.update(message.update_info)
         await self._engine.resume(message.version)
         stall_s = time.perf_counter() - start_s
-        self.activity.resume()
+        self.utilization.resume()
         self.version = message.version
         self.served.set()
         return stall_s

@@ -25,7 +25,8 @@ from asyncrl.generate.finished_completions import Finished, finished_before
 from asyncrl.generate.publish_server import PublishServer
 from asyncrl.generate.rollout import RollOut
 from asyncrl.transport.control_link import ControlLink
-from asyncrl.transport.messages.rollouts import Ack, CompletionDone, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
+from asyncrl.transport.messages.base import Ack
+from asyncrl.transport.messages.rollouts import CompletionDone, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import Handshakes
 from asyncrl.transport.wire import Frame, decode, encode, group_to_wire
@@ -63,7 +64,7 @@ class GeneratorWorker:
         self._roll_out = roll_out
         self._replay = replay
         self._publish_server = publish_server
-        self._activity = publish_server.activity
+        self._utilization = publish_server.utilization
         self._link = link
         self._handshakes = handshakes
         self._control_endpoint = ""
@@ -152,7 +153,7 @@ class GeneratorWorker:
         num_tokens = 0
         if grant.kind == "train":
             self._finished[grant.lease_id] = finished
-        self._activity.lease_begins()
+        self._utilization.lease_begins()
         try:
             async with asyncio.timeout(grant.timeout_s):
                 group, unscored = await self._roll_out(grant, finished)
@@ -166,7 +167,7 @@ class GeneratorWorker:
             return
         finally:
             self._finished.pop(grant.lease_id, None)
-            self._activity.lease_ends(num_tokens)
+            self._utilization.lease_ends(num_tokens)
         if unscored:
             self._link.note(
                 f"{row_name(grant.row, grant.data_set)}: {len(unscored)} of {group.size} completions without a reward: "
@@ -190,10 +191,10 @@ class GeneratorWorker:
         """
         await self._publish_server.served.wait()
         await self._replay.send_multipart(encode(Serving()))
-        before = self._activity.totals
+        before = self._utilization.totals
         while True:
             await asyncio.sleep(STATS_INTERVAL_S)
-            now = self._activity.totals
+            now = self._utilization.totals
             elapsed_s = now.elapsed_s - before.elapsed_s
             working_s = now.busy_s + now.paused_s - before.busy_s - before.paused_s
             self._link.metrics(
@@ -208,7 +209,7 @@ class GeneratorWorker:
                 }
             )
             before = now
-            num_leases = self._activity.num_leases
+            num_leases = self._utilization.num_leases
             self._link.phase(f"generating, {num_leases} prompts" if num_leases else "idle: no leases")
 
     async def _until_stopped(self) -> None:

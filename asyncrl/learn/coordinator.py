@@ -1,7 +1,7 @@
 """What learner rank 0 does for all ranks: it talks to replay, publishes versions and waits for evaluations.
 
-`Rank0` does these things. `OtherRank` is its twin on every other rank and does none of them, so that the loop of a rank
-(`worker.py`) reads the same on all. Where ranks must agree on an answer, the loop broadcasts rank 0's.
+`Rank0` does these things. Every other rank has a plain `Coordinator`, which does none of them, so that the loop of a
+rank (`worker.py`) reads the same on all. Where ranks must agree on an answer, the loop broadcasts rank 0's.
 
 Consumes   batches, members and evaluations from replay.
 Produces   versions for the publish thread; news of versions and checkpoints for replay; rows for the launcher.
@@ -15,14 +15,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
 
 import torch
 
 from asyncrl.config.schema import Config
 from asyncrl.errors import RunStopping
 from asyncrl.learn.publish_thread import PublishThread
-from asyncrl.replay.client import ReplayClient
+from asyncrl.replay.learner_client import LearnerClient
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages.base import MetricValue
 from asyncrl.transport.messages.learning import BatchReply
@@ -35,20 +34,23 @@ STOPPING = -1
 """Instead of a step: the run is to end."""
 
 
-class Coordinator(Protocol):
-    """What the loop of a rank asks for; only rank 0 does more than nothing."""
+class Coordinator:
+    """What the loop of a rank asks for. This one does nothing, for every rank but 0: rank 0 answers for it."""
 
-    publishes: bool
+    publishes = False
     """This rank keeps the whole tensors that a publish gathers."""
 
     def next_step(self) -> int:
         """The first step whose batch has not been taken, or STOPPING."""
+        return STOPPING
 
     def wait_for_generators(self, num_generators: int) -> bool:
         """Until so many have come up. False: the run is stopping."""
+        return False
 
     def batch(self, step: int, effective_sample_size: float | None) -> tuple[BatchReply, Sequence[Frame]] | None:
         """The batch of this step as replay sends it, or None to stop."""
+        return None
 
     def publish(self, version: int, tensors: dict[str, torch.Tensor], evaluate: bool) -> None:
         """Hands a version to the publish thread, which must be idle. `evaluate` asks for its evaluation."""
@@ -57,10 +59,15 @@ class Coordinator(Protocol):
         """Until every generator serves the version that was handed over last, or the run is stopping."""
 
     def take_back(self) -> dict[str, torch.Tensor]:
-        """The tensors of the last version, to be written over with the next; empty where they are still needed."""
+        """Waits as `wait_for_publish`. Then the tensors of that version, to be written over with the next.
+
+        Empty where they are still needed.
+        """
+        return {}
 
     def publish_figures(self) -> dict[str, float]:
         """Of the last version that was published."""
+        return {}
 
     def evaluate(self, version: int) -> None:
         """Waits for the evaluation, so that it sees one policy alone."""
@@ -78,8 +85,8 @@ class Coordinator(Protocol):
         """After the last publish; the thread and the sockets end."""
 
 
-class Rank0:
-    """The coordinator itself.
+class Rank0(Coordinator):
+    """The one that does these things.
 
     Args:
         replay: of the main thread; the publish thread has one of its own.
@@ -87,10 +94,10 @@ class Rank0:
 
     publishes = True
 
-    def __init__(self, config: Config, replay: ReplayClient, publisher: PublishThread, link: ControlLink) -> None:
+    def __init__(self, config: Config, replay: LearnerClient, publish_thread: PublishThread, link: ControlLink) -> None:
         self._config = config
         self._replay = replay
-        self._publisher = publisher
+        self._publish_thread = publish_thread
         self._link = link
 
     def next_step(self) -> int:
@@ -110,7 +117,7 @@ class Rank0:
     def batch(self, step: int, effective_sample_size: float | None) -> tuple[BatchReply, Sequence[Frame]] | None:
         if self._link.stopping.is_set():
             return None
-        self._watch_publisher(f"waiting for the batch of step {step}")
+        self._watch_publish(f"waiting for the batch of step {step}")
         try:
             return self._replay.batch(step, self._config.run.step_timeout_s, effective_sample_size)
         except RunStopping:
@@ -118,19 +125,20 @@ class Rank0:
             return None
 
     def publish(self, version: int, tensors: dict[str, torch.Tensor], evaluate: bool) -> None:
-        self._publisher.publish(version, tensors, evaluate)
+        self._publish_thread.publish(version, tensors, evaluate)
 
     def wait_for_publish(self) -> None:
-        self._publisher.wait()
+        self._publish_thread.wait()
 
     def take_back(self) -> dict[str, torch.Tensor]:
-        return self._publisher.take_back()
+        self._publish_thread.wait()
+        return self._publish_thread.take_back()
 
     def publish_figures(self) -> dict[str, float]:
-        return self._publisher.figures
+        return self._publish_thread.figures
 
     def evaluate(self, version: int) -> None:
-        self._watch_publisher(f"evaluating version {version}")
+        self._watch_publish(f"evaluating version {version}")
         self._replay.request_evaluation(version)
         try:
             self._replay.wait_for_evaluation(version, self._config.run.step_timeout_s)
@@ -150,52 +158,10 @@ class Rank0:
         self._link.note(text)
 
     def close(self) -> None:
-        self._publisher.close()
+        self._publish_thread.close()
         self._replay.close()
 
-    def _watch_publisher(self, phase: str) -> None:
+    def _watch_publish(self, phase: str) -> None:
         """A publish that fails ends the wait for replay; until then its phase is shown beside ours."""
         self._link.phase(phase)
-        self._replay.while_waiting = partial(self._publisher.check, phase)
-
-
-class OtherRank:
-    """Every rank but 0: rank 0 answers for it."""
-
-    publishes = False
-
-    def next_step(self) -> int:
-        return STOPPING
-
-    def wait_for_generators(self, num_generators: int) -> bool:
-        return False
-
-    def batch(self, step: int, effective_sample_size: float | None) -> tuple[BatchReply, Sequence[Frame]] | None:
-        return None
-
-    def publish(self, version: int, tensors: dict[str, torch.Tensor], evaluate: bool) -> None:
-        pass
-
-    def wait_for_publish(self) -> None:
-        pass
-
-    def take_back(self) -> dict[str, torch.Tensor]:
-        return {}
-
-    def publish_figures(self) -> dict[str, float]:
-        return {}
-
-    def evaluate(self, version: int) -> None:
-        pass
-
-    def checkpointed(self, step: int) -> None:
-        pass
-
-    def report(self, step: int, figures: dict[str, MetricValue]) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+        self._replay.while_waiting = partial(self._publish_thread.check, phase)

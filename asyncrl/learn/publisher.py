@@ -17,7 +17,7 @@ import torch
 from asyncrl.config.schema import Config
 from asyncrl.errors import DeadlineError, PublishError, RunStopping
 from asyncrl.publish.session import PublishSession
-from asyncrl.replay.client import ReplayClient
+from asyncrl.replay.learner_client import LearnerClient
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.sockets import Network
@@ -39,7 +39,7 @@ class Publisher:
         self,
         config: Config,
         network: Network,
-        replay: ReplayClient,
+        replay: LearnerClient,
         link: ControlLink,
         metas: Mapping[str, torch.Tensor],
     ) -> None:

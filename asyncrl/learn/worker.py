@@ -23,7 +23,7 @@ from asyncrl.config.schema import Config
 from asyncrl.learn.batch_broadcast import broadcast_batch, broadcast_from_rank_0
 from asyncrl.learn.checkpoint import load
 from asyncrl.learn.checkpoint_writer import CheckpointWriter
-from asyncrl.learn.coordinator import STOPPING, Coordinator, OtherRank, Rank0
+from asyncrl.learn.coordinator import STOPPING, Coordinator, Rank0
 from asyncrl.learn.out_of_memory import out_of_memory_explained
 from asyncrl.learn.policy.model import compute_dtype
 from asyncrl.learn.publish_thread import PublishThread
@@ -31,7 +31,7 @@ from asyncrl.learn.publisher import Publisher
 from asyncrl.learn.update.step import Learner
 from asyncrl.learn.version_tensors import VersionTensors
 from asyncrl.publish.groups.members import require_members
-from asyncrl.replay.client import ReplayClient
+from asyncrl.replay.learner_client import LearnerClient
 from asyncrl.run.metrics import Row
 from asyncrl.run.trainer_state import TrainerState, checkpoint_dir
 from asyncrl.transport.control_link import ControlLink
@@ -94,7 +94,7 @@ class LearnerWorker:
         self._checkpoints = CheckpointWriter(config.run.step_timeout_s)
         dtype, adapter_alone = compute_dtype(config.model, device_type), config.publish.engine == "adapter"
         self._tensors = VersionTensors(self._learner.policy, dtype, adapter_alone, config.publish.bucket_bytes)
-        self._coordinator: Coordinator = OtherRank()
+        self._coordinator = Coordinator()
         if dist.get_rank() == 0:
             self._coordinator = self._coordinate(network, replay_endpoint)
         self._state = TrainerState()
@@ -107,7 +107,7 @@ class LearnerWorker:
         """Two clients of replay: a socket belongs to one thread."""
         config, link = self._config, self._link
         main, publishing = (
-            ReplayClient(name, network, replay_endpoint, link.stopping)
+            LearnerClient(name, network, replay_endpoint, link.stopping)
             for name in (link.name, f"{link.name}-publisher")
         )
         publisher = Publisher(config, network, publishing, link, self._tensors.metas())
@@ -210,10 +210,10 @@ class LearnerWorker:
     def _publish(self, version: int, evaluate: bool) -> dict[str, float]:
         """Collective: rank 0 waits for the version before, every rank gathers, rank 0 hands this one to its thread."""
         start_s = time.perf_counter()
-        self._coordinator.wait_for_publish()
+        memory = self._coordinator.take_back()
         waited_s = time.perf_counter()
         self._link.phase(f"gathering version {version}")
-        tensors = self._tensors.gather(keep=self._coordinator.publishes, memory=self._coordinator.take_back())
+        tensors = self._tensors.gather(keep=self._coordinator.publishes, memory=memory)
         gathered_s = time.perf_counter()
         self._coordinator.publish(version, tensors, evaluate)
         wait_s = waited_s - start_s + time.perf_counter() - gathered_s

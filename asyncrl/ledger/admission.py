@@ -44,25 +44,26 @@ class Admission:
         """Every index below has been drawn or skipped."""
         self.num_skipped = snapshot.num_skipped
 
-    def is_open(self, num_drawn: int) -> bool:
-        """Whether another prompt may be drawn.
+    def draw(self, num_drawn: int) -> tuple[list[int], int | None]:
+        """Draws a prompt: the indices that the curriculum skips before it, and its own; None while none may be drawn.
 
         Args:
             num_drawn: prompts drawn so far and not dropped.
         """
-        if self.served_version is None:
-            return False
-        limit = admission_limit(self.served_version, self.eta, self._batch_size, self._window)
-        return num_drawn < min(limit, self._num_steps * self._batch_size)
-
-    def draw(self) -> tuple[list[int], int]:
-        """Draws a prompt: the indices that the curriculum skips before it, and its own."""
+        if not self._is_open(num_drawn):
+            return [], None
         skipped = [] if self._curriculum is None else self._skipped(self._curriculum)
         index = self.drawn_to
         if self._curriculum is not None:
             self._curriculum.drawn(index)
         self.drawn_to += 1
         return skipped, index
+
+    def _is_open(self, num_drawn: int) -> bool:
+        if self.served_version is None:
+            return False
+        limit = admission_limit(self.served_version, self.eta, self._batch_size, self._window)
+        return num_drawn < min(limit, self._num_steps * self._batch_size)
 
     def _skipped(self, curriculum: Curriculum) -> list[int]:
         skipped: list[int] = []

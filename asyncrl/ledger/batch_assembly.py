@@ -19,13 +19,13 @@ class BatchAssembly:
         batch_size: B.
         stragglers: wait and window = batches in admission order; else in order of completion.
         snapshot: where to continue.
-        window: with stragglers=window, how many prompts may be trained before one that was drawn before them.
+        window: how many prompts may be trained before one that was drawn before them.
     """
 
     def __init__(self, batch_size: int, stragglers: Stragglers, snapshot: LedgerSnapshot, window: int = 0) -> None:
         self._batch_size = batch_size
         self._in_order = stragglers in ("wait", "window")
-        self._window = window if stragglers == "window" else 0
+        self._window = window
         self.next_step = snapshot.next_step
         """The first step whose batch has not been taken."""
         self.low = snapshot.next_index
@@ -67,7 +67,7 @@ class BatchAssembly:
         return stale
 
     def mark_ended(self, index: int) -> None:
-        """The prompt is in a batch, filtered or quarantined."""
+        """The prompt is in a batch, filtered, quarantined or skipped."""
         self._ended_above.add(index)
         while self.low in self._ended_above:
             self._ended_above.remove(self.low)

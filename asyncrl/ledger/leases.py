@@ -74,7 +74,8 @@ class LeaseTable:
         return index in self._lease_of or index in self._in_line
 
     def close(self, index: int) -> None:
-        """Takes the prompt out of the table: it is neither held nor in line any more."""
+        """Takes the prompt out of the table, with its failures: it is neither held nor in line any more."""
+        self._num_failures.pop(index, None)
         if index in self._in_line:
             self._in_line.remove(index)
             heapq.heapify(self._in_line)
@@ -100,9 +101,6 @@ class LeaseTable:
         """Adds a failure. Returns how many the prompt has."""
         self._num_failures[index] = self.num_failures(index) + 1
         return self._num_failures[index]
-
-    def forget_failures(self, index: int) -> None:
-        self._num_failures.pop(index, None)
 
     # ── who holds what ──
 
@@ -130,13 +128,19 @@ class LeaseTable:
             if generator in (None, lease.generator) and lease.lease_id not in kept
         ]
 
-    def unanswered_lease(self, lease_id: int) -> LeaseRecord | None:
-        return self._unanswered.get(lease_id)
+    def ids_of(self, generator: str) -> set[int]:
+        """The ids of the leases that this generator has not answered."""
+        return {lease.lease_id for lease in self.unanswered(generator)}
 
     def index_of(self, lease_id: int) -> int | None:
         """The admission index of an unanswered lease."""
         lease = self._unanswered.get(lease_id)
         return None if lease is None else lease.index
+
+    def index_held(self, lease_id: int, generator: str) -> int | None:
+        """The admission index of a lease by which this generator still holds its prompt."""
+        lease = self._unanswered.get(lease_id)
+        return lease.index if lease is not None and lease.generator == generator and self.holds(lease) else None
 
     def holder_of(self, index: int) -> str | None:
         """The generator that holds this prompt."""

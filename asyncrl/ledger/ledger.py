@@ -33,7 +33,8 @@ class Ledger:
     Args:
         batch_size: B.
         max_staleness: η; `admission.eta` may be set lower later.
-        num_steps: the run's length; num_steps·B prompts are drawn, and replacements of those filtered and quarantined.
+        num_steps: the run's length; num_steps·B prompts are drawn, and replacements of those filtered, quarantined and
+            skipped.
         stragglers: what happens to prompts that come back late, see `records.Stragglers`.
         window: with stragglers=window, how many prompts may be trained before one that was drawn before them.
         lease_timeout_s: a lease not answered by then is taken back.
@@ -71,14 +72,14 @@ class Ledger:
         self._max_attempts = max_attempts
         self._max_refill_prompts = max_refill_prompts
         self._refill_end = max_refill_prompts if snapshot.refill_end is None else snapshot.refill_end
-        self._leases = LeaseTable(lease_timeout_s, snapshot.next_lease_id)
+        self.leases = LeaseTable(lease_timeout_s, snapshot.next_lease_id)
         self._batches = BatchAssembly(batch_size, stragglers, snapshot, window)
         self.quarantined: dict[int, str] = {}
         self.num_filtered = snapshot.num_filtered
         self.num_requeued = snapshot.num_requeued
         self._changes: dict[int, PromptRecord] = {}
         for record in snapshot.records:
-            self._leases.restore(record, now_s)
+            self.leases.restore(record, now_s)
             if record.state == "quarantined":
                 self.quarantined[record.index] = record.reason or ""
 
@@ -99,7 +100,7 @@ class Ledger:
             "num_filtered": self.num_filtered,
             "num_requeued": self.num_requeued,
             "num_skipped": self.admission.num_skipped,
-            "next_lease_id": self._leases.next_lease_id,
+            "next_lease_id": self.leases.next_lease_id,
             "eta": self.admission.eta,
             "refill_end": self._refill_end,
         }
@@ -114,7 +115,7 @@ class Ledger:
 
     def begin_session(self) -> None:
         """All generators are new: takes back every lease; no version is served."""
-        self._release(self._leases.unanswered())
+        self._release(self.leases.unanswered())
         self.admission.close()
 
     # ── drawing and leasing ──
@@ -124,18 +125,16 @@ class Ledger:
         index = self._next_index()
         if index is None:
             return None
-        lease = self._leases.grant(index, generator, now_s)
-        self._note(PromptRecord(index, "leased", self._leases.num_failures(index), generator, lease.lease_id))
+        lease = self.leases.grant(index, generator, now_s)
+        self._note(PromptRecord(index, "leased", self.leases.num_failures(index), generator, lease.lease_id))
         return lease
 
     def _next_index(self) -> int | None:
-        waiting = self._leases.next_in_line()
+        waiting = self.leases.next_in_line()
         if waiting is not None:
             return waiting
-        in_play = self._leases.num_open + len(self._batches.queued)
-        if not self.admission.is_open(self._batches.num_taken + in_play):
-            return None
-        skipped, drawn = self.admission.draw()
+        in_play = self.leases.num_open + len(self._batches.queued)
+        skipped, drawn = self.admission.draw(self._batches.num_taken + in_play)
         for index in skipped:
             self._note(PromptRecord(index, "skipped"))
             self._batches.mark_ended(index)
@@ -154,81 +153,66 @@ class Ledger:
             first_version: the version that sampled the group's oldest token.
             solved: share of its scored completions that are correct; None = none was scored.
         """
-        lease = self._leases.answer(lease_id)
-        if lease is None or not self._leases.is_open(lease.index):
+        lease = self.leases.answer(lease_id)
+        if lease is None or not self.leases.is_open(lease.index):
             return None
-        self._leases.close(lease.index)
+        self.leases.close(lease.index)
         is_filtered = not rewards_differ and self._max_refill_prompts > 0 and lease.index < self._refill_end
         if self._curriculum is not None and solved is not None:
             self._curriculum.visited(lease.index, solved, is_filtered)
         if is_filtered:
             self.num_filtered += 1
             self._note(PromptRecord(lease.index, "filtered", step=self.next_step, solved=solved))
-            self._end(lease.index)
+            self._batches.mark_ended(lease.index)
             return "filtered"
-        self._leases.forget_failures(lease.index)
         self._note(self._batches.put(lease.index, first_version, solved))
         return "queued"
 
     def fail(self, lease_id: int, reason: str) -> Failure | None:
         """A lease came back without a usable group. None: it had expired, which counted as its failure."""
-        lease = self._leases.answer(lease_id)
-        return self._failed(lease, reason) if lease is not None and self._leases.holds(lease) else None
+        lease = self.leases.answer(lease_id)
+        return self._failed(lease, reason) if lease is not None and self.leases.holds(lease) else None
 
     def expire(self, now_s: float) -> list[tuple[LeaseRecord, Failure]]:
         """Takes back the leases whose deadline has passed; the prompts go to the next generator that asks."""
-        late = self._leases.late(now_s)
-        return [(lease, self._failed(lease, f"{lease.generator} did not answer in time")) for lease in late]
+        late = self.leases.late(now_s)
+        return [(lease, self._failed(lease, lease.why_late)) for lease in late]
 
     def release(self, generator: str, kept: Collection[int] = ()) -> list[LeaseRecord]:
         """Takes back a generator's leases, except those whose ids it says it still has."""
-        return self._release(self._leases.unanswered(generator, kept))
+        return self._release(self.leases.unanswered(generator, kept))
 
     def _release(self, leases: list[LeaseRecord]) -> list[LeaseRecord]:
-        held = [lease for lease in leases if self._leases.holds(lease)]
+        held = [lease for lease in leases if self.leases.holds(lease)]
         for lease in held:
             self._take_back(lease)
-        self._leases.forget(leases)
+        self.leases.forget(leases)
         return held
 
     def generator_died(self, generator: str, reason: str) -> list[tuple[LeaseRecord, Failure]]:
         """Takes back the leases of a generator that died. Each prompt may be the cause, so each counts a failure."""
-        leases = self._leases.unanswered(generator)
-        lost = [(lease, self._failed(lease, reason)) for lease in leases if self._leases.holds(lease)]
-        self._leases.forget(leases)
+        leases = self.leases.unanswered(generator)
+        lost = [(lease, self._failed(lease, reason)) for lease in leases if self.leases.holds(lease)]
+        self.leases.forget(leases)
         return lost
 
-    def index_of(self, lease_id: int) -> int | None:
-        """The admission index of an unanswered lease."""
-        return self._leases.index_of(lease_id)
-
-    def index_held(self, lease_id: int, generator: str) -> int | None:
-        """The admission index of a lease by which this generator still holds its prompt."""
-        lease = self._leases.unanswered_lease(lease_id)
-        holds = lease is not None and lease.generator == generator and self._leases.holds(lease)
-        return lease.index if lease is not None and holds else None
-
-    def leases_of(self, generator: str) -> set[int]:
-        """The ids of the leases that it has not answered."""
-        return {lease.lease_id for lease in self._leases.unanswered(generator)}
-
     def _failed(self, lease: LeaseRecord, reason: str) -> Failure:
-        num_failures = self._leases.count_failure(lease.index)
+        num_failures = self.leases.count_failure(lease.index)
         if num_failures < self._max_attempts:
             self._take_back(lease)
             return "retried"
-        self._leases.close(lease.index)
+        self.leases.close(lease.index)
         self.quarantined[lease.index] = reason
         self._note(PromptRecord(lease.index, "quarantined", num_failures, reason=reason))
-        self._end(lease.index)
+        self._batches.mark_ended(lease.index)
         return "quarantined"
 
     def _take_back(self, lease: LeaseRecord) -> None:
-        self._leases.take_back(lease)
+        self.leases.take_back(lease)
         self._note_waiting(lease.index)
 
     def _note_waiting(self, index: int) -> None:
-        self._note(PromptRecord(index, "waiting", self._leases.num_failures(index)))
+        self._note(PromptRecord(index, "waiting", self.leases.num_failures(index)))
 
     # ── batches and versions ──
 
@@ -246,7 +230,7 @@ class Ledger:
         if self._requeues:
             for index in self._batches.drop_stale(self._max_staleness):
                 self.num_requeued += 1
-                self._leases.line_up(index)
+                self.leases.line_up(index)
                 self._note_waiting(index)
         taken = self._batches.assemble()
         if taken is None:
@@ -263,10 +247,6 @@ class Ledger:
         for record in self._batches.checkpointed(step):
             self._note(record)
 
-    def _end(self, index: int) -> None:
-        self._leases.forget_failures(index)
-        self._batches.mark_ended(index)
-
     # ── figures ──
 
     @property
@@ -278,16 +258,8 @@ class Ledger:
     def num_queued(self) -> int:
         return len(self._batches.queued)
 
-    @property
-    def num_leased(self) -> int:
-        return self._leases.num_held
-
     def missing_for_batch(self) -> list[int]:
         """Which of the B oldest prompts in play have not come back; for messages."""
         queued = self._batches.queued
-        oldest = heapq.nsmallest(self._batch_size, [*self._leases.open_indices, *queued])
+        oldest = heapq.nsmallest(self._batch_size, [*self.leases.open_indices, *queued])
         return [index for index in oldest if index not in queued]
-
-    def holder_of(self, index: int) -> str | None:
-        """The generator that holds this prompt's lease."""
-        return self._leases.holder_of(index)

@@ -28,6 +28,11 @@ class LeaseRecord:
     deadline_s: float
     """On the caller's clock."""
 
+    @property
+    def why_late(self) -> str:
+        """The reason of its failure once the deadline has passed."""
+        return f"{self.generator} did not answer in time"
+
 
 @dataclass(frozen=True)
 class PromptRecord:
@@ -65,7 +70,7 @@ class LedgerSnapshot:
     placed: list[int] = field(default_factory=list)
     """Those of them that are in a batch."""
     drawn_to: int = 0
-    """Every admission index below has been drawn."""
+    """Every admission index below has been drawn or skipped."""
     records: list[PromptRecord] = field(default_factory=list)
     """The prompts in hand."""
     num_filtered: int = 0

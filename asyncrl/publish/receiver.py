@@ -103,11 +103,11 @@ class Receiver:
         self._part, self._num_parts = part, num_parts
         self._pieces = own_pieces(self._slices, weights) if info.sliced else whole_pieces(weights)
         self._buckets = stream_buckets(self._pieces, tensors, info.bucket_bytes)
+        self._device = device_of(info.transport)
+        self._memory = two_buffers(self._buckets, self._device)
         self._changing = changing_slices(self._slices, tensors)
         self._base = empty_base(self._changing, weights)
         self._num_adapter_pieces = len(tensors) - len(weights)
-        self._device = device_of(info.transport)
-        self._memory = two_buffers(self._buckets, self._device)
         # A thread for each group: that of a broken one may hang until its deadline.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._group = self._thread.submit(self._join, info)

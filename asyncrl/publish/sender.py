@@ -22,8 +22,7 @@ from asyncrl.publish.checksum import checksum
 from asyncrl.publish.delta import encode
 from asyncrl.publish.generator_commands import GeneratorCommands
 from asyncrl.publish.groups.base import Group, Transfer, device_of
-from asyncrl.publish.groups.rendezvous import Rendezvous
-from asyncrl.publish.groups.store import new_store_file
+from asyncrl.publish.groups.rendezvous import Rendezvous, new_store_file
 from asyncrl.publish.plan import (
     Piece,
     dtype_name,
@@ -111,9 +110,9 @@ class Sender:
         PublishError: a generator did not join.
     """
 
-    def __init__(self, client: GeneratorCommands, network: Network, config: PublishConfig, metas: Tensors) -> None:
+    def __init__(self, commands: GeneratorCommands, network: Network, config: PublishConfig, metas: Tensors) -> None:
         transport: PublishTransport = "nccl" if config.transport == "nccl" else "gloo"
-        self._client = client
+        self._commands = commands
         self._config = config
         self._delta = config.engine == "delta"
         self._adapter = config.engine == "adapter"
@@ -125,7 +124,7 @@ class Sender:
         info = JoinInfo(
             store_file=store_file,
             rank_offset=1,
-            num_workers=len(client.workers),
+            num_workers=len(commands.workers),
             transport=transport,
             sliced=config.engine != "broadcast",
             delta=self._delta,
@@ -135,12 +134,12 @@ class Sender:
             dtype_names=[dtype_name(tensor.dtype) for tensor in metas.values()],
             shapes=[list(tensor.shape) for tensor in metas.values()],
         )
-        client.join(asdict(info))
-        plans = [rendezvous.plan(rank, who) for rank, who in enumerate(client.workers, start=1)]
+        commands.join(asdict(info))
+        plans = [rendezvous.plan(rank, who) for rank, who in enumerate(commands.workers, start=1)]
         self._streams = []
-        num_streams = client.tensor_parallel if info.sliced else 1
+        num_streams = commands.tensor_parallel if info.sliced else 1
         for part in range(num_streams):
-            workers = client.workers[part::num_streams]
+            workers = commands.workers[part::num_streams]
             pieces = own_pieces(plans[part], metas) if info.sliced else whole_pieces(metas)
             group = rendezvous.group(transport, self._device, group_name(part), 0, 1 + len(workers))
             self._streams.append(_Stream(workers, group, stream_buckets(pieces, metas, config.bucket_bytes)))
@@ -155,11 +154,11 @@ class Sender:
         recompute_kv = self._config.kv_cache == "recompute"
         served, self._served = self._served, None
         if self._config.staged:
-            self._client.stage()
+            self._commands.stage()
             self._transfer(served, tensors)
-            stall_s = self._client.switch(version, {"staged": True}, recompute_kv)
+            stall_s = self._commands.switch(version, {"staged": True}, recompute_kv)
         else:
-            with self._client.switching(version, {"staged": False}, recompute_kv) as switched:
+            with self._commands.switching(version, {"staged": False}, recompute_kv) as switched:
                 self._transfer(served, tensors)
             stall_s = switched.result()
         self._served = tensors if self._delta or self._adapter else None

@@ -111,16 +111,16 @@ class PublishSession:
 
     def _join(self, members: list[Member]) -> None:
         self._members = members
-        self._client = self._new_client()
-        self._sender = Sender(self._client, self._network, self._config, self._metas)
+        self._commands = self._new_commands()
+        self._sender = Sender(self._commands, self._network, self._config, self._metas)
 
     def _leave(self) -> None:
         if self._sender is not None:
             self._sender.shutdown()
-            self._client.close()
+            self._commands.close()
             self._sender = None
 
-    def _new_client(self) -> GeneratorCommands:
+    def _new_commands(self) -> GeneratorCommands:
         """With a name of its own: what a generator answers to the commands of the one before reaches nobody."""
         self._num_groups += 1
         name = f"{self._name}-publish-{self._num_groups}"
@@ -142,12 +142,12 @@ class PublishSession:
     def _break_up(self) -> list[str]:
         """Frees every generator from the group at once, instead of at its deadlines. Returns those that do not answer.
 
-        The client is left to its thread, which may still wait on its sockets.
+        The commands of the group are left to their thread, which may still wait on their sockets.
         """
         assert self._sender is not None
         self._sender.shutdown()
         self._sender = None
-        client = self._new_client()
-        late = client.leave()
-        client.close()
+        commands = self._new_commands()
+        late = commands.leave()
+        commands.close()
         return late

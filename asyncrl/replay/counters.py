@@ -42,7 +42,7 @@ class ReplayCounters:
         """`queue/*` as it stands now."""
         return {
             "queue/depth": float(ledger.num_queued),
-            "queue/leased": float(ledger.num_leased),
+            "queue/leased": float(ledger.leases.num_held),
             "queue/filtered": float(ledger.num_filtered),
             "queue/requeued": float(ledger.num_requeued),
             "queue/skipped": float(ledger.admission.num_skipped),

@@ -1,4 +1,4 @@
-"""What replay reports of failed prompts, and the limit at which they end the run."""
+"""What replay does about failed prompts: what it reports, what it forgets, and the limit at which they end the run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from asyncrl.config.schema import Config
 from asyncrl.errors import FinalError
 from asyncrl.ledger.ledger import Failure, Ledger
 from asyncrl.ledger.records import LeaseRecord
+from asyncrl.replay.kept_completions import KeptCompletions
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.types import Prompt, row_name
 
@@ -17,21 +18,32 @@ class FailedPrompts:
 
     Args:
         draw: admission index → training prompt.
+        kept: what has ended of groups that have not.
     """
 
-    def __init__(self, config: Config, draw: Callable[[int], Prompt], ledger: Ledger, link: ControlLink) -> None:
+    def __init__(
+        self,
+        config: Config,
+        draw: Callable[[int], Prompt],
+        ledger: Ledger,
+        kept: KeptCompletions,
+        link: ControlLink,
+    ) -> None:
         self._config = config
         self._draw = draw
         self._ledger = ledger
+        self._kept = kept
         self._link = link
         self._refill_ran_out = False
 
     def prompt_failed(self, index: int, outcome: Failure, reason: str) -> None:
-        """Reports one failure.
+        """Reports one failure. Of a prompt that is quarantined nothing is kept.
 
         Raises:
             FinalError: more prompts are quarantined than replay.max_quarantined.
         """
+        if outcome == "quarantined":
+            self._kept.forget(index)
         name = self._name(index)
         self._link.note(f"prompt {index} ({name}) {outcome}: {reason}")
         num_quarantined, limit = len(self._ledger.quarantined), self._config.replay.max_quarantined

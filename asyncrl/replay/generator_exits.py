@@ -39,7 +39,7 @@ class GeneratorExits:
         evaluation: Evaluation,
         membership: Membership,
         store: LedgerStore,
-        failures: FailedPrompts,
+        failed_prompts: FailedPrompts,
         link: ControlLink,
         timeout_s: float,
         send_when_durable: Callable[[Send], None],
@@ -48,7 +48,7 @@ class GeneratorExits:
         self._evaluation = evaluation
         self._membership = membership
         self._store = store
-        self._failed_prompts = failures
+        self._failed_prompts = failed_prompts
         self._link = link
         self._timeout_s = timeout_s
         self._send_when_durable = send_when_durable

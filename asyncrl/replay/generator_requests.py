@@ -23,9 +23,9 @@ from asyncrl.replay.failed_prompts import FailedPrompts
 from asyncrl.replay.kept_completions import KeptCompletions
 from asyncrl.replay.membership import Membership
 from asyncrl.transport.control_link import ControlLink
+from asyncrl.transport.messages.base import Ack
 from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.messages.rollouts import (
-    Ack,
     CompletionDone,
     GroupDone,
     GroupHeader,
@@ -93,7 +93,7 @@ class GeneratorRequests:
             case Serving():
                 self._membership.serves(sender)
             case CompletionDone():
-                index = self._ledger.index_held(request.lease_id, sender)
+                index = self._ledger.leases.index_held(request.lease_id, sender)
                 if index is not None:  # else the prompt has gone to another
                     self._kept.keep(index, request, frames)
             case GroupDone():
@@ -121,7 +121,7 @@ class GeneratorRequests:
             RunError: more prompts are quarantined than replay.max_quarantined.
         """
         for lease, outcome in self._ledger.expire(now_s):
-            self._failed_prompts.prompt_failed(lease.index, outcome, f"{lease.generator} did not answer in time")
+            self._failed_prompts.prompt_failed(lease.index, outcome, lease.why_late)
         self._evaluation.expire(now_s)
 
     def _join(self, sender: str, hello: Hello) -> None:
@@ -149,7 +149,7 @@ class GeneratorRequests:
         if self._evaluation.owns(lease_id):
             self._evaluation.complete(lease_id, header, versions)
             return
-        index = self._ledger.index_of(lease_id)
+        index = self._ledger.leases.index_of(lease_id)
         if index is None:
             return  # answered before, or by another generator
         group_size = self._config.algorithm.group_size
@@ -162,7 +162,7 @@ class GeneratorRequests:
         lacks_signal = self._refills and not self._has_signal(header)
         outcome = self._ledger.complete(lease_id, int(versions.min()), not lacks_signal, _solved(header))
         if outcome is not None:
-            self._kept.forget([index])
+            self._kept.forget(index)
             self._counters.count_unscored(header)
         if outcome == "queued":
             self._store.put(index, StoredGroup(header, list(frames)))
@@ -179,14 +179,13 @@ class GeneratorRequests:
             self._evaluation.fail(lease_id)
             self._link.note(f"{generator} failed on a held-out prompt: {reason}")
             return
-        index = self._ledger.index_of(lease_id)
+        index = self._ledger.leases.index_of(lease_id)
         outcome = self._ledger.fail(lease_id, reason)
         if index is not None and outcome is not None:
             self._failed_prompts.prompt_failed(index, outcome, f"{generator}: {reason}")
 
     def _train_grant(self, generator: str, now_s: float) -> tuple[LeaseGrant | None, list[Frame]]:
         """The next prompt with what is kept of it, but for what is over the bound already, as a straggler may be."""
-        self._kept.forget(self._ledger.quarantined)
         lease = self._ledger.lease(generator, now_s)
         if lease is None:
             return None, []
@@ -221,5 +220,9 @@ def train_grant(lease: LeaseRecord, prompt: Prompt, config: Config) -> LeaseGran
 
 
 def _sampling_seed(run_seed: int, index: int) -> int:
-    """A seed per prompt draw that depends on the run's seed and the draw alone (vLLM adds the sample's number)."""
+    """A seed per prompt draw that depends on the run's seed and the draw alone.
+
+    Completion i of the group has this seed + i, whether its group is one request or each completion has its own. An
+    episode makes one of it for each turn (`generate/episodes.py`).
+    """
     return (run_seed * 1_000_003 + index * 7_919 + 12_345) % (1 << 62)

@@ -5,7 +5,7 @@ In memory alone. A replay process that starts again has none of them, until gene
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from asyncrl.errors import WireError
 from asyncrl.ledger.store import StoredGroup
@@ -50,10 +50,9 @@ class KeptCompletions:
         headers = [Kept(position, group.header) for position, group in kept.items()]
         return headers, [frame for group in kept.values() for frame in group.frames]
 
-    def forget(self, indices: Collection[int]) -> None:
-        """These prompts have come back or ended."""
-        for index in indices:
-            self._kept.pop(index, None)
+    def forget(self, index: int) -> None:
+        """The prompt has come back or ended."""
+        self._kept.pop(index, None)
 
     def __len__(self) -> int:
         return sum(map(len, self._kept.values()))

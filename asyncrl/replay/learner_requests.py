@@ -14,6 +14,7 @@ from asyncrl.replay.evaluation import Evaluation
 from asyncrl.replay.generator_exits import GeneratorExits
 from asyncrl.replay.membership import Membership
 from asyncrl.transport.control_link import ControlLink
+from asyncrl.transport.messages.base import Ack
 from asyncrl.transport.messages.learning import (
     BatchReply,
     BatchRequest,
@@ -25,7 +26,6 @@ from asyncrl.transport.messages.learning import (
     Newcomers,
     Published,
 )
-from asyncrl.transport.messages.rollouts import Ack
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.messages.supervision import EvalRow
 from asyncrl.transport.wire import Frame
@@ -129,7 +129,7 @@ class LearnerRequests:
             return "waiting for a generator: none is up"
         if not missing:
             return "waiting for a publish to open admission"
-        holder = self._ledger.holder_of(missing[0]) or "a free generator"
+        holder = self._ledger.leases.holder_of(missing[0]) or "a free generator"
         return f"waiting for prompt {missing[0]} from {holder} and {len(missing) - 1} more"
 
     def _start_evaluation(self, sender: str, version: int) -> None:

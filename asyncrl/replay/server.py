@@ -83,10 +83,10 @@ class ReplayServer:
         self._commits = Commits(store, self._take_changes)
         self._kept = KeptCompletions(config.algorithm.group_size)
         self._counters = ReplayCounters(config.reward.max_failures, store.counters().get("num_unscored", 0))
-        failed_prompts = FailedPrompts(config, draw, ledger, link)
+        failed_prompts = FailedPrompts(config, draw, ledger, self._kept, link)
         self._membership = Membership()
         for member, credit in store.generators():
-            self._membership.restore(member, credit, ledger.leases_of(member.name))
+            self._membership.restore(member, credit, ledger.leases.ids_of(member.name))
         self._generator_requests = GeneratorRequests(
             config,
             draw,

@@ -115,6 +115,8 @@ class RewardPool:
         return Score(reward=reward, correct=scores[0] >= 1, terms=terms)
 
     async def _score_by_judges(self, question: Question, sample: Sample) -> dict[int, float] | RewardFailure:
+        if not self._judges:
+            return {}
         values = sample_values(question, sample)
         try:
             return {place: await judge.score(values) for place, judge in self._judges.items()}

@@ -76,7 +76,7 @@ class Simulation:
             if not self._clock.step():
                 raise RunError(
                     f"the simulated run stands still at {self._clock.now_s:.0f} s, step {self.ledger.next_step}: "
-                    f"{self.ledger.num_queued} groups in the queue, {self.ledger.num_leased} leased, "
+                    f"{self.ledger.num_queued} groups in the queue, {self.ledger.leases.num_held} leased, "
                     f"{self.fleet.num_serving} generators"
                 )
         return SimulatedRun(
@@ -157,7 +157,7 @@ class Simulation:
         self._evaluation.take_result()
 
     def _finish_training(self, group: SampledGroup) -> None:
-        index = self.ledger.index_of(group.lease_id)
+        index = self.ledger.leases.index_of(group.lease_id)
         has_signal = bool(self._rng.random() >= self._setting.workload.no_signal_fraction)
         if self.ledger.complete(group.lease_id, group.first_version, has_signal) == "queued":
             assert index is not None

@@ -27,8 +27,8 @@ import zmq.asyncio
 from asyncrl.config.load import load
 from asyncrl.ledger.from_config import ledger_of
 from asyncrl.ledger.store import LedgerStore
-from asyncrl.replay.client import ReplayClient
 from asyncrl.replay.evaluation import Evaluation
+from asyncrl.replay.learner_client import LearnerClient
 from asyncrl.replay.server import ReplayServer
 from asyncrl.simulate.figures import STEPS_A_VERSION, figures
 from asyncrl.simulate.setting import Setting
@@ -199,7 +199,7 @@ def emulate(setting: Setting) -> Figure:
         thread = threading.Thread(target=server.run)
         thread.start()
         generators = Generators(setting, network, endpoint)
-        clients = [ReplayClient(name, network, endpoint, threading.Event()) for name in ("learner-0", "publisher")]
+        clients = [LearnerClient(name, network, endpoint, threading.Event()) for name in ("learner-0", "publisher")]
         try:
             return _learn(setting, generators, *clients)
         finally:
@@ -214,7 +214,7 @@ def emulate(setting: Setting) -> Figure:
             socket.close(0)
 
 
-def _learn(setting: Setting, generators: Generators, replay: ReplayClient, publisher: ReplayClient) -> Figure:
+def _learn(setting: Setting, generators: Generators, replay: LearnerClient, publisher: LearnerClient) -> Figure:
     """The loop of `learn/worker.py`, asleep where it would compute."""
     timings, config = setting.timings, setting.config
 

@@ -30,12 +30,13 @@ import zmq
 from asyncrl.config.load import load
 from asyncrl.ledger.from_config import ledger_of
 from asyncrl.ledger.store import LedgerStore
-from asyncrl.replay.client import ReplayClient
 from asyncrl.replay.evaluation import Evaluation
+from asyncrl.replay.learner_client import LearnerClient
 from asyncrl.replay.server import ReplayServer
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.control_server import ControlServer
-from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseGrant, Serving
+from asyncrl.transport.messages.base import Ack
+from asyncrl.transport.messages.rollouts import GroupDone, Hello, LeaseGrant, Serving
 from asyncrl.transport.sockets import Keys, Network, bind, connect
 from asyncrl.transport.wire import check_group, decode, encode, group_to_wire
 from asyncrl.types import Prompt
@@ -124,7 +125,7 @@ class Client:
         if server.durability is not None:
             self._socket.send_multipart(encode(Hello("tcp://generator-0", 1, WINDOW)))
             self._socket.send_multipart(encode(Serving()))
-            learner = ReplayClient("learner-0", server.network, endpoint, threading.Event())
+            learner = LearnerClient("learner-0", server.network, endpoint, threading.Event())
             learner.published(0, DEADLINE_MS / 1e3)  # which opens admission
             learner.close()
 

@@ -17,11 +17,11 @@ import torch
 from asyncrl.publish.groups.base import Transfer
 from asyncrl.publish.groups.gloo import GlooGroup
 from asyncrl.publish.groups.nccl import NcclGroup
-from asyncrl.publish.vllm.worker_extension import AsyncrlWeightTransferEngine
+from asyncrl.publish.vllm.receiver import VllmReceiver
 from tests.support import nccl
 
-PHASES = {"rendezvous": "_join", "transfer": "_receive_buckets", "switch": "receive_weights"}
-"""Phase → the method of AsyncrlWeightTransferEngine at whose beginning the worker is held."""
+PHASES = {"rendezvous": "_join", "transfer": "_receive_buckets", "switch": "take_over"}
+"""Phase → the method of VllmReceiver at whose beginning the worker is held."""
 POLL_S = 0.005
 DEADLINE_S = 60.0
 
@@ -29,7 +29,7 @@ DEADLINE_S = 60.0
 def install(name: str, folder: Path) -> None:
     """In the generator's process, before vLLM forks its workers."""
     for phase, method in PHASES.items():
-        setattr(AsyncrlWeightTransferEngine, method, _held_first(name, folder, phase))
+        setattr(VllmReceiver, method, _held_first(name, folder, phase))
     nccl.install()
     for kind in (GlooGroup, NcclGroup):
         kind.broadcast = _flipping(kind.broadcast, folder / f"{name}-flip")  # type: ignore[method-assign]
@@ -66,10 +66,10 @@ def flipped(name: str, folder: Path, *, always: bool) -> Iterator[None]:
 
 
 def _held_first(name: str, folder: Path, phase: str) -> Any:
-    original = getattr(AsyncrlWeightTransferEngine, PHASES[phase])
+    original = getattr(VllmReceiver, PHASES[phase])
     point = folder / f"{name}-{phase}"
 
-    def method(self: AsyncrlWeightTransferEngine, *args: Any) -> Any:
+    def method(self: VllmReceiver, *args: Any) -> Any:
         if point.exists():
             point.with_suffix(".reached").touch()
             while point.exists():

@@ -7,8 +7,7 @@ import time
 
 import torch
 
-from asyncrl.publish.groups.rendezvous import Rendezvous
-from asyncrl.publish.groups.store import new_store_file
+from asyncrl.publish.groups.rendezvous import Rendezvous, new_store_file
 
 CPU = torch.device("cpu")
 

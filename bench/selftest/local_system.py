@@ -13,7 +13,7 @@ from typing import Any
 from asyncrl.cluster.roles import engine_spec
 from asyncrl.config.load import load
 from asyncrl.config.schema import Config
-from asyncrl.publish.groups.store import new_store_file
+from asyncrl.publish.groups.rendezvous import new_store_file
 from asyncrl.selftest.generator import Generator
 from asyncrl.selftest.learner import LearnerRank
 from asyncrl.selftest.model import TINY_NOISE, eos_token_ids, read_tokenizer, text_of

@@ -4,7 +4,7 @@ import pytest
 
 from asyncrl.commands.reward_trial import check_answers, try_functions
 from asyncrl.config.schema import RewardConfig, RewardTerm
-from asyncrl.data.read import Row
+from asyncrl.data.rows import Row
 from asyncrl.errors import ConfigError, DataError
 
 

@@ -287,3 +287,13 @@ def test_what_can_run_but_should_not_is_a_warning(
 
 def test_one_completion_a_prompt_is_enough_where_the_advantage_compares_over_the_batch() -> None:
     assert check(config_of("algorithm.group_size=1", "algorithm.advantage=reinforce_pp"), "cpu") == []
+
+
+def test_compiling_without_a_compiler_is_refused_before_the_first_step(
+    shape: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(config_of("learner.compile=true"), "cpu", shape)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match=r"learner\.compile=true needs a C\+\+ compiler,"):
+        check(config_of("learner.compile=true"), "cpu", shape)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from asyncrl.data.files import split_files
 from asyncrl.data.hub import hub_folder
+from asyncrl.data.splits import split_files
 from asyncrl.errors import DataError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -7,7 +7,7 @@ import pytest
 
 from asyncrl.data.arithmetic import NUM_TEST_ROWS, arithmetic_rows, forget_carries
 from asyncrl.data.prepare import GSM8K_INSTRUCTION, prepare_arithmetic, prepare_foreign, prepare_gsm8k
-from asyncrl.data.read import Columns, read_rows
+from asyncrl.data.rows import Columns, read_rows
 from asyncrl.errors import DataError, UserError
 
 

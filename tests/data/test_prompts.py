@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from asyncrl.config.data import DataConfig
 from asyncrl.data.prompts import load_prompts, save_prompts, tokenize_prompts
-from asyncrl.data.read import Row
+from asyncrl.data.rows import Row
 from asyncrl.data.tiny_tokenizer import build_tokenizer
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.types import Prompt

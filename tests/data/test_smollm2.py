@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from asyncrl.config.load import load
 from asyncrl.data.prepare import prepare_smollm2
 from asyncrl.data.prompts import tokenize_prompts
-from asyncrl.data.read import Columns, read_rows
+from asyncrl.data.rows import Columns, read_rows
 from asyncrl.data.smollm2 import sum_rows
 from asyncrl.errors import UserError
 from asyncrl.learn.update.step import Learner

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from asyncrl.errors import RunError, WireError
+from asyncrl.transport.messages.base import Ack
 from asyncrl.transport.messages.publishing import Done, Failed, JoinGroup, Stage, Switch
-from asyncrl.transport.messages.rollouts import Ack, CompletionDone, GroupDone, Hello, LeaseFailed, Serving
+from asyncrl.transport.messages.rollouts import CompletionDone, GroupDone, Hello, LeaseFailed, Serving
 from asyncrl.transport.messages.supervision import Note
 from asyncrl.transport.wire import encode, group_from_wire
 from tests.support.generator import DIES, HANGING_TEXT, HANGS, EngineDiedError, ScriptedEngine, make_grant, run, working

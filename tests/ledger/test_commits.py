@@ -15,8 +15,9 @@ import zmq
 
 from asyncrl.ledger.records import PromptRecord
 from asyncrl.ledger.store import LedgerStore, StoredGroup, Transaction
+from asyncrl.transport.messages.base import Ack
 from asyncrl.transport.messages.learning import BatchReply, BatchRequest, Published
-from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseGrant
+from asyncrl.transport.messages.rollouts import GroupDone, Hello, LeaseGrant
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import Network
 from asyncrl.transport.wire import Frame, decode, group_to_wire

@@ -134,7 +134,7 @@ def test_an_answer_to_a_lease_that_was_never_granted_does_not_count():
     ledger.lease("a", 0.0)
     assert not ledger.complete(7, 0)
     assert ledger.fail(7, "who?") is None
-    assert (ledger.num_leased, ledger.num_queued) == (1, 0)
+    assert (ledger.leases.num_held, ledger.num_queued) == (1, 0)
 
 
 def test_a_prompt_that_fails_max_attempts_times_is_quarantined_with_its_reason_and_replaced():
@@ -182,7 +182,7 @@ def test_batches_keep_admission_order_and_wait_for_a_straggler():
         ledger.complete(lease_id, 0)
     assert ledger.take_batch(0) is None
     assert ledger.missing_for_batch() == [0]
-    assert ledger.holder_of(0) == "a"
+    assert ledger.leases.holder_of(0) == "a"
     ledger.complete(0, 0)
     assert [ledger.take_batch(step) for step in range(2)] == [[0, 1], [2, 3]]
 

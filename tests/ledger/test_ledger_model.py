@@ -116,9 +116,9 @@ class LedgerMachine(LedgerInvariants, RuleBasedStateMachine):
         """Also under leases that have been taken back, from whose holders nothing is kept."""
         lease_id = data.draw(st.sampled_from(sorted(self.unanswered)))
         index, generator, _, version = self.leases[lease_id]
-        held = self.ledger.index_held(lease_id, generator)
+        held = self.ledger.leases.index_held(lease_id, generator)
         assert held == (index if self.valid.get(index) == lease_id else None)
-        assert self.ledger.index_held(lease_id, "another") is None
+        assert self.ledger.leases.index_held(lease_id, "another") is None
         if held is not None and not self.kept_of.get(index):
             header, frames = group_to_wire(make_group(index, version, rewards=(1.0,)))
             self.kept.keep(index, CompletionDone(lease_id, 0, header), frames)
@@ -151,7 +151,7 @@ class LedgerMachine(LedgerInvariants, RuleBasedStateMachine):
             assert outcome is None
             return
         self.valid.pop(index, None)
-        self.kept.forget([index])
+        self.kept.forget(index)
         self.kept_of.pop(index, None)
         self.solved[index], self.came_back_at[index] = solved, self.step
         if not rewards_differ and index in self.first_drawn_of_step():

@@ -1,4 +1,4 @@
-"""Evaluations beside training, on real sockets: scripted generators and the real ReplayClient."""
+"""Evaluations beside training, on real sockets: scripted generators and the real LearnerClient."""
 
 import math
 

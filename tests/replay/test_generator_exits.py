@@ -1,4 +1,4 @@
-"""Generators that die, join and leave, on real sockets: scripted generators and the real ReplayClient."""
+"""Generators that die, join and leave, on real sockets: scripted generators and the real LearnerClient."""
 
 from asyncrl.transport.messages.rollouts import CompletionDone, Hello, LeaseGrant, Serving
 from asyncrl.transport.messages.scaling import Drain, Drained, Gone
@@ -61,18 +61,23 @@ def test_what_a_dead_generator_had_finished_goes_to_the_next_holder_and_nobody_e
             assert [header.index for header in batch.headers] == [0, 1]
 
 
-def test_a_prompt_that_took_its_generators_down_is_quarantined_with_the_reason(served):
+def test_a_prompt_that_took_its_generators_down_is_quarantined_with_the_reason_and_nothing_of_it_is_kept(served):
     with learner(served) as client:
         for life in range(2):  # replay.max_lease_attempts=2
             with generator(served, credit=1) as dealer:
                 client.members(PATIENCE_S)
                 client.published(0, PATIENCE_S)
-                assert grants(dealer, 1)[0].index == 0
+                (grant,) = grants(dealer, 1)
+                assert grant.index == 0
+                dealer.send(*finished(grant, position=life))
+                client.members(PATIENCE_S)
             served.control.send("replay", Gone("generator-0", f"failed: death {life}"))
             notes = served.reports(Note, number=1 + life)
         with generator(served, credit=1) as dealer:
             assert grants(dealer, 1)[0].index == 1
     assert notes[-1].text == "prompt 0 (row 100) quarantined: generator-0 failed: death 1"
+    kept = served.server._kept
+    assert (kept.num_handed_on, len(kept)) == (1, 0)
 
 
 def test_a_newcomer_is_announced_to_who_publishes_and_gets_leases_once_it_serves(served):

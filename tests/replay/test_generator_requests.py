@@ -1,4 +1,4 @@
-"""Leases, grants, groups and failures, on real sockets: scripted generators and the real ReplayClient."""
+"""Leases, grants, groups and failures, on real sockets: scripted generators and the real LearnerClient."""
 
 import math
 
@@ -6,7 +6,8 @@ import msgspec
 
 from asyncrl.config.schema import RewardTerm
 from asyncrl.replay import server as server_module
-from asyncrl.transport.messages.rollouts import Ack, Hello, LeaseFailed
+from asyncrl.transport.messages.base import Ack
+from asyncrl.transport.messages.rollouts import Hello, LeaseFailed
 from asyncrl.transport.messages.supervision import Note
 from tests.support.replay import (
     PATIENCE_S,

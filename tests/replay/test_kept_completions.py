@@ -23,7 +23,7 @@ def test_what_is_kept_is_handed_on_in_order_and_again_until_the_prompt_has_come_
         assert [each.position for each in headers] == [0, 2]
         assert len(frames) == 8
     assert (len(kept), kept.num_handed_on) == (2, 4)
-    kept.forget([7, 8])
+    kept.forget(7)
     assert kept.hand_on(7, oldest_version=0) == ([], [])
 
 

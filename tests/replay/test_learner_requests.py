@@ -1,4 +1,4 @@
-"""Batches, and every wait of a learner, on real sockets: scripted generators and the real ReplayClient."""
+"""Batches, and every wait of a learner, on real sockets: scripted generators and the real LearnerClient."""
 
 import threading
 
@@ -7,14 +7,14 @@ import zmq
 
 from asyncrl.errors import DeadlineError, PublishError, RunStopping
 from asyncrl.ledger.staleness_controller import WINDOW
-from asyncrl.replay.client import ReplayClient
+from asyncrl.replay.learner_client import LearnerClient
+from asyncrl.transport.messages.base import Ack
 from asyncrl.transport.messages.learning import (
     BatchReply,
     BatchRequest,
     Newcomers,
     Published,
 )
-from asyncrl.transport.messages.rollouts import Ack
 from asyncrl.transport.sockets import Network
 from asyncrl.transport.wire import group_from_wire
 from tests.support.replay import (
@@ -113,7 +113,7 @@ def test_generators_that_do_not_come_are_named_by_those_that_came(served):
 def test_a_replay_that_is_not_there_is_a_deadline_error():
     with peer("nobody", "tcp://127.0.0.1:1") as nobody:
         endpoint = nobody.socket.getsockopt_string(zmq.LAST_ENDPOINT)
-    client = ReplayClient("learner-0", Network(), endpoint, threading.Event())
+    client = LearnerClient("learner-0", Network(), endpoint, threading.Event())
     with pytest.raises(DeadlineError, match="take note of version 0"):
         client.published(0, SOON_S)
     client.close()
@@ -131,7 +131,7 @@ def test_a_wait_ends_with_what_its_caller_finds_wrong_meanwhile(served):
 
 def test_waits_end_when_the_run_is_told_to_stop(served):
     stopping = threading.Event()
-    client = ReplayClient("learner-0", Network(), served.endpoint, stopping)
+    client = LearnerClient("learner-0", Network(), served.endpoint, stopping)
     stopping.set()
     for wait in (
         lambda: client.batch(0, PATIENCE_S),

@@ -12,8 +12,9 @@ from asyncrl.config.schema import Config
 from asyncrl.errors import DataError, RunError
 from asyncrl.ledger.records import PromptRecord
 from asyncrl.ledger.store import LedgerStore, StoredGroup
-from asyncrl.replay.client import ReplayClient
-from asyncrl.transport.messages.rollouts import Ack, Hello
+from asyncrl.replay.learner_client import LearnerClient
+from asyncrl.transport.messages.base import Ack
+from asyncrl.transport.messages.rollouts import Hello
 from asyncrl.transport.messages.supervision import Note
 from asyncrl.transport.sockets import Network
 from asyncrl.transport.wire import group_to_wire
@@ -109,7 +110,7 @@ def test_the_generators_are_known_before_they_have_said_hello_again(config, tmp_
 def test_a_learner_that_waits_asks_the_new_process_again(config, tmp_path):
     path = tmp_path / "ledger.sqlite"
     with process(config, path) as served, generator(served) as dealer:
-        client = ReplayClient("learner-0", Network(), served.endpoint, threading.Event())
+        client = LearnerClient("learner-0", Network(), served.endpoint, threading.Event())
         client.published(0, PATIENCE_S)
         held = grants(dealer, 2)
         replies: list = []

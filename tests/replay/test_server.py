@@ -1,4 +1,4 @@
-"""What the server lets in, on real sockets: scripted generators and the real ReplayClient."""
+"""What the server lets in, on real sockets: scripted generators and the real LearnerClient."""
 
 import pytest
 

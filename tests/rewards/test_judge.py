@@ -13,7 +13,7 @@ import pytest
 
 from asyncrl.commands.reward_trial import try_functions
 from asyncrl.config.schema import RewardConfig, RewardTerm
-from asyncrl.data.read import Row
+from asyncrl.data.rows import Row
 from asyncrl.errors import ConfigError
 from asyncrl.rewards import judge as judging
 from asyncrl.rewards.functions import resolve

@@ -18,7 +18,8 @@ from asyncrl.generate.worker import GeneratorWorker
 from asyncrl.rewards.pool import RewardPool
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.control_server import ControlServer
-from asyncrl.transport.messages.rollouts import Ack, CompletionDone, Hello, LeaseGrant
+from asyncrl.transport.messages.base import Ack
+from asyncrl.transport.messages.rollouts import CompletionDone, Hello, LeaseGrant
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import Network, bind, connect, connect_watched
 from asyncrl.transport.wire import Frame, decode, encode

@@ -17,7 +17,7 @@ class LedgerInvariants(NaiveLedger):
         trained = [index for batch in self.batches for index in batch]
         assert len(trained) == len(set(trained))
         assert not set(trained) & set(self.ledger.quarantined)
-        assert self.ledger.num_leased == len(self.indices("leased"))
+        assert self.ledger.leases.num_held == len(self.indices("leased"))
         assert self.ledger.num_queued == len(self.indices("queued"))
         assert sorted(self.ledger.quarantined) == self.indices("quarantined")
         assert sorted(trained) == self.indices("trained")
@@ -44,4 +44,4 @@ class LedgerInvariants(NaiveLedger):
         ]
         for index in missing:
             held = self.valid.get(index)
-            assert self.ledger.holder_of(index) == (None if held is None else self.leases[held][1])
+            assert self.ledger.leases.holder_of(index) == (None if held is None else self.leases[held][1])

@@ -1,4 +1,4 @@
-"""A real ReplayServer in a thread, scripted generators and the real ReplayClient on real sockets."""
+"""A real ReplayServer in a thread, scripted generators and the real LearnerClient on real sockets."""
 
 import tempfile
 import threading
@@ -14,12 +14,13 @@ from asyncrl.errors import RunError
 from asyncrl.ledger.ledger import Ledger
 from asyncrl.ledger.staleness_controller import StalenessController
 from asyncrl.ledger.store import LedgerStore
-from asyncrl.replay.client import ReplayClient
 from asyncrl.replay.evaluation import Evaluation, first_lease_id
+from asyncrl.replay.learner_client import LearnerClient
 from asyncrl.replay.server import ReplayServer
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.control_server import ControlServer
-from asyncrl.transport.messages.rollouts import Ack, GroupDone, Hello, LeaseGrant, Serving
+from asyncrl.transport.messages.base import Ack
+from asyncrl.transport.messages.rollouts import GroupDone, Hello, LeaseGrant, Serving
 from asyncrl.transport.sockets import Network, bind
 from asyncrl.transport.wire import group_to_wire
 from asyncrl.types import Prompt
@@ -131,8 +132,8 @@ def generator(served: Served, name: str = "generator-0", credit: int = 2) -> Ite
 
 
 @contextmanager
-def learner(served: Served) -> Iterator[ReplayClient]:
-    client = ReplayClient("learner-0", served.network, served.endpoint, threading.Event())
+def learner(served: Served) -> Iterator[LearnerClient]:
+    client = LearnerClient("learner-0", served.network, served.endpoint, threading.Event())
     try:
         yield client
     finally:

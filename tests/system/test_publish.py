@@ -15,7 +15,7 @@ from asyncrl.errors import PublishError
 from asyncrl.publish.groups.base import Transfer
 from asyncrl.publish.groups.gloo import GlooGroup
 from asyncrl.publish.vllm import latent_attention
-from asyncrl.publish.vllm.worker_extension import WorkerExtension
+from asyncrl.publish.vllm.receiver import WorkerExtension
 from tests.support import nccl
 from tests.support.fresh import run_fresh
 from tests.support.models import random_model, random_qwen3

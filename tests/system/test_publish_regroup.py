@@ -19,8 +19,8 @@ from asyncrl.config.schema import GeneratorConfig, PublishConfig
 from asyncrl.errors import PublishError
 from asyncrl.publish.groups import nccl as nccl_group
 from asyncrl.publish.session import PublishSession
+from asyncrl.publish.vllm.receiver import VllmReceiver
 from asyncrl.publish.vllm.staging import Staging
-from asyncrl.publish.vllm.worker_extension import AsyncrlWeightTransferEngine
 from asyncrl.transport.sockets import Network
 from bench.support.generators import GeneratorProcess
 from tests.support import nccl
@@ -55,15 +55,15 @@ def stack() -> Iterator[ExitStack]:
 def receive_through(gate: Path) -> None:
     """A transfer waits in the worker while the gate is there, and says so by a second file."""
     nccl.install()
-    receive = AsyncrlWeightTransferEngine._receive
+    receive = VllmReceiver._receive
 
-    def receive_later(self: AsyncrlWeightTransferEngine, at_once: bool) -> Staging:
+    def receive_later(self: VllmReceiver, at_once: bool) -> Staging:
         while gate.exists():
             gate.with_suffix(".reached").touch()
             time.sleep(0.01)
         return receive(self, at_once)
 
-    AsyncrlWeightTransferEngine._receive = receive_later  # type: ignore[method-assign]
+    VllmReceiver._receive = receive_later  # type: ignore[method-assign]
 
 
 def wait_for(file: Path) -> None:
@@ -153,10 +153,10 @@ def fail_to_switch() -> None:
     """Before anything is received, as a worker that is out of memory does."""
     nccl.install()
 
-    def take_over(self: AsyncrlWeightTransferEngine, staged: bool) -> None:
+    def take_over(self: VllmReceiver, staged: bool) -> None:
         raise MemoryError("no room")
 
-    AsyncrlWeightTransferEngine.take_over = take_over  # type: ignore[method-assign]
+    VllmReceiver.take_over = take_over  # type: ignore[method-assign]
 
 
 def test_a_generator_that_fails_while_others_wait_in_nccl_leaves_nobody_waiting_beyond_the_deadline(

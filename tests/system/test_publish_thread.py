@@ -20,9 +20,9 @@ from asyncrl.learn import publisher as publisher_module
 from asyncrl.learn.publish_thread import PublishThread
 from asyncrl.learn.publisher import Publisher
 from asyncrl.publish.groups import nccl as nccl_group
+from asyncrl.publish.vllm.receiver import VllmReceiver
 from asyncrl.publish.vllm.staging import Staging
-from asyncrl.publish.vllm.worker_extension import AsyncrlWeightTransferEngine
-from asyncrl.replay.client import ReplayClient
+from asyncrl.replay.learner_client import LearnerClient
 from asyncrl.transport.control_link import ControlLink
 from asyncrl.transport.messages.rollouts import Hello, Serving
 from bench.support.generators import GeneratorProcess
@@ -42,7 +42,7 @@ def publishing(
     """Learner rank 0's thread, and its link, whose `stopping` the test may set."""
     config.publish.engine, config.publish.transport = "broadcast", transport
     link = ControlLink("learner-0", served.network, served.control.endpoint, 600.0, 600.0)
-    client = ReplayClient("learner-0-publisher", served.network, served.endpoint, link.stopping)
+    client = LearnerClient("learner-0-publisher", served.network, served.endpoint, link.stopping)
     publisher = Publisher(config, served.network, client, link, metas)
     try:
         yield PublishThread(publisher, link, PATIENCE_S, beside_training=transport == "gloo"), link
@@ -52,14 +52,14 @@ def publishing(
 
 def receive_when(open_gate: Path) -> None:
     """A transfer waits in the worker until this file exists."""
-    receive = AsyncrlWeightTransferEngine._receive
+    receive = VllmReceiver._receive
 
-    def receive_later(self: AsyncrlWeightTransferEngine, at_once: bool) -> Staging:
+    def receive_later(self: VllmReceiver, at_once: bool) -> Staging:
         while not open_gate.exists():
             time.sleep(0.01)
         return receive(self, at_once)
 
-    AsyncrlWeightTransferEngine._receive = receive_later  # type: ignore[method-assign]
+    VllmReceiver._receive = receive_later  # type: ignore[method-assign]
 
 
 def hello(dealer: Peer, generator: GeneratorProcess) -> None:

@@ -14,7 +14,7 @@ from asyncrl.config.checks.data import data_problems
 from asyncrl.config.checks.devices import Device, device_problems
 from asyncrl.config.checks.environment import environment_problems
 from asyncrl.config.checks.generator import model_problems, sampling_problems
-from asyncrl.config.checks.learner import batch_problems, checkpointing_problems
+from asyncrl.config.checks.learner import batch_problems, checkpointing_problems, compile_problems
 from asyncrl.config.checks.lora import lora_problems, target_problems
 from asyncrl.config.checks.publish import cadence_problems, publish_problems
 from asyncrl.config.checks.replay import staleness_problems, window_problems
@@ -44,6 +44,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *range_problems(config),
         *batch_problems(config),
         *checkpointing_problems(config),
+        *compile_problems(config),
         *lora_problems(config),
         *algorithm_problems(config),
         *staleness_problems(config.replay),

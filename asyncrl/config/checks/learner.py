@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 from asyncrl.config.schema import Config
+
+CXX_COMPILERS = ("g++", "clang++")
 
 
 def batch_problems(config: Config) -> list[str]:
@@ -31,4 +36,15 @@ def checkpointing_problems(config: Config) -> list[str]:
     return [
         f"learner.checkpointing_keeps={keeps} is read only with learner.gradient_checkpointing=true, without which "
         "everything is kept; set that, or leave it out"
+    ]
+
+
+def compile_problems(config: Config) -> list[str]:
+    """torch's compiler looks for the C++ compiler only when the first step is computed."""
+    compilers = [os.environ.get("CXX") or "", *CXX_COMPILERS]
+    if not config.learner.compile or any(shutil.which(compiler) for compiler in compilers if compiler):
+        return []
+    return [
+        f"learner.compile=true needs a C++ compiler, and none of {', '.join(CXX_COMPILERS)} is found; install one, "
+        "name it with CXX, or leave learner.compile out"
     ]

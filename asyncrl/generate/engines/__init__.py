@@ -1,1 +1,1 @@
-"""Inference engines behind one protocol: vLLM, or one of the user's own."""
+"""Inference engines behind one protocol: vLLM, SGLang, or one of the user's own."""

@@ -21,13 +21,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from asyncrl.config.schema import CPU_KV_CACHE_BYTES, GeneratorConfig
 from asyncrl.errors import RunError
 from asyncrl.generate.engines.base import EngineSpec, Sampling, completion_text
-from asyncrl.publish.vllm.worker_extension import BACKEND, STAGE_ON_DEVICE
+from asyncrl.publish.vllm.receiver import BACKEND, STAGE_ON_DEVICE
 from asyncrl.types import Completion, FinishReason
 
 GPU_DEFAULT_BATCH_TOKENS = 2048
 """The least of vLLM 0.32's defaults for its kinds of GPU (arg_utils.py)."""
 CPU_BATCH_TOKENS = 4096
-WORKER_EXTENSION = "asyncrl.publish.vllm.worker_extension.WorkerExtension"
+WORKER_EXTENSION = "asyncrl.publish.vllm.receiver.WorkerExtension"
 
 
 class VllmEngine:

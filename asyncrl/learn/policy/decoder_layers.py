@@ -1,7 +1,7 @@
-"""The decoder's layers, the units of sharding, and what of each is computed again in the backward pass.
+"""The decoder's layers, the units of sharding: what of each is computed again in the backward pass, and compiling.
 
-Checkpointing replaces a layer's `forward` alone: the hooks by which FSDP gathers its weights stay outside of what is
-computed again.
+Both replace a layer's `forward` alone: the hooks by which FSDP gathers its weights stay outside of what is computed
+again or compiled.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ KEPT = {
 """`learner.checkpointing_keeps` → operators whose results stay. Attention without a kernel of its own ("eager") is not
 among them: its scores would be the largest of all."""
 
+COMPILER = "inductor"
+"""torch.compile's backend."""
+
 
 def decoder_layers(hf: PreTrainedModel) -> list[nn.Module]:
     """In order.
@@ -54,6 +57,19 @@ def checkpoint_layers(hf: PreTrainedModel, keeps: str) -> None:
     """
     for layer in decoder_layers(hf):
         layer.forward = _checkpointed(layer.forward, keeps)
+
+
+def compile_layers(hf: PreTrainedModel) -> None:
+    """torch.compile of each layer, after checkpointing, for any number of rows and tokens.
+
+    Weights are arguments of what is compiled, so layers of one kind share it. What is compiled anew is another kind of
+    attention mask, and a pass without gradients.
+
+    Raises:
+        ConfigError: as in `decoder_layers`.
+    """
+    for layer in decoder_layers(hf):
+        layer.forward = torch.compile(layer.forward, dynamic=True, backend=COMPILER)
 
 
 def _checkpointed(forward: Callable[..., Any], keeps: str) -> Callable[..., Any]:

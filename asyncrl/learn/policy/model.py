@@ -27,7 +27,7 @@ from asyncrl.learn.policy.adapter import (
     merged_parameters,
     without_adapter,
 )
-from asyncrl.learn.policy.decoder_layers import checkpoint_layers
+from asyncrl.learn.policy.decoder_layers import checkpoint_layers, compile_layers
 from asyncrl.learn.policy.logprob import token_logprobs
 from asyncrl.learn.policy.sharded_load import Shards, fill, read_sharded
 from asyncrl.learn.policy.sharding import shard
@@ -83,7 +83,8 @@ class PolicyModel(nn.Module):
         Args:
             input_ids: [N, S] int64.
             position_ids: [N, S] int64; without a mask, each restart at 0 begins a sequence that sees only itself.
-            attention_mask: [N, S] int64, [N, 1, S, S] bool, or None for packed sequences (then N = 1).
+            attention_mask: [N, 1, S, S] bool, who sees whom. None = causal, over rows of one sequence each, padded or
+                not, or over packed sequences (then N = 1).
             indices: [T] int64 into the flattened [N · S]: the position whose output predicts the target.
             targets: [T] int64.
             temperature: divides the logits.
@@ -171,22 +172,27 @@ def load_policy(
     policy = PolicyModel(hf).train()
     if learner.gradient_checkpointing:
         checkpoint_layers(hf, learner.checkpointing_keeps)
+    if learner.compile:
+        compile_layers(hf)
     keep_layers = learner.keep_gathered == "all"
     shard(policy, hf, dtype, mesh, offload=learner.offload, keep_root_gathered=True, keep_layers_gathered=keep_layers)
     fill(hf, shards, torch.device(mesh.device_type), offload=learner.offload)
     return policy
 
 
-def load_reference(model: ModelConfig, mesh: DeviceMesh, *, offload: bool = False) -> PolicyModel:
+def load_reference(model: ModelConfig, mesh: DeviceMesh, learner: LearnerConfig | None = None) -> PolicyModel:
     """The reference: the starting model, sharded as the policy is, without gradients.
 
-    Arguments and errors as in `load_policy`; `offload` keeps the shards in CPU memory between uses (GPU only).
+    Arguments and errors as in `load_policy`. With `offload_reference` its shards are in CPU memory between uses.
     """
     hf, shards = _read_causal_lm(model, mesh)
+    learner = learner or LearnerConfig()
     reference = PolicyModel(hf).eval().requires_grad_(False)
+    if learner.compile:
+        compile_layers(hf)
     dtype = compute_dtype(model, mesh.device_type)
-    shard(reference, hf, dtype, mesh, offload=offload)
-    fill(hf, shards, torch.device(mesh.device_type), offload=offload)
+    shard(reference, hf, dtype, mesh, offload=learner.offload_reference)
+    fill(hf, shards, torch.device(mesh.device_type), offload=learner.offload_reference)
     return reference
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,19 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from asyncrl.learn.policy.model import BaseOfPolicy, PolicyModel
 from asyncrl.learn.update.mini_batches import MiniBatch
-from asyncrl.learn.update.packing import (
-    Layout,
-    MicroBatch,
-    build_micro_batch,
-    cost_of,
-    num_tokens_of,
-    plan_micro_batches,
-    rows_of,
-)
-
-ROW_TOKENS_PER_HIDDEN = 2
-"""The longest row that completions share: a token's matrix products cost about 24 · hidden², its attention under a mask
-4 · hidden · (tokens of the row), at twice the hidden size a third of the products."""
+from asyncrl.learn.update.packing import Layout, MicroBatch, own_micro_batches
 
 
 @dataclass
@@ -40,15 +28,10 @@ class Forward:
 
     def micro_batches(self, mini_batch: MiniBatch, sequences: Sequence[int]) -> Iterator[MicroBatch]:
         """This rank's share of `sequences`, on its device; the same micro-batches whenever it is asked again."""
-        limit = min(ROW_TOKENS_PER_HIDDEN * self.hidden_size, self.micro_batch_tokens)
-        rows = rows_of(mini_batch, sequences, self.layout, self.mesh.size(), limit)
-        lengths = [num_tokens_of(mini_batch, row) for row in rows]
-        costs = [cost_of(length, self.hidden_size) for length in lengths]
-        plan = plan_micro_batches(lengths, costs, self.mesh.size(), self.micro_batch_tokens, self.layout)
-        own = plan[self.mesh.get_local_rank()]
-        for position, chosen in enumerate(own):
-            micro_batch = build_micro_batch(mini_batch, [rows[row] for row in chosen], self.layout)
-            micro_batch = replace(micro_batch, is_last=position == len(own) - 1)
+        rank, num_ranks = self.mesh.get_local_rank(), self.mesh.size()
+        for micro_batch in own_micro_batches(
+            mini_batch, sequences, self.layout, self.hidden_size, self.micro_batch_tokens, rank, num_ranks
+        ):
             yield micro_batch.to(torch.device(self.mesh.device_type))
 
     def run(self, model: PolicyModel | BaseOfPolicy, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:

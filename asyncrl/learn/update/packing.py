@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +25,10 @@ from asyncrl.learn.policy.model import Segments
 from asyncrl.learn.update.mini_batches import ActionTokens, MiniBatch
 
 Layout = Literal["padded", "shared", "packed"]
+ROW_TOKENS_PER_HIDDEN = 2
+"""The longest row that completions share: a token's matrix products cost about 24 · hidden², its attention under a mask
+4 · hidden · (tokens of the row), at twice the hidden size a third of the products."""
+
 Row = list[int]
 """Sequences that stand behind one prompt."""
 Plan = list[list[list[int]]]
@@ -62,6 +66,30 @@ class MicroBatch:
             actions=self.actions.to(device),
             segments=None if self.segments is None else self.segments._replace(starts=self.segments.starts.to(device)),
         )
+
+
+def own_micro_batches(
+    mini_batch: MiniBatch,
+    sequences: Sequence[int],
+    layout: Layout,
+    hidden_size: int,
+    budget: int,
+    rank: int,
+    num_ranks: int,
+) -> Iterator[MicroBatch]:
+    """One rank's share of `sequences`, on the CPU; the same micro-batches whenever it is asked again.
+
+    Args:
+        hidden_size: of the model: it says what attention costs beside the matrix products.
+        budget: tokens of one micro-batch, padding included.
+    """
+    rows = rows_of(mini_batch, sequences, layout, num_ranks, min(ROW_TOKENS_PER_HIDDEN * hidden_size, budget))
+    lengths = [num_tokens_of(mini_batch, row) for row in rows]
+    costs = [cost_of(length, hidden_size) for length in lengths]
+    own = plan_micro_batches(lengths, costs, num_ranks, budget, layout)[rank]
+    for position, chosen in enumerate(own):
+        micro_batch = build_micro_batch(mini_batch, [rows[row] for row in chosen], layout)
+        yield replace(micro_batch, is_last=position == len(own) - 1)
 
 
 def rows_of(mini_batch: MiniBatch, sequences: Sequence[int], layout: Layout, num_ranks: int, limit: int) -> list[Row]:
@@ -151,18 +179,16 @@ def build_micro_batch(mini_batch: MiniBatch, rows: list[Row], layout: Layout) ->
     laid = [_lay_out(mini_batch, row) for row in rows]
     lengths = np.array([len(row.token_ids) for row in laid])
     width = lengths.max()
-    segments = None
+    attention_mask, segments = None, None
     if layout == "packed":
         starts = np.cumsum(lengths) - lengths
         input_ids = np.concatenate([row.token_ids for row in laid])[None]
         position_ids = np.concatenate([row.position_ids for row in laid])[None]
-        attention_mask = None
         segments = Segments(torch.from_numpy(np.append(starts, lengths.sum()).astype(np.int32)), int(width))
     else:
         starts = np.arange(len(rows)) * width
         input_ids = _padded([row.token_ids for row in laid], width)
         position_ids = np.tile(np.arange(width), (len(rows), 1))
-        attention_mask = None
         if layout == "shared":
             position_ids = _padded([row.position_ids for row in laid], width)
             branches = torch.from_numpy(_padded([row.branches for row in laid], width, fill=-1))

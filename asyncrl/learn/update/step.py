@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-from itertools import cycle
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.config.reward_labels import reward_weights
 from asyncrl.config.schema import Config
 from asyncrl.learn.policy.model import BaseOfPolicy, PolicyModel, load_policy, load_reference, move_towards
@@ -87,11 +88,11 @@ class Learner:
         """
         batch = quarantine_broken_logprobs(batch)
         parts, penalty = self._mini_batches(batch)
-        proximals = self._proximals(parts)
+        updates = parts * self.config.learner.epochs_per_batch
         tokens = TokenMetrics(self.device, batch.engines)
         grad_norms = [
-            self._update(part, proximal, position / len(proximals), tokens)
-            for position, (part, proximal) in enumerate(zip(cycle(parts), proximals, strict=False))
+            self._update(part, proximal, position / len(updates), tokens)
+            for position, (part, proximal) in enumerate(zip(updates, self._proximals(parts), strict=True))
         ]
         if isinstance(self.reference, PolicyModel) and self.config.algorithm.reference == "ema":
             move_towards(self.reference, self.policy, self.config.algorithm.reference_ema_decay)
@@ -127,15 +128,23 @@ class Learner:
         return {"optim/entropy_coef": acted}
 
     def _mini_batches(self, batch: Batch) -> tuple[list[MiniBatch], Metrics]:
-        """The step's updates, and what the KL took from the rewards, where it does."""
+        """The mini-batches of an epoch, and what the KL took from the rewards, where it does."""
         algorithm = self.config.algorithm
-        cut = (algorithm, self.config.replay.max_staleness, self.mini_batch_size, self.config.generator.max_tokens)
-        parts = mini_batches(batch, *cut, term_weights=reward_weights(self.config.reward.terms))
+        cut = partial(
+            mini_batches,
+            batch,
+            algorithm,
+            max_staleness=self.config.replay.max_staleness,
+            mini_batch_size=self.mini_batch_size,
+            max_tokens=self.config.generator.max_tokens,
+            term_weights=reward_weights(self.config.reward.terms),
+        )
+        parts = cut()
         if self.reference is None or algorithm.kl_in != "reward":
             return parts, {}
         penalties = algorithm.kl_coef * completion_kl(self.forward, self.reference, parts, algorithm.kl_estimator)
         scored = ~torch.cat([torch.from_numpy(group.rewards) for group in batch.groups]).isnan()
-        return mini_batches(batch, *cut, penalties), {"reward/kl_penalty": penalties[scored].mean().item()}
+        return cut(penalties=penalties), {"reward/kl_penalty": penalties[scored].mean().item()}
 
     def _proximals(self, parts: list[MiniBatch]) -> list[Proximal | None]:
         """π_prox for each update, the policy as it is now; the first update needs no forward pass, since it is π_θ."""
@@ -157,12 +166,12 @@ class Learner:
             group["lr"] = learning_rate(self.update, learner, self.num_warmup, self.num_updates)
         self.update += 1
         tokens.begin_update()
-        algorithm = self.config.algorithm
+        algorithm = self.entropy.apply(self.config.algorithm)
         known = known_before_backward(self.forward, self.policy, mini_batch, proximal, algorithm, progress)
         for position, micro_batch in enumerate(self.forward.micro_batches(mini_batch, sequences)):
             keep_gathered(self.policy, learner.keep_gathered, is_last=micro_batch.is_last)
             of_micro_batch = None if proximal is None else proximal[position]
-            self._backward(micro_batch, of_micro_batch, progress, known, tokens)
+            self._backward(micro_batch, of_micro_batch, algorithm, progress, known, tokens)
         if not sequences:
             return math.nan
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), learner.max_grad_norm)
@@ -181,18 +190,24 @@ class Learner:
         return grad_norm
 
     def _backward(
-        self, micro_batch: MicroBatch, proximal: Tensor | None, progress: float, known: Known, tokens: TokenMetrics
+        self,
+        micro_batch: MicroBatch,
+        proximal: Tensor | None,
+        algorithm: AlgorithmConfig,
+        progress: float,
+        known: Known,
+        tokens: TokenMetrics,
     ) -> None:
         """Forward and backward; the gradients add up, reduced and sharded after each micro-batch to save memory."""
         reference_logprobs = None
-        if self.reference is not None and self.config.algorithm.kl_in == "loss":
+        if self.reference is not None and algorithm.kl_in == "loss":
             reference_logprobs = self.forward.logprobs(self.reference, micro_batch)
         logprobs, entropy = self.forward.run(self.policy, micro_batch)
         losses, stats = objective(
             logprobs,
             entropy,
             micro_batch.actions,
-            self.entropy.apply(self.config.algorithm),
+            algorithm,
             reference_logprobs=reference_logprobs,
             proximal_logprobs=proximal,
             progress=progress,
@@ -209,7 +224,7 @@ def _reference(config: Config, mesh: DeviceMesh, policy: PolicyModel) -> PolicyM
         return None
     if config.lora.rank is not None:
         return BaseOfPolicy(policy)
-    return load_reference(config.model, mesh, offload=config.learner.offload_reference)
+    return load_reference(config.model, mesh, config.learner)
 
 
 def _layout(policy: PolicyModel, device: torch.device) -> Layout:

@@ -1,17 +1,25 @@
-"""The store at which the members of a publish meet: workers leave their plans there, groups find their addresses."""
+"""The store at which the members of a publish meet: workers leave their plans there, groups find their addresses.
+
+It is a file, not a port. torch's TCPStore answers whoever connects: a stranger could read the plans and send the
+workers to other addresses. A file in a folder that only the user can open has permissions instead.
+"""
 
 from __future__ import annotations
 
+import secrets
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
 import msgspec
 import torch
-from torch.distributed import PrefixStore
+from torch.distributed import FileStore, PrefixStore
 
 from asyncrl.config.checks.publish import PublishTransport
 from asyncrl.errors import PublishError
 from asyncrl.publish.groups.base import Group
 from asyncrl.publish.groups.gloo import GlooGroup
 from asyncrl.publish.groups.nccl import NcclGroup
-from asyncrl.publish.groups.store import open_store
 from asyncrl.publish.plan import Slice
 
 
@@ -55,3 +63,20 @@ class Rendezvous:
         if transport == "nccl":
             return NcclGroup(store, rank, world_size, device, self._timeout_s)
         return GlooGroup(store, rank, world_size, self._timeout_s)
+
+
+def new_store_file(folder: Path | None) -> str:
+    """A name of its own for each group: a file of an earlier one would count as this one's.
+
+    Args:
+        folder: None = a new one, for this machine alone.
+    """
+    folder = folder or Path(tempfile.mkdtemp(prefix="asyncrl-"))
+    return str(folder / f"publish-{secrets.token_hex(8)}")
+
+
+def open_store(file: str, timeout_s: float) -> FileStore:
+    """Its waits end with a RuntimeError after the time limit."""
+    store = FileStore(file)
+    store.set_timeout(timedelta(seconds=timeout_s))
+    return store

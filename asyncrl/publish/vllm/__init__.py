@@ -1,1 +1,1 @@
-"""The vLLM side of a publish: finding slices, staging, the switch; and vLLM's own NCCL engines."""
+"""The worker's side of a publish in vLLM: finding slices, receiving, staging, the switch."""

@@ -11,7 +11,7 @@ from asyncrl.transport.messages.base import Message
 
 
 class JoinGroup(Message, frozen=True):
-    """Join a publish group (vLLM's init_weight_transfer_engine), and leave the one before."""
+    """Join a publish group (`Engine.join_group`), and leave the one before."""
 
     init_info: dict[str, Any]
 
@@ -25,7 +25,7 @@ class Stage(Message, frozen=True):
 
 
 class Switch(Message, frozen=True):
-    """Pause, take over the new weights (vLLM's update_weights), serve `version` with them, resume: one atomic step."""
+    """Pause, take over the new weights (`Engine.update`), serve `version` with them, resume: one atomic step."""
 
     version: int
     update_info: dict[str, Any]

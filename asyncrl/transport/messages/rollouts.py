@@ -108,9 +108,3 @@ class LeaseFailed(Message, frozen=True):
 
     lease_id: int
     reason: str
-
-
-class Ack(Message, frozen=True):
-    """Replay has the message about this lease, version or step, and will not lose it."""
-
-    ref: int

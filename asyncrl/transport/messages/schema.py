@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncrl.transport.messages.base import Ack
 from asyncrl.transport.messages.learning import (
     BatchReply,
     BatchRequest,
@@ -14,7 +15,7 @@ from asyncrl.transport.messages.learning import (
     Published,
 )
 from asyncrl.transport.messages.publishing import Done, Failed, JoinGroup, LeaveGroup, Stage, Switch
-from asyncrl.transport.messages.rollouts import Ack, CompletionDone, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
+from asyncrl.transport.messages.rollouts import CompletionDone, GroupDone, Hello, LeaseFailed, LeaseGrant, Serving
 from asyncrl.transport.messages.scaling import Drain, Drained, Gone, Scale, Scaled
 from asyncrl.transport.messages.supervision import Alive, DumpStacks, EvalRow, Note, Stacks, Status, StepRow, Stop
 

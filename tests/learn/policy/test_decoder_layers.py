@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwe
 
 from asyncrl.cluster.activations import kept_values
 from asyncrl.config.model_shape import read_model_shape
-from asyncrl.learn.policy.decoder_layers import KEPT, checkpoint_layers
+from asyncrl.learn.policy import decoder_layers
+from asyncrl.learn.policy.decoder_layers import KEPT, checkpoint_layers, compile_layers
 from tests.support.families import FAMILIES, SIZES
 
 CONFIGS = {
@@ -86,3 +87,24 @@ def test_the_estimate_of_what_is_kept_counts_the_values_of_those_operators(keeps
     num_layers, hidden_size = model.config.num_hidden_layers, model.config.hidden_size
     per_token = kept / num_layers / TOKENS.numel()
     assert kept_values(read_model_shape(str(tmp_path)), keeps)[0] == hidden_size + per_token
+
+
+@pytest.mark.parametrize(("family", "keeps"), [("qwen3", "attention"), ("gemma2", None)])
+def test_layers_that_are_compiled_share_one_graph_for_any_lengths_and_change_no_gradient(
+    family: str, keeps: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a code generator, so bit for bit; with one a gradient differs by rounding (docs/models.md)."""
+    monkeypatch.setattr(decoder_layers, "COMPILER", "aot_eager")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    expected, model = decoder(family), decoder(family)
+    if keeps is not None:
+        checkpoint_layers(model, keeps)
+    compile_layers(model)
+    for tokens in (TOKENS, TOKENS[:, :5], TOKENS[:, :7]):
+        for each in (expected, model):
+            each.zero_grad()
+            each.get_decoder()(tokens, use_cache=False).last_hidden_state.sin().sum().backward()
+        for (name, parameter), compiled in zip(expected.named_parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(compiled.grad, parameter.grad, rtol=0, atol=0, msg=name)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -13,8 +13,7 @@ import torch
 from asyncrl.config.checks.publish import PublishTransport
 from asyncrl.publish.groups import nccl as nccl_group
 from asyncrl.publish.groups.base import Group, device_of
-from asyncrl.publish.groups.rendezvous import Rendezvous
-from asyncrl.publish.groups.store import new_store_file
+from asyncrl.publish.groups.rendezvous import Rendezvous, new_store_file
 from tests.support import nccl
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from torch.distributed import HashStore, PrefixStore, ProcessGroupGloo, Store
 
 from asyncrl.publish.groups.gloo import GlooGroup
 from asyncrl.publish.groups.members import PROOF_BYTES, SECRET, TAG, require_members
-from asyncrl.publish.groups.store import new_store_file, open_store
+from asyncrl.publish.groups.rendezvous import new_store_file, open_store
 from asyncrl.transport.sockets import LOOPBACK
 
 TIMEOUT_S = 1.0

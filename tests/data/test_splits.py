@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrl.data.files import split_files, split_of
+from asyncrl.data.splits import split_files, split_of
 from asyncrl.errors import DataError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from asyncrl.data.files import FORMATS, suffix_of
+from asyncrl.data.splits import FORMATS, suffix_of
 from asyncrl.errors import DataError
 
 Record = dict[str, Any]

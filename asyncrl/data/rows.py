@@ -11,8 +11,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from asyncrl.data.file_formats import Record, read_records
 from asyncrl.data.messages import Message, as_text, check_messages
-from asyncrl.data.records import Record, read_records
 from asyncrl.errors import DataError
 
 _MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from asyncrl.data.files import Split, find_split, split_files, split_of
-from asyncrl.data.records import Record, read_records
+from asyncrl.data.file_formats import Record, read_records
+from asyncrl.data.splits import Split, find_split, split_files, split_of
 from asyncrl.errors import DataError
 
 _TRL_ANSWERS = ("answer", "solution", "ground_truth", "completion")

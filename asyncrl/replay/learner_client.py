@@ -9,6 +9,7 @@ from collections.abc import Callable
 import zmq
 
 from asyncrl.errors import DeadlineError, RunStopping, WireError
+from asyncrl.transport.messages.base import Ack
 from asyncrl.transport.messages.learning import (
     BatchReply,
     BatchRequest,
@@ -21,7 +22,6 @@ from asyncrl.transport.messages.learning import (
     Newcomers,
     Published,
 )
-from asyncrl.transport.messages.rollouts import Ack
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.sockets import Network, connect_watched
 from asyncrl.transport.wire import FRAMES_PER_GROUP, Frame, decode, encode
@@ -31,7 +31,7 @@ POLL_MS = 200
 MEMBERS_INTERVAL_S = 0.25
 
 
-class ReplayClient:
+class LearnerClient:
     """One DEALER, one question at a time, for one thread.
 
     After replay has restarted, the client repeats its open question and gets the same answer.

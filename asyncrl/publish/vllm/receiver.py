@@ -1,7 +1,7 @@
-"""asyncrl's weight-transfer engine, the worker's side, behind vLLM's own interface.
+"""asyncrl's receiver in a vLLM worker, which holds it as its weight-transfer engine.
 
-What a worker receives, and when, is in `receiver.py`; how a vLLM model takes it over, in `slice_discovery.py` and
-`staging.py`. The learner's side is `sender.py`.
+What a worker receives, and when, is in `publish/receiver.py`; how a vLLM model takes it over, in `slice_discovery.py`
+and `staging.py`. The learner's side is `publish/sender.py`.
 
 Importing this module registers the engine with vLLM as `BACKEND`. vLLM's workers import it through
 `worker_extension_cls` (see `WorkerExtension`).
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 BACKEND = "asyncrl"
 STAGE_ON_DEVICE = "asyncrl_stage_on_device"
 """Key of vLLM's `additional_config`: a second copy of the weights was left room for in GPU memory."""
+NOT_IN_STEPS = "asyncrl's weights are switched at once, by WorkerExtension.switch_weights"
 
 
 @dataclass
@@ -39,19 +40,11 @@ class InitInfo(JoinInfo, WeightTransferInitInfo):
     """As vLLM takes it."""
 
 
-@dataclass
-class UpdateInfo(WeightTransferUpdateInfo):
-    """How the weights of this update come."""
-
-    staged: bool
-    """They have come already; else they come now, while the model stands still."""
-
-
-class AsyncrlWeightTransferEngine(Receiver, WeightTransferEngine[InitInfo, UpdateInfo]):
+class VllmReceiver(Receiver, WeightTransferEngine[InitInfo, WeightTransferUpdateInfo]):
     """One worker of one generator."""
 
     init_info_cls = InitInfo
-    update_info_cls = UpdateInfo
+    update_info_cls = WeightTransferUpdateInfo
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Returns at once, see `Receiver.begin`."""
@@ -61,17 +54,13 @@ class AsyncrlWeightTransferEngine(Receiver, WeightTransferEngine[InitInfo, Updat
         self.begin(init_info, slices, self.parallel_config.rank, self.parallel_config.world_size)
 
     def start_weight_update(self) -> None:
-        """Nothing: the model stays whole until its layers take over the new weights."""
+        raise NotImplementedError(NOT_IN_STEPS)
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        self.receive_weights(self.parse_update_info(update_info))
-
-    def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Switches to the new weights, see `Receiver.take_over`."""
-        self.take_over(update_info.staged)
+    def receive_weights(self, update_info: WeightTransferUpdateInfo) -> None:
+        raise NotImplementedError(NOT_IN_STEPS)
 
     def finish_weight_update(self) -> None:
-        """Nothing is left to do."""
+        raise NotImplementedError(NOT_IN_STEPS)
 
     def shutdown(self) -> None:
         self.leave()
@@ -109,22 +98,18 @@ class AsyncrlWeightTransferEngine(Receiver, WeightTransferEngine[InitInfo, Updat
 class WorkerExtension:
     """vLLM's `worker_extension_cls`: its workers import this module, and their class gets these methods."""
 
-    weight_transfer_engine: WeightTransferEngine[Any, Any]
+    weight_transfer_engine: VllmReceiver
     model_runner: Any
-    _weight_update_active: bool
 
     def stage_weights(self) -> None:
-        assert isinstance(self.weight_transfer_engine, AsyncrlWeightTransferEngine)
         self.weight_transfer_engine.stage()
 
     def switch_weights(self, update_info: dict[str, Any]) -> None:
-        """vLLM's start, update and finish in one, as the first and the last do nothing here: each costs a round trip
-        under the pause."""
-        self.weight_transfer_engine.update_weights(update_info)
+        """Instead of vLLM's start, update and finish, each of which costs a round trip under the pause."""
+        self.weight_transfer_engine.take_over(update_info["staged"])
 
     def leave_publish_group(self) -> None:
         """Ready for another group, whatever became of the last update; a whole update has to follow a broken one."""
-        self._weight_update_active = False
         self.weight_transfer_engine.shutdown()
         abandon_reload(self.weight_transfer_engine.model)
 
@@ -143,4 +128,4 @@ class WorkerExtension:
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine(BACKEND, AsyncrlWeightTransferEngine)
+    WeightTransferEngineFactory.register_engine(BACKEND, VllmReceiver)

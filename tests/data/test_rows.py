@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncrl.data.read import Columns, read_rows
+from asyncrl.data.rows import Columns, read_rows
 from asyncrl.errors import DataError
 
 
