@@ -34,9 +34,9 @@ from asyncrl.config.load import to_yaml
 from asyncrl.config.lora import LoraConfig
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import Config
-from asyncrl.data.files import hub_hint
 from asyncrl.data.hub import HUB_PREFIX
 from asyncrl.data.rows import Row
+from asyncrl.data.splits import hub_hint
 from asyncrl.errors import DataError
 from asyncrl.generate.engines.installed import check_own_engines
 from asyncrl.ledger.staleness_bound import admission_limit
