@@ -8,7 +8,6 @@ Exit codes: 0 done, 1 a run or a check failed, 2 bad input, 130 stopped by Ctrl-
 from __future__ import annotations
 
 import argparse
-import errno
 import io
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from asyncrl.cli_arguments import DEFAULT_CONFIG, build_parser
 from asyncrl.errors import CompleteError, RunError, UserError
+from asyncrl.run.full_disk import is_full_disk
 from asyncrl.run.plain_text import plain
 
 EXIT_RUN_FAILED = 1
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"the run failed: {plain(str(error))}", file=sys.stderr)  # noqa: T201
         return EXIT_RUN_FAILED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full_disk(error):
             raise
         print(f"the run failed: {error}; make room, then go on with it: --resume", file=sys.stderr)  # noqa: T201
         return EXIT_RUN_FAILED

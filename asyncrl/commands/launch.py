@@ -28,6 +28,7 @@ from asyncrl.config.schema import Config
 from asyncrl.errors import CompleteError, RunError
 from asyncrl.generate.engines.installed import check_engines
 from asyncrl.run import directory as run_dirs
+from asyncrl.run.full_disk import full_disk_is_named
 from asyncrl.run.hardware import Hardware, save_hardware
 from asyncrl.run.launcher_log import logs_to
 from asyncrl.run.lock import claim, lock
@@ -78,7 +79,8 @@ def launch(config: Config, config_name: str, resume: Path | None, console: Conso
     run_dirs.keep_private()
     with ExitStack() as stack:
         run = _prepare(config, config_name, resume, console, stack)
-        return Ended(run.directory, _run(run, console))
+        with full_disk_is_named(run.directory):
+            return Ended(run.directory, _run(run, console))
 
 
 def _prepare(config: Config, config_name: str, resume: Path | None, console: Console, stack: ExitStack) -> _Run:

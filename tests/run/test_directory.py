@@ -1,11 +1,13 @@
+import threading
 from pathlib import Path
 
 import pytest
 
 from asyncrl.config.load import load
 from asyncrl.config.schema import Config
-from asyncrl.errors import ConfigError
+from asyncrl.errors import ConfigError, RunError
 from asyncrl.run import directory as run_dirs
+from asyncrl.run.full_disk import full_disk_is_named
 
 
 def config_in(parent: Path, name: str | None = "first") -> Config:
@@ -84,3 +86,37 @@ def test_the_tail_of_a_log_is_its_last_lines_even_when_they_are_not_text(tmp_pat
 
 def test_a_log_on_another_machine_is_said_to_be_there(tmp_path):
     assert "replay.log on this machine" in run_dirs.log_tail(tmp_path, "replay")
+
+
+def in_a_thread_and_here(function):
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+    function()
+
+
+@pytest.fixture
+def failed_threads(monkeypatch):
+    """What the threads raise that would print a traceback."""
+    failures = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: failures.append(failure.exc_type))
+    return failures
+
+
+def test_a_full_disk_is_one_message_whichever_thread_met_it(tmp_path, failed_threads):
+    def write():
+        with Path("/dev/full").open("w") as file:
+            file.write("x")
+
+    with (
+        pytest.raises(RunError, match=r"No space left on device; make room, then go on with it: --resume .*run"),
+        full_disk_is_named(tmp_path / "run"),
+    ):
+        in_a_thread_and_here(write)
+    assert failed_threads == []
+
+
+def test_other_errors_of_threads_are_shown_and_other_errors_of_the_system_stay(tmp_path, failed_threads):
+    with pytest.raises(FileNotFoundError), full_disk_is_named(tmp_path):
+        in_a_thread_and_here((tmp_path / "absent").read_text)
+    assert failed_threads == [FileNotFoundError]
