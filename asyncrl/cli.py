@@ -12,6 +12,7 @@ import errno
 import io
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from asyncrl.cli_arguments import DEFAULT_CONFIG, build_parser
@@ -109,13 +110,14 @@ def _scale(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from asyncrl.simulate.advice import advise
     from asyncrl.watch.report import print_report, read_report, to_json
 
-    report = read_report(arguments.run_dir)
+    report, advice = read_report(arguments.run_dir), advise(arguments.run_dir)
     if arguments.json:
-        print(to_json(report))  # noqa: T201
+        print(to_json(report, asdict(advice)))  # noqa: T201
     else:
-        print_report(report, Console())
+        print_report(report, advice.note, Console())
     return 0
 
 
@@ -176,9 +178,9 @@ def _simulate(arguments: argparse.Namespace) -> int:
     deaths = [death(text) for text in arguments.death]
     run, result = simulate_once(given, arguments.steps, deaths, arguments.price)
     if arguments.json:
-        print(to_json(run, result))  # noqa: T201
+        print(to_json(run, result, given.not_simulated()))  # noqa: T201
     else:
-        print_run(run, result, Console())
+        print_run(run, result, given.not_simulated(), Console())
     return 0
 
 
@@ -195,9 +197,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     )
     plan = make_plan(given, arguments.gpus, arguments.steps, arguments.price)
     if arguments.json:
-        print(plan_to_json(plan))  # noqa: T201
+        print(plan_to_json(plan, given.not_simulated()))  # noqa: T201
     else:
-        print_plan(plan, Console())
+        print_plan(plan, given.not_simulated(), Console())
     return 0
 
 

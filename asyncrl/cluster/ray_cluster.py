@@ -32,6 +32,8 @@ from asyncrl.run.directory import rendezvous_dir
 from asyncrl.transport.sockets import LOOPBACK, Keys, Network
 
 NODE_TIMEOUT_S = 2.0
+KIND_PREFIX = "accelerator_type:"
+"""Of the resource by which Ray tells what kind of GPU a node has."""
 NO_ROOM = Node(num_cpus=0.0, num_gpus=0)
 
 
@@ -93,6 +95,12 @@ class Cluster:
     def _network(self, node: ClusterNode) -> Network:
         """With the address by which Ray knows the node; with cluster.interface a role looks for another there."""
         return Network(node.host if self._spans_machines else LOOPBACK, self._keys, self._rendezvous_dir)
+
+    @property
+    def gpu_kinds(self) -> list[str]:
+        """By Ray's names, such as H100."""
+        resources = {name for node in ray.nodes() if node["Alive"] for name in node["Resources"]}
+        return sorted(name.removeprefix(KIND_PREFIX) for name in resources if name.startswith(KIND_PREFIX))
 
     def has_left(self, node: int) -> bool:
         """Whether this one of `nodes` has left the cluster."""

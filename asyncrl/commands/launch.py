@@ -28,6 +28,7 @@ from asyncrl.config.schema import Config
 from asyncrl.errors import CompleteError, RunError
 from asyncrl.generate.engines.installed import check_engines
 from asyncrl.run import directory as run_dirs
+from asyncrl.run.hardware import Hardware, save_hardware
 from asyncrl.run.launcher_log import logs_to
 from asyncrl.run.lock import claim, lock
 from asyncrl.run.metrics import MetricsWriter
@@ -38,6 +39,7 @@ from asyncrl.supervise.supervisor import Outcome, Supervisor
 from asyncrl.transport.control_server import ControlServer
 from asyncrl.watch.console import LiveView
 from asyncrl.watch.recorder import Recorder
+from asyncrl.watch.split_adviser import SplitAdviser
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,16 @@ def _run(run: _Run, console: Console) -> Outcome:
         topology, notes = place(run.config, [node.room for node in cluster.nodes], run.inputs.shape)
         for note in notes:
             console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
+        num_cpus = sum(node.room.num_cpus for node in cluster.nodes)
+        save_hardware(run.directory, Hardware(topology.device, num_cpus, cluster.gpu_kinds))
         control = ControlServer(cluster.network, [placement.name for placement in topology.placements])
         stack.callback(control.close)
         address = write_address(run.directory, control.endpoint, cluster.network.keys)
         stack.callback(address.unlink, missing_ok=True)
         view = LiveView(console, run.inputs.num_steps)
-        recorder = Recorder(writer, view, first_step=run.state.step)
+        adviser = SplitAdviser(run.directory, view)
+        stack.callback(adviser.close)
+        recorder = Recorder(writer, view, adviser, first_step=run.state.step)
         stack.callback(recorder.close)
         view.start()
         stack.callback(view.stop)

@@ -53,7 +53,7 @@ def planned(config_file: Path, overrides: list[str], num_accelerators: int) -> l
     decided = sorted(keys & {override.partition("=")[0] for override in overrides})
     if decided:
         raise UserError(f"--plan chooses {', '.join(decided)}; leave {'it' if len(decided) == 1 else 'them'} out")
-    print_plan(plan, Console())
+    print_plan(plan, given.not_simulated(), Console())
     return [*overrides, *plan.chosen.overrides]
 
 

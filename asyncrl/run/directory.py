@@ -2,6 +2,7 @@
 
 runs/NAME/
   config.yaml               resolved
+  hardware.json             what it runs on
   prompts_*.parquet         tokenized prompts
   ledger.sqlite             every prompt's life, and the groups that no checkpoint contains yet (`ledger/store.py`)
   metrics.jsonl, tensorboard/

@@ -4,7 +4,7 @@ P parameters, k = tensor_parallel, c bytes of the compute type, n running sequen
 
     decode step   t(n) = overhead + c·P / (k·memory) + n·(KV bytes of x tokens / memory + 2·P / (k·FLOP/s))
     prefill       2·P / (k·FLOP/s) a token
-    training      6·P / FLOP/s a token, 8·P with gradient checkpointing
+    training      2·P / FLOP/s a token for each forward pass, `passes.py`: 6·P in the simplest case
     publish       bytes ÷ link
 
 2·P and 6·P FLOPs a token: Kaplan et al., arXiv 2001.08361, section 2.1. Memory and FLOP/s are the data sheet's peak
@@ -19,6 +19,7 @@ from asyncrl.cluster.memory import Estimate, bytes_per_value, estimate, publishe
 from asyncrl.cluster.topology import Topology
 from asyncrl.config.model_shape import ModelShape
 from asyncrl.config.schema import Config
+from asyncrl.simulate.passes import forward_passes
 from asyncrl.simulate.timings import Timings, Workload
 
 MEMORY_SHARE = 0.6
@@ -88,8 +89,6 @@ def roofline(
     link = accelerator.link_bytes_per_s * LINK_SHARE
     kv_bytes = shape.kv_bytes_per_token(parts, compute_bytes) * workload.context_mean
     forward_s = 2 * shape.num_parameters / flop_per_s
-    recomputes = config.learner.gradient_checkpointing and config.learner.checkpointing_keeps != "matmuls"
-    backward = 4 if recomputes else 3
     uses_nccl = topology.publish_transport == "nccl"
     is_pipelined = uses_nccl and topology.publish_engine == "broadcast"
     of_parts = published_bytes(shape, topology, compute_bytes, config.lora)
@@ -101,7 +100,7 @@ def roofline(
         prefill_per_token_s=forward_s / parts,
         max_sequences=_max_sequences(config, shape, topology, accelerator, workload),
         train_base_s=0.0,
-        train_per_token_s=backward * forward_s,
+        train_per_token_s=forward_passes(config) * forward_s,
         gather_s=(of_parts[0] if topology.publish_engine == "adapter" else weights_bytes) / link
         if len(topology.learners) > 1
         else 0.0,

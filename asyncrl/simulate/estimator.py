@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asyncrl.cluster.topology import Node, Topology, nodes_that_fit, plan
@@ -13,11 +13,14 @@ from asyncrl.config.load import load
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError, UserError
+from asyncrl.run.hardware import Hardware, read_hardware
 from asyncrl.simulate.accelerators import ACCELERATORS, TINY_SHAPE, Accelerator, roofline
 from asyncrl.simulate.fit import fit, rescaled
 from asyncrl.simulate.measured import MeasuredRun, read_run
+from asyncrl.simulate.not_simulated import not_simulated
 from asyncrl.simulate.timings import Timings, Workload
 
+DEFAULT_GPU = "h100"
 LENGTH_SIGMA = 0.8
 """Of completions where nothing was measured: p99 is 6.4 times the median."""
 MEDIAN_SHARE = 0.25
@@ -28,6 +31,8 @@ MEDIAN_SHARE = 0.25
 class Calibration:
     """Timings that were fitted to runs, beside what the roofline says of the same configuration."""
 
+    config: Config
+    """Of the first run."""
     fitted: Timings
     roofline: Timings
 
@@ -64,6 +69,13 @@ class Inputs:
     estimator: Estimator
     workload: Workload
 
+    def not_simulated(self) -> list[str]:
+        """Keys whose cost is in no figure, `not_simulated.py`."""
+        calibration = self.estimator.calibration
+        measured = None if calibration is None else calibration.config
+        timings = self.estimator.timings(self.config, self.workload)
+        return not_simulated(self.config, measured, timings, self.workload)
+
 
 def from_config(config_file: Path, overrides: list[str], accelerator: str | None) -> Inputs:
     """By the data sheet alone.
@@ -94,16 +106,35 @@ def from_runs(run_dirs: Sequence[Path], overrides: list[str], accelerator: str |
     """
     runs = [read_run(run_dir) for run_dir in run_dirs]
     _require_alike(runs)
-    estimator = _estimator(runs[0].config, accelerator)
-    rooflines = [estimator.timings(run.config, run.workload) for run in runs]
-    calibration = Calibration(fit(runs, rooflines), rooflines[0])
-    config = load(run_dirs[0] / "config.yaml", overrides)
-    check(config, estimator.device)
-    if config.generator.max_tokens != runs[0].config.generator.max_tokens:
+    hardware = read_hardware(run_dirs[0])
+    known = None if hardware is None else accelerator_of(hardware) or DEFAULT_GPU
+    given = from_measured(runs, load(run_dirs[0] / "config.yaml", overrides), accelerator or known)
+    check(given.config, given.estimator.device)
+    if given.config.generator.max_tokens != runs[0].config.generator.max_tokens:
         raise UserError("generator.max_tokens decides the lengths that --from has measured; take a run that has it so")
-    return Inputs(
-        config, Estimator(estimator.accelerator, estimator.device, estimator.shape, calibration), runs[0].workload
-    )
+    return given
+
+
+def from_measured(runs: Sequence[MeasuredRun], config: Config, accelerator: str | None) -> Inputs:
+    """By a fit to runs that are read; `config` is to be simulated.
+
+    Raises:
+        ConfigError: the accelerator's name.
+        DataError: the model's shape cannot be read.
+    """
+    by_data_sheet = _estimator(runs[0].config, accelerator)
+    rooflines = [by_data_sheet.timings(run.config, run.workload) for run in runs]
+    calibration = Calibration(runs[0].config, fit(runs, rooflines), rooflines[0])
+    return Inputs(config, replace(by_data_sheet, calibration=calibration), runs[0].workload)
+
+
+def accelerator_of(hardware: Hardware) -> str | None:
+    """Its name among the data sheets; None: a GPU that has none there, or GPUs of several kinds."""
+    if hardware.device == "cpu":
+        return "cpu"
+    kinds = [kind.lower().replace("-", "").replace(" ", "") for kind in hardware.gpus]
+    names = [name for name in ACCELERATORS if all(name in kind for kind in kinds)]
+    return names[0] if kinds and names else None
 
 
 def _require_alike(runs: Sequence[MeasuredRun]) -> None:
@@ -117,7 +148,7 @@ def _require_alike(runs: Sequence[MeasuredRun]) -> None:
 
 
 def _estimator(config: Config, accelerator: str | None) -> Estimator:
-    name = accelerator or ("h100" if config.cluster.device == "gpu" else "cpu")
+    name = accelerator or (DEFAULT_GPU if config.cluster.device == "gpu" else "cpu")
     if name not in ACCELERATORS:
         raise ConfigError(f"--accelerator {name}: known are {', '.join(ACCELERATORS)}")
     device: Device = "cpu" if name == "cpu" else "gpu"

@@ -6,7 +6,7 @@ import math
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist, fmean
 
@@ -25,6 +25,8 @@ from asyncrl.types import first_of_each
 WARMUP_SHARE = 0.2
 """Of the rows: start-up, and a queue that fills."""
 MIN_ROWS = 5
+NUM_SERVING = "generator/num_serving"
+TOTALS = ("generator/tokens_total", "queue/batch_held_total_s")
 MAX_SIGMA = 4.0
 """A lognormal's p99 is then 11,000 times its median."""
 NUM_QUANTILES = 1000
@@ -32,9 +34,14 @@ NUM_QUANTILES = 1000
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """What a run tells. Seconds are means over its steps after the warm-up."""
+    """What a run tells. Seconds are means over its steps after the warm-up.
+
+    These are the steps since its processes changed last; where they are too few, those of the longest stretch between
+    two changes.
+    """
 
     config: Config
+    """With the number of generators that served."""
     workload: Workload
     num_steps: int
     """Measured."""
@@ -69,10 +76,15 @@ def read_run(run_dir: Path) -> MeasuredRun:
         if not file.is_file():
             raise DataError(f"--from {run_dir}: no run to learn from, it has no {file.name}")
     config = load(run_dir / "config.yaml")
-    rows = [row for row in read_rows(run_dir) if row["step"] > 0]
+    parts = stretches(read_rows(run_dir))
+    rows = parts[-1] if len(parts[-1]) >= MIN_ROWS + 2 else max(parts, key=len)
     num_warmup = max(1, int(WARMUP_SHARE * len(rows)))
     if len(rows) - num_warmup < MIN_ROWS:
-        raise DataError(f"--from {run_dir}: {metrics} has {len(rows)} steps; {MIN_ROWS + 2} are needed at least")
+        within = "" if len(parts) == 1 else " between two changes of its processes"
+        raise DataError(
+            f"--from {run_dir}: {metrics} has {len(rows)} steps{within}; {MIN_ROWS + 2} are needed at least"
+        )
+    config = replace(config, generator=replace(config.generator, count=serving_generators(rows, config)))
     first, measured = rows[num_warmup - 1], rows[num_warmup:]
     elapsed_s = fmean(_values(measured, "time/step_s")) * len(measured)
     tokens = [row["throughput/learner_tokens_per_s"] * row["time/step_s"] for row in measured]
@@ -97,6 +109,26 @@ def read_run(run_dir: Path) -> MeasuredRun:
         save_s=_save_s(rows, config.run.save_every),
         busy_per_token_s=_rise(first, measured, "generator/busy_total_s") / generated,
     )
+
+
+def stretches(rows: Sequence[Row]) -> list[list[Row]]:
+    """The steps, cut where the number of generators changed or a process began anew, and its totals at 0."""
+    parts: list[list[Row]] = [[]]
+    for row in rows:
+        if row["step"] <= 0:
+            continue
+        before = parts[-1][-1] if parts[-1] else row
+        if before.get(NUM_SERVING) != row.get(NUM_SERVING) or any(
+            row.get(key, 0) < before.get(key, 0) for key in TOTALS
+        ):
+            parts.append([])
+        parts[-1].append(row)
+    return parts
+
+
+def serving_generators(rows: Sequence[Row], config: Config) -> int:
+    """In one stretch; before its first row, those of the configuration."""
+    return int(rows[-1].get(NUM_SERVING) or config.generator.count) if rows else config.generator.count
 
 
 def _workload(run_dir: Path, config: Config, rows: Sequence[Row], no_signal_fraction: float) -> Workload:

@@ -97,8 +97,7 @@ def make_plan(given: Inputs, num_accelerators: int, num_steps: int, dollars_per_
     def tried(split: Split, eta: int, publish_every: int) -> Candidate:
         config = with_split(given.config, split, eta, publish_every)
         timings = given.estimator.timings(config, given.workload)
-        enough_steps = max(num_steps, STEPS_A_VERSION * (eta + 1))
-        run = simulate(Setting(config, timings, given.workload, enough_steps))
+        run = simulate(Setting(config, timings, given.workload, steps_for(eta, num_steps)))
         return Candidate(split, eta, publish_every, figures(run, dollars_per_hour))
 
     alone = [tried(split, ETAS[-1], 1) for split in splits]
@@ -111,6 +110,11 @@ def make_plan(given: Inputs, num_accelerators: int, num_steps: int, dollars_per_
     pareto = pareto_set(candidates)
     chosen = choose(pareto)
     return Plan(pareto, chosen, _reason(chosen, pareto), len(candidates), too_large)
+
+
+def steps_for(eta: int, num_steps: int) -> int:
+    """How many to simulate, `num_steps` at least, so that the means say something."""
+    return max(num_steps, STEPS_A_VERSION * (eta + 1))
 
 
 def pareto_set(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -152,7 +156,7 @@ def _splits(given: Inputs, num_accelerators: int) -> tuple[list[Split], list[str
         most = (ETAS[-1] + 1) * given.config.learner.batch_size
         split = Split(num_generators, parts, num_learners, credit=-(-most // num_generators))
         config = with_split(given.config, split, ETAS[-1], 1)
-        problem = _problem(given.estimator, config)
+        problem = reason_against(given.estimator, config)
         if problem is not None:
             too_large.append(f"{num_generators} generators × TP {parts}, {num_learners} learners: {problem}")
             continue
@@ -168,7 +172,7 @@ def _divisions(num_accelerators: int) -> Iterator[tuple[int, int, int]]:
             yield num_generators, parts, num_accelerators - num_generators * parts
 
 
-def _problem(estimator: Estimator, config: Config) -> str | None:
+def reason_against(estimator: Estimator, config: Config) -> str | None:
     """Why this cannot run, or a role does not fit its accelerator; or None."""
     try:
         check(config, estimator.device, estimator.shape)

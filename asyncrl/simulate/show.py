@@ -15,14 +15,16 @@ NUM_TIMELINE_STEPS = 12
 BAR_WIDTH = 48
 
 
-def to_json(run: SimulatedRun, result: Figures) -> str:
-    """The figures, and the timings and workload that they follow from."""
+def to_json(run: SimulatedRun, result: Figures, not_simulated: list[str]) -> str:
+    """The figures, the timings and workload that they follow from, and what is in none of them."""
     setting = run.setting
     inputs = {"timings": asdict(setting.timings), "workload": asdict(setting.workload)}
-    return json.dumps({**asdict(result), "num_late_leases": run.num_late_leases, **inputs}, indent=1)
+    return json.dumps(
+        {**asdict(result), "num_late_leases": run.num_late_leases, "not_simulated": not_simulated, **inputs}, indent=1
+    )
 
 
-def print_run(run: SimulatedRun, result: Figures, console: Console) -> None:
+def print_run(run: SimulatedRun, result: Figures, not_simulated: list[str], console: Console) -> None:
     """A table, a timeline of the last steps, and what should not be overlooked."""
     table = Table(title=f"Simulated: {_setting(run)}", title_justify="left", title_style="bold", show_header=False)
     for name, value in _lines(result):
@@ -37,6 +39,13 @@ def print_run(run: SimulatedRun, result: Figures, console: Console) -> None:
             f"{run.setting.config.replay.lease_timeout_s:g}: a real run would sample their prompts again",
             highlight=False,
         )
+    print_not_simulated(not_simulated, console)
+
+
+def print_not_simulated(lines: list[str], console: Console) -> None:
+    """A line for each."""
+    for line in lines:
+        console.print(f"• not simulated: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def timeline(steps: list[StepRecord]) -> list[str]:

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from asyncrl.simulate.plan import Candidate, Plan
+from asyncrl.simulate.show import print_not_simulated
 
 
-def plan_to_json(plan: Plan) -> str:
+def plan_to_json(plan: Plan, not_simulated: list[str]) -> str:
     """Candidates with their figures; `overrides` is what to launch with."""
     return json.dumps(
         {
@@ -21,13 +22,14 @@ def plan_to_json(plan: Plan) -> str:
             "pareto": [_record(candidate) for candidate in plan.pareto],
             "num_simulated": plan.num_simulated,
             "too_large": plan.too_large,
+            "not_simulated": not_simulated,
         },
         indent=1,
         ensure_ascii=False,
     )
 
 
-def print_plan(plan: Plan, console: Console) -> None:
+def print_plan(plan: Plan, not_simulated: list[str], console: Console) -> None:
     """The Pareto table, the choice, why, and what to paste."""
     title = f"Of {plan.num_simulated} simulated configurations, those that none beats in both speed and freshness"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
@@ -57,6 +59,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print("  " + " ".join(plan.chosen.overrides), highlight=False, markup=False, soft_wrap=True)
     for reason in plan.too_large:
         console.print(f"• left out: {reason}", highlight=False, markup=False, soft_wrap=True)
+    print_not_simulated(not_simulated, console)
 
 
 def _record(candidate: Candidate) -> dict[str, object]:

@@ -14,6 +14,7 @@ from asyncrl.transport.messages.base import MetricValue
 from asyncrl.transport.messages.supervision import EvalRow, Note, StepRow
 from asyncrl.watch.console import LiveView
 from asyncrl.watch.lag_table import lag_table
+from asyncrl.watch.split_adviser import SplitAdviser
 
 LAG_TABLE_EVERY = 10
 """Steps between two tables of diagnostics by lag. The last step has one too."""
@@ -22,9 +23,10 @@ LAG_TABLE_EVERY = 10
 class Recorder:
     """Takes reports, writes rows, shows them."""
 
-    def __init__(self, writer: MetricsWriter, view: LiveView, first_step: int) -> None:
+    def __init__(self, writer: MetricsWriter, view: LiveView, adviser: SplitAdviser, first_step: int) -> None:
         self._writer = writer
         self._view = view
+        self._adviser = adviser
         self._step = first_step
         self.num_rows = 0
         self._row: dict[str, MetricValue] = {}
@@ -40,6 +42,7 @@ class Recorder:
                 self.num_rows += 1
                 self._row = {**report.metrics, **_figures(roles)}
                 self._view.step({"step": report.step, **self._row})
+                self._adviser.look(self.num_rows - 1)
             case EvalRow():
                 self._row |= report.metrics
                 self._view.evaluation(report.version, report.metrics)

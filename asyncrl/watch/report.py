@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import sqlite3
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -101,12 +102,13 @@ def read_report(run_dir: Path) -> Report:
     )
 
 
-def to_json(report: Report) -> str:
-    return json.dumps(asdict(report), indent=1, ensure_ascii=False)
+def to_json(report: Report, split: Mapping[str, Any]) -> str:
+    """With what is said of its split, `simulate/advice.py`."""
+    return json.dumps({**asdict(report), "split": split}, indent=1, ensure_ascii=False)
 
 
-def print_report(report: Report, console: Console) -> None:
-    """Prints the report as tables, for people."""
+def print_report(report: Report, note: str | None, console: Console) -> None:
+    """Prints the report as tables, for people, and a note below them."""
     table = Table(title=report.run, title_justify="left", title_style="bold", show_header=False)
     for name, value in _lines(report):
         table.add_row(name, value)
@@ -114,6 +116,8 @@ def print_report(report: Report, console: Console) -> None:
     for prompt in report.quarantined:
         reason = plain(prompt.reason)
         console.print(f"• prompt {prompt.index} was quarantined: {reason}", highlight=False, markup=False)
+    if note is not None:
+        console.print(f"• {plain(note)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _lines(report: Report) -> list[tuple[str, str]]:

@@ -32,8 +32,9 @@ import psutil
 from asyncrl.config.schema import VLLM
 from bench.chaos.books import books
 from bench.chaos.output import Output, last_row
-from bench.chaos.report import Fault, problems, table
+from bench.chaos.report import Fault, measurements, problems, table
 from bench.support.processes import is_role, role_pids, tree
+from bench.support.rows import write_rows
 
 ROOT = Path(__file__).parents[2]
 ENGINE_FAULT = "kill engine core"
@@ -179,6 +180,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stand-in", action="store_true", help="an engine that starts in seconds, in place of vLLM")
     parser.add_argument("--engine", default=VLLM, help="generator.engine: vllm, sglang, or both, comma-separated")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="writes each figure as a row")
     arguments = parser.parse_args()
     possible = [kind for kind in FAULTS if not (arguments.stand_in and kind == ENGINE_FAULT)]
     kinds = [possible[number % len(possible)] for number in range(arguments.kills)]
@@ -193,6 +195,8 @@ def main() -> None:
         chaos.kill()
     found = {} if broken else books(folder / "chaos")
     print("", table(faults, arguments.stand_in), "", *(f"{key}: {value:g}" for key, value in found.items()), sep="\n")
+    if arguments.out is not None:
+        write_rows(arguments.out, "chaos", measurements(faults, found))
     wrong = broken + problems(faults, arguments.stand_in, found)
     if wrong:
         sys.exit("\n".join(["", "FAILED, the run's folder is kept:", str(folder), *wrong]))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from bench.support.rows import Measurement
 
 DETECTION_LIMIT_S, RECOVERY_LIMIT_S = 10.0, 60.0
 MAY_BE_ABOVE_ZERO = ("steps", "prompts trained", "prompts in hand")
@@ -54,6 +56,18 @@ def table(faults: Sequence[Fault], starts_fast: bool) -> str:
         ]
         lines.append(f"| {kind} | {len(of_kind)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def measurements(faults: Sequence[Fault], found: Mapping[str, float]) -> list[Measurement]:
+    """Of each kind of fault, and of the books what has to be 0."""
+    kinds = {kind: [fault for fault in faults if fault.kind == kind] for kind in sorted({one.kind for one in faults})}
+    seconds = [
+        Measurement(f"{kind}: {name}", [getattr(fault, name) for fault in of_kind], "less")
+        for kind, of_kind in kinds.items()
+        for name in ("detected_s", "new_step_s", "recovered_s")
+    ]
+    wrong = [(name, value) for name, value in found.items() if name not in MAY_BE_ABOVE_ZERO]
+    return seconds + [Measurement(name, [value], "less") for name, value in wrong]
 
 
 def problems(faults: Sequence[Fault], starts_fast: bool, found: dict[str, float]) -> list[str]:

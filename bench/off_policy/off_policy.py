@@ -1,7 +1,7 @@
 """The lag study: forced lags × corrections × seeds on the quickstart's task, and what each reaches in the end.
 
     .venv/bin/python bench/off_policy/off_policy.py [--steps 300] [--seeds 5] [--workers 2] [--out FILE.jsonl]
-        [--plot FILE.svg]
+        [--plot FILE.svg] [--rows FILE.jsonl]
 
 A run is one line of FILE.jsonl; runs that stand there already are not made again, so it can be stopped and continued.
 What it trains and samples with: lagged.py. The findings: docs/off_policy.md.
@@ -24,7 +24,8 @@ from rich.console import Console
 
 from asyncrl.data.arithmetic import arithmetic_rows, forget_carries
 from asyncrl.errors import UserError
-from bench.off_policy.report import Run, plot, table
+from bench.off_policy.report import Run, measurements, plot, table
+from bench.support.rows import write_rows
 
 LAGS = (0, 1, 4, 8, 16, 64)
 WARMUP_STEPS = 600
@@ -105,6 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(table(runs))
     if options.plot is not None:
         plot(runs, options.plot)
+    if options.rows is not None:
+        write_rows(options.rows, "off_policy", measurements(runs))
     return 0
 
 
@@ -117,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/off_policy.jsonl"))
+    parser.add_argument("--rows", type=Path, metavar="FILE.jsonl", help="writes each cell of the table as a row")
     parser.add_argument("--plot", type=Path, help="file for the plot, .svg or .png")
     return parser
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from bench.support.rows import Measurement
+
 NUM_FINAL = 3
 """Evaluations whose mean is the final reward."""
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -63,6 +65,15 @@ def cells(runs: list[Run]) -> dict[str, dict[int, Cell]]:
         if run.lag > 0 and run.seed in on_policy:
             ratios.setdefault(run.method, {}).setdefault(run.lag, []).append(run.final / on_policy[run.seed])
     return {method: {lag: Cell(by_lag[lag]) for lag in sorted(by_lag)} for method, by_lag in ratios.items()}
+
+
+def measurements(runs: list[Run]) -> list[Measurement]:
+    """A figure for each cell, with the seeds' ratios."""
+    return [
+        Measurement(f"{method}, lag {lag}: final_over_on_policy", cell.ratios, "more")
+        for method, by_lag in cells(runs).items()
+        for lag, cell in by_lag.items()
+    ]
 
 
 def table(runs: list[Run]) -> Table:

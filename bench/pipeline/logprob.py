@@ -1,9 +1,10 @@
 """The output head: time, peak memory and gradient of `token_logprobs` beside logits held whole.
 
     .venv/bin/python bench/pipeline/logprob.py [--tokens 4096] [--vocabulary 151936] [--hidden 1024] [--threads 1]
+        [--repeats 1] [--out FILE.jsonl]
 
-Each of the two runs in a process of its own, forward and backward once, in float32 on the CPU. Peak memory is what the
-process took beyond its inputs.
+Each of the two runs in a process of its own, forward and backward once, in float32 on the CPU, in turn. Peak memory is
+what the process took beyond its inputs.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import argparse
 import multiprocessing
 import resource
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from asyncrl.config.logit_transform import LogitTransform
 from asyncrl.learn.policy.logprob import token_logprobs
+from bench.support.rows import Measurement, write_rows
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("tokens", 4096), ("vocabulary", 151_936), ("hidden", 1024), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="writes each figure as a row")
     options = parser.parse_args()
     sizes = (options.tokens, options.vocabulary, options.hidden, options.threads)
-    whole, chunked = _measured("whole", *sizes), _measured("chunked", *sizes)
+    pairs = [(_measured("whole", *sizes), _measured("chunked", *sizes)) for _ in range(options.repeats)]
+    for whole, chunked in pairs:
+        _show(whole, chunked)
+    if options.out is not None:
+        write_rows(options.out, "logprob", rows(pairs))
+
+
+def rows(pairs: Sequence[tuple[Measured, Measured]]) -> list[Measurement]:
+    """Whole and chunked, of each repeat."""
+    return [
+        Measurement("seconds_over_whole", [chunked.seconds / whole.seconds for whole, chunked in pairs], "less"),
+        Measurement("peak_over_whole", [chunked.peak_bytes / whole.peak_bytes for whole, chunked in pairs], "less"),
+        Measurement("chunked_seconds", [chunked.seconds for _, chunked in pairs], "less"),
+    ]
+
+
+def _show(whole: Measured, chunked: Measured) -> None:
     print(f"whole:   {whole.seconds:6.1f} s, {whole.peak_bytes / 1e9:5.2f} GB")
     print(f"chunked: {chunked.seconds:6.1f} s, {chunked.peak_bytes / 1e9:5.2f} GB")
     difference = (whole.sample - chunked.sample).abs().max() / whole.sample.abs().max()

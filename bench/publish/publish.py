@@ -37,8 +37,9 @@ from asyncrl.publish.vllm import staged_layer, staging
 from asyncrl.transport.sockets import Network
 from bench.publish.flat_broadcast import FlatBroadcast
 from bench.support.generators import GeneratorProcess
+from bench.support.rows import Measurement, write_rows
 
-Measured = TypeVar("Measured")
+Result = TypeVar("Result")
 
 MODELS = {1: (128, 1), 16: (256, 4), 128: (512, 8), 1024: (1024, 16)}
 """MB in float32 → hidden size (an MLP of four times that), layers."""
@@ -77,6 +78,26 @@ class Row:
     """1 − a publish without checksums of buckets ÷ one with them; nothing decodes, one follows the other."""
     verify_share: float
     """1 − a publish without checksums and without looking at what the model then holds ÷ one with both."""
+
+
+@dataclass
+class Measured:
+    """A row, and the ratios of each publish in it."""
+
+    row: Row
+    idle_efficiencies: list[float]
+    efficiencies: list[float]
+    stall_ratios: list[float]
+
+    def figures(self) -> list[Measurement]:
+        row = self.row
+        name = f"{row.model_mb} MB, {row.engine}, TP {row.tensor_parallel}"
+        return [
+            Measurement(f"{name}: idle_efficiency", self.idle_efficiencies, "more"),
+            Measurement(f"{name}: efficiency", self.efficiencies, "more"),
+            Measurement(f"{name}: stall_ratio", self.stall_ratios, "less"),
+            Measurement(f"{name}: bytes_ratio", [row.bytes_ratio], "less"),
+        ]
 
 
 def make_model(folder: Path, model_mb: int) -> Qwen3ForCausalLM:
@@ -133,7 +154,7 @@ def leave_out_checks_when(no_checksums: Path, no_checks: Path) -> None:
         setattr(owner, name, switched(getattr(owner, name), *files))
 
 
-class Measurement:
+class PublishedModel:
     """One model, one engine: what its publishes take, and flat broadcasts between them."""
 
     def __init__(self, model_mb: int, parts: int, engine: str, staged: bool, folder: Path) -> None:
@@ -150,7 +171,7 @@ class Measurement:
         self._version = -1
         self.num_bytes = int(self.publish()["publish/bytes"])
 
-    def __enter__(self) -> Measurement:
+    def __enter__(self) -> PublishedModel:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -172,7 +193,7 @@ class Measurement:
         switch.unlink()
         return figures["time/publish_s"]
 
-    def while_decoding(self, measured: Callable[[], Measured]) -> Measured:
+    def while_decoding(self, measured: Callable[[], Result]) -> Result:
         """Each completion has to end, with tokens of the version before and of the one after, in this order."""
         before, name = self._version, f"flight-{time.monotonic()}"
         self._generator.submit(name, PROMPT, decoding(self._version, self._num_tokens))
@@ -188,8 +209,8 @@ class Measurement:
         return seconds_of(self._generator.sample, "steps", PROMPT, decoding(0, self._num_tokens)) / self._num_tokens
 
 
-def measure(model_mb: int, parts: int, engine: str, staged: bool, publishes: int) -> Row:
-    with tempfile.TemporaryDirectory() as folder, Measurement(model_mb, parts, engine, staged, Path(folder)) as one:
+def measure(model_mb: int, parts: int, engine: str, staged: bool, publishes: int) -> Measured:
+    with tempfile.TemporaryDirectory() as folder, PublishedModel(model_mb, parts, engine, staged, Path(folder)) as one:
         num_bytes = one.num_bytes // parts
         with FlatBroadcast(num_bytes, parts, TIMEOUT_S) as flat:
             idle = [(*one.idle_publishes(), flat.seconds()) for _ in range(publishes)]
@@ -202,7 +223,7 @@ def measure(model_mb: int, parts: int, engine: str, staged: bool, publishes: int
     stall_s = statistics.median(figures["time/publish_stall_s"] for figures, _ in busy)
     idle_s, no_checksums_s, no_checks_s, idle_flat_s = (statistics.median(column) for column in zip(*idle, strict=True))
     flat_s = statistics.median(flat_s for _, flat_s in busy)
-    return Row(
+    row = Row(
         model_mb=model_mb,
         engine=engine if staged else f"{engine}, unstaged",
         tensor_parallel=parts,
@@ -218,6 +239,12 @@ def measure(model_mb: int, parts: int, engine: str, staged: bool, publishes: int
         bytes_ratio=one.num_bytes / model_bytes,
         checksum_share=1 - no_checksums_s / idle_s,
         verify_share=1 - no_checks_s / idle_s,
+    )
+    return Measured(
+        row,
+        idle_efficiencies=[flat / full for full, _, _, flat in idle],
+        efficiencies=[flat / figures["time/publish_s"] for figures, flat in busy],
+        stall_ratios=[figures["time/publish_stall_s"] / (copy_s + step_s) for figures, _ in busy],
     )
 
 
@@ -263,20 +290,20 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 16, 128], choices=sorted(MODELS), help="MB")
     parser.add_argument("--publishes", type=int, default=5)
     parser.add_argument("--tensor-parallel", type=int, default=1)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="writes each figure as a row")
     arguments = parser.parse_args()
     if arguments.delta:
         print(json.dumps(asdict(measure_delta(lr=1e-6, updates=50))))
         return
     parts = arguments.tensor_parallel
     engines = [("broadcast", True), ("broadcast", False)] if parts == 1 else [("broadcast", True), ("sliced", True)]
-    rows = []
+    measured = []
     for model_mb in arguments.sizes:
         for engine, staged in engines:
-            rows.append(measure(model_mb, parts, engine, staged, arguments.publishes))
-            print(json.dumps(asdict(rows[-1])), flush=True)
+            measured.append(measure(model_mb, parts, engine, staged, arguments.publishes))
+            print(json.dumps(asdict(measured[-1].row)), flush=True)
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        write_rows(arguments.out, "publish", [figure for one in measured for figure in one.figures()])
 
 
 if __name__ == "__main__":

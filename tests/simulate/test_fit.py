@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from statistics import fmean
 
 import numpy as np
 import pytest
@@ -12,38 +11,11 @@ from hypothesis import strategies as st
 
 from asyncrl.simulate.figures import figures
 from asyncrl.simulate.fit import fit, rescaled
-from asyncrl.simulate.measured import MeasuredRun, fit_lengths
+from asyncrl.simulate.measured import fit_lengths
 from asyncrl.simulate.setting import Setting
 from asyncrl.simulate.simulation import simulate
-from asyncrl.simulate.timings import Timings, Workload
-from tests.simulate.settings import TIMINGS, WORKLOAD, small_config
-
-
-def measured(timings: Timings, *overrides: str) -> MeasuredRun:
-    """What a run with these timings would have logged, with lengths and rewards of another seed."""
-    config = small_config(*overrides)
-    result = simulate(Setting(config, timings, WORKLOAD, 200, seed=5))
-    steps, shown = result.steps[50:], figures(result)
-    first, last = steps[0].fleet, steps[-1].fleet
-    return MeasuredRun(
-        config=config,
-        workload=WORKLOAD,
-        num_steps=len(steps),
-        step_s=shown.step_s,
-        samples_per_s=shown.samples_per_s,
-        staleness_mean=shown.staleness_mean,
-        staleness_max=float(shown.staleness_max),
-        learner_idle=shown.learner_idle,
-        generator_idle=shown.generator_idle,
-        tokens_per_step=fmean(step.num_tokens for step in steps),
-        train_s=fmean(step.train_s for step in steps),
-        gather_s=timings.gather_s,
-        publish_s=timings.transfer_s + timings.stall_s,
-        stall_s=timings.stall_s,
-        deliver_s=0.0,
-        save_s=0.0,
-        busy_per_token_s=(last.busy_s - first.busy_s) / (last.num_tokens - first.num_tokens),
-    )
+from asyncrl.simulate.timings import Workload
+from tests.simulate.settings import TIMINGS, WORKLOAD, measured, small_config
 
 
 def test_one_run_gives_the_speed_of_decoding_when_the_roofline_has_its_proportions() -> None:

@@ -109,6 +109,14 @@ def test_tokens_over_the_bound_are_masked_or_sampled_again_when_batches_come_in_
     assert again.num_resampled_tokens > 0
 
 
+def test_a_window_lets_prompts_overtake_a_straggler_within_the_bound() -> None:
+    overrides = ("generator.count=4", "replay.max_staleness=2")
+    window = run(*overrides, "replay.stragglers=window", "replay.window=4", num_steps=60)
+    assert figures(window).staleness_max <= 2
+    assert all(step.num_samples == 4 * 2 for step in window.steps)
+    assert window.steps[-1].end_s != run(*overrides, num_steps=60).steps[-1].end_s
+
+
 def test_a_death_costs_time_and_loses_no_prompt() -> None:
     undisturbed = run("replay.max_staleness=1", num_steps=30)
     disturbed = run("replay.max_staleness=1", num_steps=30, deaths=(Death(5.0, 20.0),))

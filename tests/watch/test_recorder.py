@@ -13,6 +13,7 @@ from asyncrl.transport.control_server import RoleState
 from asyncrl.transport.messages.supervision import EvalRow, Note, StepRow
 from asyncrl.watch.console import LiveView
 from asyncrl.watch.recorder import Recorder
+from asyncrl.watch.split_adviser import SplitAdviser
 
 ROLES = {
     "generator-0": RoleState(metrics={"tokens_per_s": 100.0, "idle": 0.5, "generator/tokens_total": 900.0}),
@@ -31,7 +32,8 @@ def screen() -> io.StringIO:
 @pytest.fixture
 def recorder(tmp_path: Path, screen: io.StringIO) -> Recorder:
     writer = MetricsWriter(tmp_path, [TensorBoard(tmp_path)])
-    return Recorder(writer, LiveView(Console(file=screen, width=120), 10), first_step=0)
+    view = LiveView(Console(file=screen, width=120), 10)
+    return Recorder(writer, view, SplitAdviser(tmp_path, view), first_step=0)
 
 
 def rows(run_dir: Path) -> list[dict]:

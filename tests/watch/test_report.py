@@ -64,7 +64,9 @@ def test_the_report_is_printed_for_people_and_as_json(run_dir, capsys):
     assert not set(HOSTILE) & set(printed) & {"\x1b", "\x07", "\x9b"}
     assert r"\x1b]0;owned\x07" in printed
     assert cli.main(["report", str(run_dir), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["num_tokens_by_lag"] == [12, 2, 1]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["num_tokens_by_lag"] == [12, 2, 1]
+    assert printed["split"]["why_none"] == "the run has no hardware.json, which its launcher writes"
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
