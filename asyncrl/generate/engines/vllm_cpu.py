@@ -1,4 +1,4 @@
-"""vLLM on CPU starts with `fork` instead of `spawn`, in one process fewer, and compiles nothing. One shim, for CPU alone.
+"""vLLM on CPU starts with `fork` instead of `spawn`, in one process fewer, compiling nothing. A shim for CPU alone.
 
 vLLM's CPU platform starts its engine and workers with `spawn`, also inside a Ray actor. That imports everything again:
 47 s instead of 15 s to the first token on two cores. Fork is safe here because OMP_NUM_THREADS=1 is set before Python
