@@ -29,6 +29,7 @@ import psutil
 from asyncrl.config.schema import GeneratorConfig
 from asyncrl.generate.engines.base import Engine, EngineSpec
 from asyncrl.generate.engines.registry import engine_class
+from bench.support.processes import cpu_s, tree
 from bench.support.rows import Measurement, write_rows
 from tests.support.models import random_qwen3
 from tests.support.publish import PROMPT, sampling
@@ -49,16 +50,20 @@ class Served:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(name, model, tensor_parallel, max_in_flight, theirs))
         self._process.start()
+        assert self._process.pid is not None
+        self._pid = self._process.pid
         self.import_s, self.start_s = self._receive()
 
-    def tokens_per_s(self, num_in_flight: int, seconds: float) -> float:
+    def sample(self, num_in_flight: int, seconds: float) -> tuple[float, float]:
+        """Tokens a second, and milliseconds of CPU a token, of all its processes."""
+        begun_cpu_s = cpu_s(tree(self._pid))
         self._pipe.send((num_in_flight, seconds))
-        (rate,) = self._receive()
-        return rate
+        num_tokens, took_s = self._receive()
+        return num_tokens / took_s, 1e3 * (cpu_s(tree(self._pid)) - begun_cpu_s) / num_tokens
 
     def close(self) -> float:
         """Returns the memory of its own that it and its children held, in bytes."""
-        process = psutil.Process(self._process.pid)
+        process = psutil.Process(self._pid)
         num_bytes = sum(one.memory_full_info().uss for one in (process, *process.children(recursive=True)))
         self._pipe.send(None)
         self._process.join(LIMIT_S)
@@ -84,13 +89,14 @@ def _serve(
         await engine.warm_up()
         pipe.send((import_s, time.perf_counter() - begun_s - import_s))
         while (asked := await asyncio.to_thread(pipe.recv)) is not None:
-            pipe.send((await _rate(engine, *asked),))
+            pipe.send(await _sample(engine, *asked))
         engine.shutdown()
 
     asyncio.run(serve())
 
 
-async def _rate(engine: Engine, num_in_flight: int, seconds: float) -> float:
+async def _sample(engine: Engine, num_in_flight: int, seconds: float) -> tuple[int, float]:
+    """Tokens of completions that ended, and the seconds that it took."""
     begun_s = time.perf_counter()
 
     async def requests(k: int) -> int:
@@ -103,7 +109,7 @@ async def _rate(engine: Engine, num_in_flight: int, seconds: float) -> float:
         return num_tokens
 
     num_tokens = await asyncio.gather(*(requests(k) for k in range(num_in_flight)))
-    return sum(num_tokens) / (time.perf_counter() - begun_s)
+    return sum(num_tokens), time.perf_counter() - begun_s
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[Measurement]:
@@ -112,15 +118,17 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[Measurement]:
     engines = {name: Served(name, model, parts, most) for name in arguments.engines}
     rows = []
     for num_in_flight in arguments.in_flight:
-        rates: dict[str, list[float]] = {name: [] for name in engines}
+        samples: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
         for _ in range(arguments.repeats):
             for name, engine in engines.items():
-                rates[name].append(engine.tokens_per_s(num_in_flight, arguments.seconds))
-        for name, repeats in rates.items():
-            rows.append(Measurement(f"{name}_{num_in_flight}_tokens_per_s", repeats, "more"))
-            all_of_them = ", ".join(f"{rate:,.0f}" for rate in repeats)
+                samples[name].append(engine.sample(num_in_flight, arguments.seconds))
+        for name, repeats in samples.items():
+            rates, costs = [rate for rate, _ in repeats], [cost for _, cost in repeats]
+            rows.append(Measurement(f"{name}_{num_in_flight}_tokens_per_s", rates, "more"))
+            rows.append(Measurement(f"{name}_{num_in_flight}_cpu_ms_per_token", costs, "less"))
             print(
-                f"{name}, {num_in_flight} in flight: {statistics.median(repeats):,.0f} tok/s ({all_of_them})",
+                f"{name}, {num_in_flight} in flight: {statistics.median(rates):,.0f} tok/s "
+                f"({', '.join(f'{rate:,.0f}' for rate in rates)}), {statistics.median(costs):.3f} ms CPU a token",
                 flush=True,
             )
     for name, engine in engines.items():

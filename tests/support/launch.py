@@ -162,8 +162,13 @@ def freeze_behind_a_checkpoint(run: Launched) -> int:
 
 
 def engine_core(run: Launched, generator: str) -> psutil.Process:
-    """The one of the generator's children that has children of its own: vLLM's workers."""
-    return next(child for child in psutil.Process(run.pid_of(generator)).children() if child.children())
+    """vLLM's."""
+    return largest_child(psutil.Process(run.pid_of(generator)))
+
+
+def largest_child(process: psutil.Process) -> psutil.Process:
+    """In memory. Of a process with an engine, beside its reward processes, the core."""
+    return max(process.children(), key=lambda child: child.memory_info().rss)
 
 
 def assert_all_gone(processes: list[psutil.Process]) -> None:

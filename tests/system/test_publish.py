@@ -18,6 +18,7 @@ from asyncrl.publish.vllm import latent_attention
 from asyncrl.publish.vllm.receiver import WorkerExtension
 from tests.support import nccl
 from tests.support.fresh import run_fresh
+from tests.support.launch import largest_child
 from tests.support.models import random_model, random_qwen3
 from tests.support.publish import (
     PROMPT,
@@ -150,16 +151,16 @@ def test_a_bucket_that_arrives_changed_is_sent_again_and_twice_is_an_error_that_
     assert "came to generator-0 with another checksum" in message
 
 
-async def engine_core_killed(folder: Path, receiving: bool) -> bool:
+async def engine_core_killed(folder: Path, tensor_parallel: int, receiving: bool) -> bool:
     """Whether the engine says that it is dead, long before a worker that waits for weights gives up."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    async with serving(folder, 1) as (engine, member):
+    async with serving(folder, tensor_parallel) as (engine, member):
         assert not engine.dead
         if receiving:
             session = await asyncio.to_thread(open_session, member, model)
             await asyncio.to_thread(session.send, 0, perturbed(model))
             await engine.stage()  # and nothing is sent
-        next(child for child in psutil.Process().children() if child.children()).kill()
+        largest_child(psutil.Process()).kill()
         for _ in range(200):
             await asyncio.sleep(0.1)
             if engine.dead:
@@ -167,13 +168,13 @@ async def engine_core_killed(folder: Path, receiving: bool) -> bool:
     return False
 
 
-def killed_engine_core(folder: Path, receiving: bool) -> bool:
-    return asyncio.run(engine_core_killed(folder, receiving))
+def killed_engine_core(folder: Path, tensor_parallel: int, receiving: bool) -> bool:
+    return asyncio.run(engine_core_killed(folder, tensor_parallel, receiving))
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("receiving", [False, True])
+@pytest.mark.parametrize(("tensor_parallel", "receiving"), [(1, False), (2, True)])  # 2: its workers hold vLLM's pipe
 def test_an_engine_whose_core_is_killed_says_that_it_is_dead_idle_or_while_a_worker_waits_for_weights(
-    tmp_path: Path, receiving: bool
+    tmp_path: Path, tensor_parallel: int, receiving: bool
 ) -> None:
-    assert run_fresh(killed_engine_core, random_qwen3(tmp_path / "model", tied=True), receiving)
+    assert run_fresh(killed_engine_core, random_qwen3(tmp_path / "model", tied=True), tensor_parallel, receiving)

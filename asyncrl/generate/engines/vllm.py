@@ -38,7 +38,7 @@ class VllmEngine:
         if spec.on_cpu:
             from asyncrl.generate.engines.vllm_cpu import start_fast
 
-            start_fast()
+            start_fast(engine_config)
             if engine_config.model_config.use_mla:
                 # Else vLLM 0.32 takes AMX_MLA where there is AMX, and a publish cannot see what that has packed.
                 engine_config.attention_config.backend = AttentionBackendEnum.CPU_MLA
