@@ -58,8 +58,9 @@ class FailedPrompts:
         Raises:
             FinalError: as `prompt_failed`.
         """
-        if lost:
-            self._link.note(f"{len(lost)} prompts of {name} go to the next free generator")
+        num_retried = sum(outcome == "retried" for _, outcome in lost)
+        if num_retried:
+            self._link.note(f"{num_retried} prompts of {name} go to the next free generator")
         for lease, outcome in lost:
             if outcome == "quarantined":
                 self.prompt_failed(lease.index, outcome, reason)

@@ -51,8 +51,8 @@ class VllmEngine:
     @property
     def dead(self) -> bool:
         # vLLM 0.32 fails the requests in flight when its core dies, but never answers a utility call (pause, update).
-        # And it hears of that death by a pipe, which on a CPU the core's workers hold too, for they are its forks: one
-        # that waits for new weights would keep the death quiet until publish.timeout_s.
+        # And it hears of that death by a pipe, which on a CPU tensor-parallel workers hold too, for they are the core's
+        # forks: one that waits for new weights would keep the death quiet until publish.timeout_s.
         return self._llm.errored or not all(map(_lives, self._cores))
 
     async def warm_up(self) -> None:
