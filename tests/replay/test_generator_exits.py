@@ -72,7 +72,7 @@ def test_a_prompt_that_took_its_generators_down_is_quarantined_with_the_reason_a
                 dealer.send(*finished(grant, position=life))
                 client.members(PATIENCE_S)
             served.control.send("replay", Gone("generator-0", f"failed: death {life}"))
-            notes = served.reports(Note, number=1 + life)
+            notes = served.reports(Note, number=1)
         with generator(served, credit=1) as dealer:
             assert grants(dealer, 1)[0].index == 1
     assert notes[-1].text == "prompt 0 (row 100) quarantined: generator-0 failed: death 1"
