@@ -27,7 +27,7 @@ from tests.support.families import FAMILIES, save_family
 from tests.support.learn import full_parameters, full_reference, random_batch, run_ranks, save_tiny_model, tiny_config
 from tests.support.tokenizer import save_tokenizer
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("checkpoint")]  # their fixture is made once
+pytestmark = pytest.mark.system
 
 STATE = TrainerState(step=2, update=4, entropy_coef=0.03, entropy_is_low=True)
 DECAY = 0.75

@@ -26,7 +26,7 @@ from tests.support.learn import (
     tiny_config,
 )
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("ranks")]  # their fixture is made once
+pytestmark = pytest.mark.system
 
 NUM_STEPS = 3
 RICH = ["algorithm.kl_coef=0.1", "algorithm.entropy_coef=0.01", "generator.temperature=0.7"]

@@ -14,7 +14,7 @@ import asyncrl
 from tests.support.installed import install_wheel
 from tests.support.launch import DEADLINE_S, ROOT, STAND_IN
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("examples")]  # their fixture is made once
+pytestmark = pytest.mark.system
 
 QUICK = [STAND_IN, "learner.batch_size=8", "algorithm.group_size=4", "model.warmup_steps=100"]
 

@@ -28,7 +28,7 @@ from asyncrl.errors import ConfigError
 from tests.support import stranger
 from tests.support.launch import Launched, launch, quick
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("security")]  # one run, ended by the last test that has it
+pytestmark = pytest.mark.system
 
 SECRETS = {name: secrets.token_hex(20) for name in ("HF_TOKEN", "WANDB_API_KEY")}
 """The user's own, in the launcher's environment."""

@@ -22,7 +22,6 @@ def installed() -> str | None:
 
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.xdist_group("sglang"),  # their fixture is made once
     pytest.mark.skipif(
         installed() != SGLANG_VERSION,
         reason=f"SGLang {SGLANG_VERSION} is not installed ({installed()} is); EXTRA=cpu,sglang make install",

@@ -28,7 +28,7 @@ from tests.support.learn import full_parameters, random_batch, run_ranks, save_t
 from tests.support.publish import merged_by_hand
 from tests.support.tokenizer import save_tokenizer
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("lora")]  # their fixture is made once
+pytestmark = pytest.mark.system
 
 LORA = LoraConfig(rank=3, alpha=5)
 OVERRIDES = ["lora.rank=3", "lora.alpha=5", "algorithm.kl_coef=0.1", "learner.mini_batch_size=2", "learner.lr=0.01"]

@@ -17,7 +17,7 @@ from asyncrl.learn.policy.model import load_policy
 from tests.support.families import FAMILIES, save_family
 from tests.support.learn import run_ranks, save_tiny_model
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("sharded_load")]  # their fixture is made once
+pytestmark = pytest.mark.system
 
 NUM_RANKS = 3
 """No size is divisible by it: the last rank has fewer rows, and of 4 experts none."""

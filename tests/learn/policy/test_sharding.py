@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from asyncrl.learn.update.step import Learner
 from tests.support.learn import full_parameters, random_batch, run_ranks, save_tiny_model, tiny_config
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("sharding")]  # their fixture is made once
+pytestmark = pytest.mark.system
 
 NUM_UNITS = 3
 """Two decoder layers and the root."""
