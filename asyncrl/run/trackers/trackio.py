@@ -14,10 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from asyncrl.config.schema import Config
-from asyncrl.run.trackers.base import MetricValue
+from asyncrl.run.trackers.base import MetricValue, shown
 
 
 class Trackio:
@@ -43,17 +41,11 @@ class Trackio:
             )
 
     def write(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
-        self._run.log({key: self._shown(value) for key, value in metrics.items()}, step=step)
+        self._run.log(shown(metrics, self._trackio.Histogram), step=step)
 
     def close(self) -> None:
         with _quietly():
             self._trackio.finish()
-
-    def _shown(self, value: MetricValue) -> Any:
-        if not isinstance(value, list):
-            return value
-        edges = np.arange(len(value) + 1) - 0.5
-        return self._trackio.Histogram(np_histogram=(np.array(value), edges)) if value else None
 
 
 def _quietly() -> redirect_stdout[io.StringIO]:

@@ -12,11 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from asyncrl.config.schema import Config
 from asyncrl.errors import ConfigError
-from asyncrl.run.trackers.base import MetricValue
+from asyncrl.run.trackers.base import MetricValue, shown
 
 
 class WeightsAndBiases:
@@ -47,12 +45,7 @@ class WeightsAndBiases:
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
-        self._run.log({"step": step, **{key: self._shown(value) for key, value in metrics.items()}})
+        self._run.log({"step": step, **shown(metrics, self._wandb.Histogram)})
 
     def close(self) -> None:
         self._run.finish()
-
-    def _shown(self, value: MetricValue) -> Any:
-        if not isinstance(value, list):
-            return value
-        return self._wandb.Histogram(np_histogram=(np.array(value), np.arange(len(value) + 1) - 0.5)) if value else None
