@@ -63,16 +63,18 @@ def run_check(config: Config, console: Console, show_config: bool = False) -> No
     topology = plan(config, nodes, device)
     absent = _missing_data(config)
     rows = None if absent else read_data(config)
+    tokenizer, why_no_tokenizer = (None, []) if rows is None else _tokenizer_if_here(config, rows[0])
     if rows is not None and config.environment.name is not None:
-        try_environment(config.environment, _untokenized(rows[0][0]), _tokenizer_if_here(config, rows[0]))
+        try_environment(config.environment, _untokenized(rows[0][0]), tokenizer)
     console.print(f"This configuration can run{', once its data is there' if absent else ''}.", highlight=False)
     console.print(_topology_table(topology, nodes))
     console.print(_staleness_text(config), highlight=False, soft_wrap=True)
     if shape is not None:
         console.print(_publish_text(config, shape, topology), highlight=False)
         notes += _print_memory(config, shape, topology, console)
-    if rows is not None:
-        notes += _print_prompt(config, *rows, console)
+    notes += why_no_tokenizer
+    if rows is not None and tokenizer is not None:
+        notes += _print_prompt(config, tokenizer, *rows, console)
     notes += missing + topology.notes + warnings + absent
     for note in notes:
         console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
@@ -155,19 +157,16 @@ def _untokenized(row: Row) -> Prompt:
     return Prompt(0, [0], row.prompt, row.answer, columns=row.columns)
 
 
-def _tokenizer_if_here(config: Config, rows: list[Row]) -> Any:
+def _tokenizer_if_here(config: Config, rows: list[Row]) -> tuple[Any, list[str]]:
+    """The model's; or None, and what to say of that."""
     try:
-        return prompt_tokenizer(config, rows)
-    except DataError:
-        return None  # what is missing is said where a prompt would be shown
-
-
-def _print_prompt(config: Config, train: list[Row], held_out: list[Row], console: Console) -> list[str]:
-    """Print a prompt as the model will see it; return what to say when that cannot be known."""
-    try:
-        tokenizer = prompt_tokenizer(config, train)
+        return prompt_tokenizer(config, rows), []
     except DataError as error:
-        return [f"the data was read, but no prompt can be shown: {error}"]
+        return None, [f"the data was read, but no prompt can be shown: {error}"]
+
+
+def _print_prompt(config: Config, tokenizer: Any, train: list[Row], held_out: list[Row], console: Console) -> list[str]:
+    """Print a prompt as the model will see it; return what is to be said of the data."""
     prompts, notes = tokenize(train, tokenizer, config.data, config.data.train, "training")
     if held_out:
         assert config.data.eval is not None
