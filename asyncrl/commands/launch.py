@@ -35,6 +35,7 @@ from asyncrl.run.lock import claim, lock
 from asyncrl.run.metrics import MetricsWriter
 from asyncrl.run.trackers.open import open_trackers
 from asyncrl.run.trainer_state import TrainerState, latest, saved_rows
+from asyncrl.simulate.advice import can_be_advised
 from asyncrl.supervise.interrupts import Interrupts
 from asyncrl.supervise.supervisor import Outcome, Supervisor
 from asyncrl.transport.control_server import ControlServer
@@ -146,13 +147,14 @@ def _run(run: _Run, console: Console) -> Outcome:
         for note in notes:
             console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
         num_cpus = sum(node.room.num_cpus for node in cluster.nodes)
-        save_hardware(run.directory, Hardware(topology.device, num_cpus, cluster.gpu_kinds))
+        hardware = Hardware(topology.device, num_cpus, cluster.gpu_kinds)
+        save_hardware(run.directory, hardware)
         control = ControlServer(cluster.network, [placement.name for placement in topology.placements])
         stack.callback(control.close)
         address = write_address(run.directory, control.endpoint, cluster.network.keys)
         stack.callback(address.unlink, missing_ok=True)
         view = LiveView(console, run.inputs.num_steps)
-        adviser = SplitAdviser(run.directory, view)
+        adviser = SplitAdviser(run.directory, view, can_be_advised(run.config, hardware))
         stack.callback(adviser.close)
         recorder = Recorder(writer, view, adviser, first_step=run.state.step)
         stack.callback(recorder.close)

@@ -42,13 +42,16 @@ class SplitAdvice:
 def advise(run_dir: Path) -> SplitAdvice:
     """Reads a run, live or ended, and changes nothing. Takes seconds of a core when there is something to simulate."""
     try:
-        reason = _why_none(run_dir)
+        hardware = read_hardware(run_dir)
+        if hardware is None:
+            return SplitAdvice(why_none=f"the run has no {FILE_NAME}, which its launcher writes")
+        reason = _why_none(run_dir, hardware)
         if reason is not None:
             return SplitAdvice(why_none=reason)
 
         from asyncrl.simulate.better_split import better_split  # takes torch, and so a second or two
 
-        better = better_split(run_dir)
+        better = better_split(run_dir, hardware)
     except (UserError, RunError) as error:
         return SplitAdvice(why_none=str(error))
     if better is None:
@@ -71,14 +74,23 @@ def num_processes(config: Config) -> int:
     return 1 + config.generator.count * config.generator.tensor_parallel + config.learner.count
 
 
-def _why_none(run_dir: Path) -> str | None:
-    hardware = read_hardware(run_dir)
-    if hardware is None:
-        return f"the run has no {FILE_NAME}, which its launcher writes"
+def can_be_advised(config: Config, hardware: Hardware) -> bool:
+    """Whether a run may ever get an answer, with as few generators as `asyncrl scale` can leave it."""
+    return _why_never(replace(config, generator=replace(config.generator, count=1)), hardware) is None
+
+
+def _why_none(run_dir: Path, hardware: Hardware) -> str | None:
     config = load(run_dir / "config.yaml")
     rows = stretches(read_rows(run_dir))[-1]
     count = serving_generators(rows, config)
-    config = replace(config, generator=replace(config.generator, count=count))
+    reason = _why_never(replace(config, generator=replace(config.generator, count=count)), hardware)
+    if reason is None and len(rows) < MIN_STEPS:
+        return f"{len(rows)} steps since the run's processes changed last; {MIN_STEPS} are needed"
+    return reason
+
+
+def _why_never(config: Config, hardware: Hardware) -> str | None:
+    """However many steps there are."""
     if config.cluster.share_gpu:
         return "with cluster.share_gpu=true there is one GPU, which cannot be divided"
     if shares_cores(config, hardware):
@@ -88,6 +100,4 @@ def _why_none(run_dir: Path) -> str | None:
         )
     if len(set(engine_names(config.generator))) > 1:
         return f"generator.engine={config.generator.engine}: the generators differ in speed"
-    if len(rows) < MIN_STEPS:
-        return f"{len(rows)} steps since the run's processes changed last; {MIN_STEPS} are needed"
     return None

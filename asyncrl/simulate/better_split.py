@@ -14,13 +14,11 @@ from pathlib import Path
 
 from asyncrl.config.schema import Config
 from asyncrl.errors import UserError
-from asyncrl.run.hardware import read_hardware
+from asyncrl.run.hardware import Hardware
 from asyncrl.simulate.estimator import Inputs, accelerator_of, from_measured
-from asyncrl.simulate.figures import Figures, figures
+from asyncrl.simulate.figures import Figures
 from asyncrl.simulate.measured import MeasuredRun, read_run
-from asyncrl.simulate.plan import reason_against, steps_for
-from asyncrl.simulate.setting import Setting
-from asyncrl.simulate.simulation import simulate
+from asyncrl.simulate.plan import reason_against, simulated
 
 MIN_SPEEDUP = 1.1
 MAX_MISS = 0.1
@@ -40,15 +38,13 @@ class BetterSplit:
     speedup: float
 
 
-def better_split(run_dir: Path) -> BetterSplit | None:
+def better_split(run_dir: Path, hardware: Hardware) -> BetterSplit | None:
     """None: no other split is expected to have `MIN_SPEEDUP` times the samples/s.
 
     Raises:
         UserError: the run cannot be read, or not be simulated well enough.
         RunError: a simulated run stands still.
     """
-    hardware = read_hardware(run_dir)
-    assert hardware is not None, "the caller has looked"
     accelerator = accelerator_of(hardware)
     if accelerator is None:
         raise UserError(f"{' and '.join(hardware.gpus) or 'this GPU'}: asyncrl has no single data sheet for it")
@@ -60,14 +56,16 @@ def better_split_of(run: MeasuredRun, accelerator: str) -> BetterSplit | None:
     if not any(_others(run.config)):
         return None
     given = from_measured([run], run.config, accelerator)
-    now = _simulated(given, run.config)
+    now = simulated(given, run.config, MIN_SIMULATED_STEPS)
     miss = now.samples_per_s / run.samples_per_s - 1
     if abs(miss) > MAX_MISS:
         raise UserError(
             f"simulated, the present split makes {now.samples_per_s:,.4g} samples/s, and {run.samples_per_s:,.4g} were "
             "measured: something that is not simulated decides this run's speed"
         )
-    results = [(config, _simulated(given, config).samples_per_s) for config in _promising(given, now)]
+    results = [
+        (config, simulated(given, config, MIN_SIMULATED_STEPS).samples_per_s) for config in _promising(given, now)
+    ]
     fastest, samples_per_s = max(results, key=lambda one: one[1], default=(run.config, 0.0))
     speedup = samples_per_s / now.samples_per_s
     if speedup <= MIN_SPEEDUP:
@@ -102,9 +100,3 @@ def _others(config: Config) -> Iterator[Config]:
                 generator=replace(config.generator, count=num_generators),
                 learner=replace(config.learner, count=num_devices - num_generators * parts),
             )
-
-
-def _simulated(given: Inputs, config: Config) -> Figures:
-    timings = given.estimator.timings(config, given.workload)
-    num_steps = steps_for(config.replay.max_staleness, MIN_SIMULATED_STEPS)
-    return figures(simulate(Setting(config, timings, given.workload, num_steps)))

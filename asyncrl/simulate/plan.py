@@ -96,9 +96,7 @@ def make_plan(given: Inputs, num_accelerators: int, num_steps: int, dollars_per_
 
     def tried(split: Split, eta: int, publish_every: int) -> Candidate:
         config = with_split(given.config, split, eta, publish_every)
-        timings = given.estimator.timings(config, given.workload)
-        run = simulate(Setting(config, timings, given.workload, steps_for(eta, num_steps)))
-        return Candidate(split, eta, publish_every, figures(run, dollars_per_hour))
+        return Candidate(split, eta, publish_every, simulated(given, config, num_steps, dollars_per_hour))
 
     alone = [tried(split, ETAS[-1], 1) for split in splits]
     enough = KEPT * max(candidate.result.samples_per_s for candidate in alone)
@@ -112,9 +110,11 @@ def make_plan(given: Inputs, num_accelerators: int, num_steps: int, dollars_per_
     return Plan(pareto, chosen, _reason(chosen, pareto), len(candidates), too_large)
 
 
-def steps_for(eta: int, num_steps: int) -> int:
-    """How many to simulate, `num_steps` at least, so that the means say something."""
-    return max(num_steps, STEPS_A_VERSION * (eta + 1))
+def simulated(given: Inputs, config: Config, num_steps: int, dollars_per_hour: float | None = None) -> Figures:
+    """What `config` makes of the given rates, over `num_steps` at least, and enough that the means say something."""
+    enough_steps = max(num_steps, STEPS_A_VERSION * (config.replay.max_staleness + 1))
+    timings = given.estimator.timings(config, given.workload)
+    return figures(simulate(Setting(config, timings, given.workload, enough_steps)), dollars_per_hour)
 
 
 def pareto_set(candidates: Sequence[Candidate]) -> list[Candidate]:

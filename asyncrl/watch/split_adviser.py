@@ -39,12 +39,16 @@ class _Question:
 
 
 class SplitAdviser:
-    """Asks in the background, says once what it hears, and again only when that has changed."""
+    """Asks in the background, says once what it hears, and again only when that has changed.
 
-    def __init__(self, run_dir: Path, view: LiveView) -> None:
+    Args:
+        asks_at_all: else there can be no answer, and no process is started for one.
+    """
+
+    def __init__(self, run_dir: Path, view: LiveView, asks_at_all: bool) -> None:
         self.command = [sys.executable, "-P", "-m", "asyncrl", "report", str(run_dir), "--json"]
         self._view = view
-        self._due = list(AFTER_STEPS)
+        self._due = list(AFTER_STEPS) if asks_at_all else []
         self._question: _Question | None = None
         self._said: list[str] = []
 

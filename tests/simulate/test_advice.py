@@ -22,7 +22,7 @@ from asyncrl.ledger.store import LedgerStore
 from asyncrl.run.directory import ledger_file, train_file
 from asyncrl.run.hardware import Hardware, save_hardware
 from asyncrl.run.metrics import MetricsWriter, read_rows
-from asyncrl.simulate.advice import advise
+from asyncrl.simulate.advice import advise, can_be_advised
 from asyncrl.simulate.better_split import BetterSplit, better_split_of
 from asyncrl.simulate.estimator import accelerator_of
 from asyncrl.simulate.figures import figures
@@ -171,7 +171,7 @@ def screen() -> io.StringIO:
 
 @pytest.fixture
 def adviser(lopsided: Path, screen: io.StringIO) -> Iterator[SplitAdviser]:
-    adviser = SplitAdviser(lopsided, LiveView(Console(file=screen, width=200), 500))
+    adviser = SplitAdviser(lopsided, LiveView(Console(file=screen, width=200), 500), asks_at_all=True)
     yield adviser
     adviser.close()
 
@@ -230,3 +230,24 @@ def test_a_question_that_is_under_way_ends_with_the_run(adviser: SplitAdviser, m
     assert adviser.asks
     adviser.close()
     assert not adviser.asks
+
+
+def test_where_no_answer_can_come_nobody_is_asked(lopsided: Path, screen: io.StringIO) -> None:
+    adviser = SplitAdviser(lopsided, LiveView(Console(file=screen), 500), asks_at_all=False)
+    adviser.look(AFTER_STEPS[-1])
+    assert not adviser.asks
+
+
+@pytest.mark.parametrize(
+    ("num_cpus", "overrides", "can"),
+    [
+        (2, [], False),  # the quickstart
+        (3, ["generator.count=4"], True),  # with one generator each process has a core
+        (3, ["learner.count=2"], False),
+        (64, ["generator.engine=vllm,sglang", "generator.count=2"], False),
+    ],
+)
+def test_a_run_can_be_advised_when_scaling_it_could_give_each_process_a_core(
+    num_cpus: float, overrides: list[str], can: bool
+) -> None:
+    assert can_be_advised(small_config(*overrides), Hardware("cpu", num_cpus, [])) == can

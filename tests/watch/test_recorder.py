@@ -33,7 +33,7 @@ def screen() -> io.StringIO:
 def recorder(tmp_path: Path, screen: io.StringIO) -> Recorder:
     writer = MetricsWriter(tmp_path, [TensorBoard(tmp_path)])
     view = LiveView(Console(file=screen, width=120), 10)
-    return Recorder(writer, view, SplitAdviser(tmp_path, view), first_step=0)
+    return Recorder(writer, view, SplitAdviser(tmp_path, view, asks_at_all=True), first_step=0)
 
 
 def rows(run_dir: Path) -> list[dict]:
