@@ -6,7 +6,8 @@ starts, so no OpenMP pool exists that a fork could break.
 
 Without tensor parallelism the worker computes in the engine's core, as on a GPU. vLLM's CPU platform gives it a process
 of its own, because it sets OpenMP's threads there; here they are set before Python starts. The two would wait for each
-other by spinning: 0.26 - 0.30 ms of CPU a token in place of 0.15 - 0.20 with 32 requests in flight.
+other by spinning: 0.26 – 0.30 ms of CPU a token instead of 0.15 – 0.20 with 32 requests in flight (measured by
+`bench/pipeline/engines.py`, docs/performance.md).
 
 Although `enforce_eager` is on, it compiles a few lines of its sampler with torch.compile at the first token: 2 s, and
 8 s on a machine where it has never run.
