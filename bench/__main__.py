@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.support.compare import compare
 
-FOLDERS = ("pipeline", "publish", "off_policy", "chaos", "selftest", "peers")
+FOLDERS = ("pipeline", "planning", "publish", "off_policy", "chaos", "selftest", "peers")
 ROOT = Path(__file__).parent
 
 

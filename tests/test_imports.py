@@ -111,3 +111,10 @@ atexit.register(lambda: print("HEAVY:", [m for m in ("torch", "vllm", "ray", "tr
     )
     assert result.returncode == 0, result.stderr
     assert "HEAVY: []" in result.stdout
+
+
+def test_what_simulates_needs_no_torch() -> None:
+    """The console of a live run asks it in a process of its own, beside the training."""
+    program = "import asyncrl.simulate.advice, asyncrl.simulate.plan, sys; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"

@@ -15,7 +15,7 @@ from asyncrl.config.engines import engine_names
 from asyncrl.config.lora import LoraConfig
 from asyncrl.config.model_shape import LinearLayer, ModelShape
 from asyncrl.config.schema import CPU_KV_CACHE_BYTES, SGLANG, VLLM, Config
-from asyncrl.learn.policy.logprob import BYTES_PER_LOGIT, chunk_bytes
+from asyncrl.learn.policy.logit_chunks import BYTES_PER_LOGIT, chunk_bytes
 from asyncrl.publish.staging_memory import ENGINE_OVERHEAD_BYTES, SecondCopy
 
 ASSUMED_GPU_BYTES = 80 * 10**9

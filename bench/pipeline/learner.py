@@ -2,10 +2,10 @@
 
     .venv/bin/python bench/pipeline/learner.py [--steps 12] [--out FILE.json]
 
-A batch is 32 groups of 16 completions for the quickstart's model, with lengths of two kinds: the quickstart's (2 to 4
-tokens) and long-tailed ones (geometric, mean 17, cut at 56). The layouts take turns on each batch, so their ratio holds
-on a busy machine. `padded` gives each sequence a row; `shared` computes a group's prompt once. The first two steps are
-not counted.
+A batch is 32 groups of 16 completions for the quickstart's model, with lengths of three kinds: the quickstart's (2 to 4
+tokens), long-tailed ones (geometric, mean 17, cut at 56) and lognormal ones (median 8, σ = 1, cut at 56). The layouts
+take turns on each batch, so their ratio holds on a busy machine. `padded` gives each sequence a row; `shared` computes a
+group's prompt once. The first two steps are not counted.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ Lengths = Callable[[np.random.Generator], NDArray[np.int32]]
 KINDS: dict[str, Lengths] = {
     "quickstart": lambda rng: rng.integers(2, 5, GROUP_SIZE).astype(np.int32),
     "long-tailed": lambda rng: np.minimum(rng.geometric(1 / 17, GROUP_SIZE), 56).astype(np.int32),
+    "lognormal": lambda rng: np.clip(np.rint(rng.lognormal(np.log(8), 1.0, GROUP_SIZE)), 1, 56).astype(np.int32),
 }
 
 
@@ -59,11 +60,15 @@ def main() -> None:
         config = load("configs/quickstart.yaml", settings)
         figures = {kind: measure(config, lengths, arguments.steps) for kind, lengths in KINDS.items()}
         dist.destroy_process_group()
-    print("| lengths | padded, CPU s | shared, CPU s | shared ÷ padded |\n|---|---|---|---|")
-    for kind, row in figures.items():
-        print(f"| {kind} | {row['padded']:.3f} | {row['shared']:.3f} | {row['shared'] / row['padded']:.2f} |")
+    print("| lengths | padded, CPU s | shared, CPU s | shared ÷ padded | tokens ÷ positions, padded, shared |")
+    print("|---|---|---|---|---|")
+    for kind, (row, filled) in figures.items():
+        seconds = f"{row['padded']:.3f} | {row['shared']:.3f} | {row['shared'] / row['padded']:.2f}"
+        print(f"| {kind} | {seconds} | {filled['padded']:.1%}, {filled['shared']:.1%} |")
     if arguments.out is not None:
-        rows = [(f"{kind}: {name}", value) for kind, row in figures.items() for name, value in _compared(row).items()]
+        rows = [
+            (f"{kind}: {name}", value) for kind, (row, _) in figures.items() for name, value in _compared(row).items()
+        ]
         write_rows(arguments.out, "learner", [Measurement(name, [value], "less") for name, value in rows])
 
 
@@ -73,20 +78,24 @@ def _compared(row: dict[str, float]) -> dict[str, float]:
     }
 
 
-def measure(config: Config, lengths: Lengths, num_steps: int) -> dict[str, float]:
-    """Layout → median CPU seconds of a step."""
+def measure(config: Config, lengths: Lengths, num_steps: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Layout → median CPU seconds of a step, and the last step's tokens ÷ positions."""
     mesh = init_device_mesh("cpu", (1,))
     learners = {layout: Learner(config, mesh, num_steps) for layout in LAYOUTS}
     seconds: dict[str, list[float]] = {layout: [] for layout in LAYOUTS}
+    filled: dict[str, float] = {}
     rng = np.random.default_rng(0)
     for step in range(num_steps):
         batch = Batch(step=step, groups=[random_group(rng, step, k, lengths) for k in range(NUM_GROUPS)])
         for layout, learner in learners.items():
             learner.forward.layout = layout
             begun_s = time.process_time()
-            learner.train(batch)
+            metrics = learner.train(batch)
             seconds[layout].append(time.process_time() - begun_s)
-    return {layout: statistics.median(values[NUM_UNCOUNTED:]) for layout, values in seconds.items()}
+            efficiency = metrics["tokens/packing_efficiency"]
+            assert isinstance(efficiency, float)
+            filled[layout] = efficiency
+    return {layout: statistics.median(values[NUM_UNCOUNTED:]) for layout, values in seconds.items()}, filled
 
 
 def random_group(rng: np.random.Generator, step: int, position: int, lengths: Lengths) -> Group:

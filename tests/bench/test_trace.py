@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.pipeline.emulation import predict
-from bench.pipeline.trace import BATCH_SIZE, GROUP_SIZE, SYNC_STEP_S, UPDATE_S, settings
+from bench.planning.emulation import predict
+from bench.planning.trace import BATCH_SIZE, GROUP_SIZE, SYNC_STEP_S, UPDATE_S, settings
 
 
 def test_the_traces_own_steps_take_as_long_as_published() -> None:

@@ -207,7 +207,7 @@ def by_num_ranks(models: dict[bool, str]) -> dict[int, dict[str, Any]]:
 def assert_same(left: Any, right: Any) -> None:
     for mine, other in zip(left[0], right[0], strict=True):
         assert mine.keys() == other.keys()
-        for key in mine:
+        for key in mine.keys() - {"tokens/packing_efficiency"}:  # fewer rows to a rank, or another layout
             assert mine[key] == pytest.approx(other[key], rel=1e-5, abs=1e-5), key
     for name, parameter in left[1].items():
         torch.testing.assert_close(parameter, right[1][name], rtol=0, atol=5e-5, msg=name)

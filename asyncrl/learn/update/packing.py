@@ -49,6 +49,8 @@ class MicroBatch:
     """[T] int64 into the flattened [N · S]: the position whose output predicts the action token."""
     actions: ActionTokens
     """[T]"""
+    num_tokens: int
+    """Of all rows; the other positions are padding."""
     is_idle: bool = False
     """It holds one token of no sequence, of weight 0, to keep the rank in step."""
     segments: Segments | None = None
@@ -201,6 +203,7 @@ def build_micro_batch(mini_batch: MiniBatch, rows: list[Row], layout: Layout) ->
         attention_mask,
         torch.from_numpy(np.concatenate([start + row.predictors for start, row in zip(starts, laid, strict=True)])),
         mini_batch.actions.select(torch.from_numpy(np.concatenate(actions))),
+        num_tokens=int(lengths.sum()),
         segments=segments,
     )
 
@@ -254,4 +257,4 @@ def _idle_micro_batch(layout: Layout) -> MicroBatch:
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool) if layout == "shared" else None
     actions = ActionTokens(zero, zero.float(), zero, zero, zero, zero.float(), weights=zero.float())
     segments = Segments(torch.tensor([0, 1], dtype=torch.int32), 1) if layout == "packed" else None
-    return MicroBatch(zero[None], zero[None], mask, zero, actions, is_idle=True, segments=segments)
+    return MicroBatch(zero[None], zero[None], mask, zero, actions, num_tokens=0, is_idle=True, segments=segments)

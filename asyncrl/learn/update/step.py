@@ -215,6 +215,7 @@ class Learner:
         )
         # FSDP averages gradients over the ranks, and the weights already hold the global counts: the sum is wanted.
         (losses["loss/total"] * self.mesh.size()).backward()
+        tokens.count_places(micro_batch.num_tokens, micro_batch.input_ids.numel())
         tokens.add(losses, stats, micro_batch.actions)
 
 

@@ -11,6 +11,8 @@ first update, where π_θ is still the policy that sampled them and what differs
     masked_fraction           tokens that the importance correction dropped
     truncated_fraction        tokens whose importance weight it cut
     entropy                   of π_θ, nats
+
+`tokens/packing_efficiency` is the share of the computed positions that held a token and not padding.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class TokenMetrics:
     def __init__(self, device: torch.device, engines: Sequence[str] = ()) -> None:
         self._families = (*FAMILIES, *(f"engine/{engine}/mismatch" for engine in engines))
         self._num_updates = 0
+        self._num_tokens, self._num_positions = 0, 0
         self._losses: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         """Statistic → [families] float64."""
@@ -52,6 +55,11 @@ class TokenMetrics:
     def begin_update(self) -> None:
         """What is added from now on belongs to the step's next update."""
         self._num_updates += 1
+
+    def count_places(self, num_tokens: int, num_positions: int) -> None:
+        """Of one pass: `num_positions` with padding."""
+        self._num_tokens += num_tokens
+        self._num_positions += num_positions
 
     def add(self, losses: dict[str, Tensor], stats: dict[str, Tensor], actions: ActionTokens) -> None:
         """One micro-batch: `losses` are scalars to be summed, `stats` [T], of which `ratio` is one, to be averaged."""
@@ -80,7 +88,8 @@ class TokenMetrics:
         if not self._sums:
             return {"tokens/trained": 0.0}
         losses, sums = torch.stack(list(self._losses.values())), torch.stack(list(self._sums.values()))
-        for tensor in (losses, sums):
+        places = sums.new_tensor([self._num_tokens, self._num_positions])
+        for tensor in (losses, sums, places):
             dist.all_reduce(tensor, group=group)
         dist.all_reduce(self._ratio_max, dist.ReduceOp.MAX, group=group)
         metrics: Metrics = {
@@ -89,6 +98,7 @@ class TokenMetrics:
         by_name, ratio_max = dict(zip(self._sums, sums.cpu(), strict=True)), self._ratio_max.cpu()
         overall = {name: value[:MISMATCH].sum().item() for name, value in by_name.items()}
         metrics["tokens/trained"] = overall["tokens"]
+        metrics["tokens/packing_efficiency"] = (places[0] / places[1]).item()
         metrics |= _means("policy", overall, ratio_max[:MISMATCH].max())
         for position, family in enumerate(self._families):
             if by_name["tokens"][position] > 0:

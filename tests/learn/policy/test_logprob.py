@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import asyncrl.learn.policy.logprob as logprob_module
+import asyncrl.learn.policy.logit_chunks as logit_chunks
 from asyncrl.config.logit_transform import LogitTransform
-from asyncrl.learn.policy.logprob import BYTES_PER_LOGIT, token_logprobs
+from asyncrl.learn.policy.logit_chunks import BYTES_PER_LOGIT
+from asyncrl.learn.policy.logprob import token_logprobs
 
 TRANSFORMS = [
     LogitTransform(),
@@ -55,7 +56,7 @@ def test_outputs_and_gradients_equal_the_whole_logits_in_chunks_of_any_size(
     exact_head.load_state_dict(head.state_dict())
     exact_hidden.data.copy_(hidden.data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logprob_module, "CPU_CHUNK_BYTES", BYTES_PER_LOGIT * VOCABULARY * tokens_a_chunk)
+        patch.setattr(logit_chunks, "CPU_CHUNK_BYTES", BYTES_PER_LOGIT * VOCABULARY * tokens_a_chunk)
         outputs = token_logprobs(hidden, head, targets, temperature, transform)
         expected = whole(exact_hidden, exact_head, targets, temperature, transform)
         for values in (outputs, expected):
@@ -90,7 +91,7 @@ def head_gradient_error(tokens_a_chunk: int) -> float:
     exact = nn.Linear(64, 32, bias=False).double()
     exact.load_state_dict(head.state_dict())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logprob_module, "CPU_CHUNK_BYTES", BYTES_PER_LOGIT * 32 * tokens_a_chunk)
+        patch.setattr(logit_chunks, "CPU_CHUNK_BYTES", BYTES_PER_LOGIT * 32 * tokens_a_chunk)
         token_logprobs(hidden, head, targets, 1.0, LogitTransform())[0].sum().backward()
     whole(hidden.double(), exact, targets, 1.0, LogitTransform())[0].sum().backward()
     assert head.weight.grad is not None

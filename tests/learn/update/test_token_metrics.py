@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -36,15 +38,18 @@ def reduced(mesh: DeviceMesh) -> Metrics:
         metrics.begin_update()
         for part in update[mesh.get_local_rank() :: mesh.size()].split(7):
             losses = {"loss/total": torch.tensor(float(len(part)))}
+            metrics.count_places(len(part), 8)
             metrics.add(losses, {n: s[part] for n, s in stats.items()}, actions.select(part))
     return metrics.reduce(mesh.get_group())
 
 
-def loop() -> Metrics:
+def loop(num_ranks: int) -> Metrics:
     actions, stats = tokens()
     expected: Metrics = {"loss/total": NUM_TOKENS / 2}
     trained = [t for t in range(NUM_TOKENS) if actions.mask[t]]
     expected["tokens/trained"] = len(trained)
+    num_passes = sum(math.ceil(len(range(rank, NUM_TOKENS // 2, num_ranks)) / 7) for rank in range(num_ranks)) * 2
+    expected["tokens/packing_efficiency"] = NUM_TOKENS / (8 * num_passes)
     for family in ("policy", *FAMILIES, *(f"engine/{engine}/mismatch" for engine in ENGINES)):
         chosen = [t for t in trained if family in ("policy", BUCKET_OF_LAG[int(actions.lags[t])])]
         if family.endswith("mismatch"):
@@ -65,7 +70,7 @@ def loop() -> Metrics:
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_statistics_by_lag_equal_a_loop_over_the_trained_tokens_of_all_ranks(num_ranks: int) -> None:
-    expected = loop()
+    expected = loop(num_ranks)
     for metrics in run_ranks(num_ranks, reduced):
         assert metrics == {name: pytest.approx(value) for name, value in expected.items()}
 
@@ -75,6 +80,7 @@ def empty_and_partial(mesh: DeviceMesh) -> tuple[Metrics, Metrics]:
     nothing = metrics.reduce(mesh.get_group())
     actions, stats = tokens()
     metrics.begin_update()
+    metrics.count_places(3, 4)
     recent = (actions.lags == 1).nonzero()[:, 0]
     metrics.add({"loss/total": torch.tensor(1.0)}, {n: s[recent] for n, s in stats.items()}, actions.select(recent))
     return nothing, metrics.reduce(mesh.get_group())

@@ -24,7 +24,7 @@ from pathlib import Path
 from asyncrl.config.load import load
 from asyncrl.simulate.setting import Setting
 from asyncrl.simulate.timings import Timings, Workload
-from bench.pipeline.emulation import emulate, predict
+from bench.planning.emulation import emulate, predict
 from bench.support.rows import Measurement, write_rows
 
 SYNC_STEP_S, SYNC_GENERATION_S, UPDATE_S = 356.30, 177.85, 113.16

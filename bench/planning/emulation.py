@@ -1,6 +1,6 @@
 """The simulator against the real replay: server, ledger on disk, sockets, leases and batches are real, compute waits.
 
-    .venv/bin/python -m bench.pipeline.emulation [--steps 40] [--only NAME ...] [--out FILE.jsonl]
+    .venv/bin/python -m bench.planning.emulation [--steps 40] [--only NAME ...] [--out FILE.jsonl]
 
 Generators decode by `bench/standin/timed_decoder.py`, the learner sleeps, a publish sleeps in a thread of its own. Each
 setting runs once for real, and is simulated with the same times and other lengths. Nothing is fitted.
@@ -44,6 +44,10 @@ from bench.standin.timed_decoder import TimedDecoder
 from bench.support.rows import Measurement, write_rows
 
 DEADLINE_S = 60.0
+HEADER = (
+    "| setting | samples/s | simulated | | mean staleness | simulated | learner idle | simulated | load |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
 PROMPT_TOKENS = 10
 
 TIMINGS = Timings(
@@ -257,6 +261,26 @@ def predict(setting: Setting) -> Figure:
     return Figure(result.samples_per_s, result.staleness_mean, result.learner_idle)
 
 
+def line(name: str, measured: Figure, simulated: Figure) -> str:
+    """Of the table that `HEADER` begins."""
+    speeds = f"{measured.samples_per_s:.1f} | {simulated.samples_per_s:.1f} | {_error(measured, simulated):+.1%}"
+    lags = f"{measured.staleness_mean:.2f} | {simulated.staleness_mean:.2f}"
+    idle = f"{measured.learner_idle:.0%} | {simulated.learner_idle:.0%}"
+    return f"| {name} | {speeds} | {lags} | {idle} | {os.getloadavg()[0]:.0f} |"
+
+
+def compared(name: str, measured: Figure, simulated: Figure) -> list[Measurement]:
+    """Rows of one setting."""
+    return [
+        Measurement(f"{name}: samples_per_s", [measured.samples_per_s], "more"),
+        Measurement(f"{name}: simulation_off_by", [abs(_error(measured, simulated))], "less"),
+    ]
+
+
+def _error(measured: Figure, simulated: Figure) -> float:
+    return simulated.samples_per_s / measured.samples_per_s - 1
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="The simulator against the real replay with compute that waits.")
     parser.add_argument("--steps", type=int, default=40)
@@ -264,19 +288,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl")
     arguments = parser.parse_args()
     rows: list[Measurement] = []
-    print("| setting | samples/s | simulated | | mean staleness | simulated | learner idle | simulated | load |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(HEADER)
     for name, setting in settings(arguments.steps).items():
         if arguments.only and name not in arguments.only:
             continue
         measured, simulated = emulate(setting), predict(setting)
-        error = simulated.samples_per_s / measured.samples_per_s - 1
-        rows.append(Measurement(f"{name}: samples_per_s", [measured.samples_per_s], "more"))
-        rows.append(Measurement(f"{name}: simulation_off_by", [abs(error)], "less"))
-        speeds = f"{measured.samples_per_s:.1f} | {simulated.samples_per_s:.1f}"
-        lags = f"{measured.staleness_mean:.2f} | {simulated.staleness_mean:.2f}"
-        idle = f"{measured.learner_idle:.0%} | {simulated.learner_idle:.0%}"
-        print(f"| {name} | {speeds} | {error:+.1%} | {lags} | {idle} | {os.getloadavg()[0]:.0f} |", flush=True)
+        rows += compared(name, measured, simulated)
+        print(line(name, measured, simulated), flush=True)
     if arguments.out is not None:
         write_rows(arguments.out, "emulation", rows)
     return 0

@@ -1,0 +1,184 @@
+"""Does a step of a real size take the memory that `asyncrl check` predicts? One learner rank, on this machine's CPU.
+
+    .venv/bin/python -m bench step_memory [--layers 28] [--steps 2] [--out FILE.jsonl] [key=value ...]
+
+The model is a random Qwen3 of 0.6B (28 layers), made on the spot. A process of its own loads it as a learner does and
+takes two steps of one prompt and 4 completions, so that AdamW's moments are there. Its peak of anonymous memory beyond
+what it held before loading stands beside the estimate's lines of the same configuration, without those of a publish and
+of a checkpoint, which are not made here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from asyncrl.cluster.memory import estimate
+from asyncrl.cluster.topology import Node, plan
+from asyncrl.config.load import load
+from asyncrl.config.model_shape import read_model_shape
+from asyncrl.config.schema import Config
+from asyncrl.learn.update.step import Learner
+from asyncrl.types import Batch, Group
+from bench.support.rows import Measurement, write_rows
+
+Result = TypeVar("Result")
+CONTEXT = multiprocessing.get_context("spawn")
+TIMEOUT_S = 1800.0
+POLL_S = 0.005
+GROUP_SIZE, PROMPT_TOKENS, COMPLETION_TOKENS = 4, 16, 240
+VOCABULARY = 151_936
+NOT_MADE = ("publish", "checkpoint")
+"""Lines of the estimate that a step alone does not have begin so."""
+
+
+class Peak:
+    """Most bytes of this process's anonymous memory, while it is watched."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(POLL_S):
+            self.num_bytes = max(self.num_bytes, anonymous_bytes())
+
+    def stop(self) -> int:
+        self._stopped.set()
+        self._thread.join()
+        return self.num_bytes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Memory of a learner's step beside the estimate.")
+    parser.add_argument("--layers", type=int, default=28, help="28 are Qwen3-0.6B")
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="writes each figure as a row")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the configuration")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name_of_folder:
+        folder = Path(name_of_folder)
+        in_process(save_model, folder / "model", arguments.layers)
+        config = configured(folder / "model", arguments.overrides)
+        predicted = predict(config)
+        peak, seconds = in_process(take_steps, folder, config, arguments.steps)
+    for name, num_bytes in predicted.items():
+        print(f"{name:<50} {num_bytes / 1e9:6.2f} GB")
+    total = sum(predicted.values())
+    print(f"predicted {total / 1e9:.2f} GB, measured {peak / 1e9:.2f} GB, predicted ÷ measured {total / peak:.3f}")
+    print("seconds of the steps: " + ", ".join(f"{value:.1f}" for value in seconds))
+    if arguments.out is not None:
+        write_rows(arguments.out, "step_memory", [Measurement("off_by", [abs(total / peak - 1)], "less")])
+    return 0
+
+
+def configured(model: Path, overrides: list[str]) -> Config:
+    keys = [
+        f"model.path={model}",
+        "data.train=arithmetic",
+        "learner.batch_size=1",
+        f"algorithm.group_size={GROUP_SIZE}",
+        f"generator.max_tokens={COMPLETION_TOKENS}",
+        f"learner.micro_batch_tokens={GROUP_SIZE * (PROMPT_TOKENS + COMPLETION_TOKENS)}",
+    ]
+    return load(None, [*keys, *overrides])
+
+
+def predict(config: Config) -> dict[str, float]:
+    """Line → bytes, of what a step alone has."""
+    shape = read_model_shape(config.model.path, trust_remote_code=False)
+    of_learner = estimate(config, shape, plan(config, [Node(8, 0)], "cpu"))[0]
+    return {item.name: item.num_bytes for item in of_learner.items if not item.name.startswith(NOT_MADE)}
+
+
+def in_process(function: Callable[..., Result], *arguments: object) -> Result:
+    """Its result; what it held is freed with its process."""
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_call, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    if not receiver.poll(TIMEOUT_S):
+        process.kill()
+        raise SystemExit(f"{function.__name__} did not end within {TIMEOUT_S:.0f} s")
+    result: Result = receiver.recv()
+    process.join()
+    return result
+
+
+def _call(sender: Connection, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    sender.send(function(*arguments))
+
+
+def save_model(folder: Path, num_layers: int) -> None:
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=num_layers,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+
+
+def take_steps(folder: Path, config: Config, num_steps: int) -> tuple[int, list[float]]:
+    """Bytes of the peak beyond the start, and each step's seconds."""
+    store = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=store, rank=0, world_size=1, timeout=timedelta(seconds=TIMEOUT_S))
+    mesh = init_device_mesh("cpu", (1,))
+    before, peak, seconds = anonymous_bytes(), Peak(), []
+    learner = Learner(config, mesh, num_steps)
+    for step in range(num_steps):
+        begun_s = time.perf_counter()
+        learner.train(Batch(step=step, groups=[group(step)]))
+        seconds.append(time.perf_counter() - begun_s)
+    most = peak.stop()
+    dist.destroy_process_group()
+    return most - before, seconds
+
+
+def group(step: int) -> Group:
+    rng = np.random.default_rng(step)
+    total = GROUP_SIZE * COMPLETION_TOKENS
+    return Group(
+        index=step,
+        row=0,
+        prompt_token_ids=rng.integers(0, VOCABULARY, PROMPT_TOKENS).astype(np.int32),
+        lengths=np.full(GROUP_SIZE, COMPLETION_TOKENS, np.int32),
+        tokens=rng.integers(0, VOCABULARY, total).astype(np.int32),
+        logprobs=np.full(total, -float(np.log(VOCABULARY)), np.float32),
+        versions=np.full(total, step, np.int32),
+        rewards=np.arange(GROUP_SIZE, dtype=np.float32) % 2,
+        correct=np.zeros(GROUP_SIZE, np.bool_),
+        truncated=np.zeros(GROUP_SIZE, np.bool_),
+    )
+
+
+def anonymous_bytes() -> int:
+    """Of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError("/proc/self/status has no RssAnon: this needs Linux")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

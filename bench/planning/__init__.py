@@ -1,0 +1,1 @@
+"""How fast the whole pipeline runs: overlap, durability, the ledger by itself."""
