@@ -4,8 +4,8 @@
 
 A batch is 32 groups of 16 completions for the quickstart's model, with lengths of three kinds: the quickstart's (2 to 4
 tokens), long-tailed ones (geometric, mean 17, cut at 56) and lognormal ones (median 8, σ = 1, cut at 56). The layouts
-take turns on each batch, so their ratio holds on a busy machine. `padded` gives each sequence a row; `shared` computes a
-group's prompt once. The first two steps are not counted.
+take turns on each batch, so their ratio holds on a busy machine. `padded` gives each sequence a row, `shared` computes
+a group's prompt once. The first two steps are not counted.
 """
 
 from __future__ import annotations
