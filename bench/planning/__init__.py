@@ -1,1 +1,1 @@
-"""How fast the whole pipeline runs: overlap, durability, the ledger by itself."""
+"""Whether the simulator and what it picks are right: against the real replay, and against real engines."""
