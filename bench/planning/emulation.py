@@ -237,7 +237,8 @@ def _learn(setting: Setting, generators: Generators, replay: LearnerClient, publ
             fetched_s = time.monotonic()
             versions = np.concatenate([np.frombuffer(frame, "<i4") for frame in frames[3::4]])
             num_prompt_tokens = PROMPT_TOKENS * sum(len(header.lengths) for header in reply.headers)
-            time.sleep(timings.train_base_s + timings.train_per_token_s * (len(versions) + num_prompt_tokens))
+            num_tokens = len(versions) + num_prompt_tokens
+            time.sleep(timings.train_base_s + timings.train_per_token_s * num_tokens / config.learner.count)
             wait_s = fetched_s - ends_s[-1]
             if (step + 1) % config.publish.every == 0 or step + 1 == setting.num_steps:
                 trained_s = time.monotonic()
