@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,10 @@ class Hardware:
 
 
 def save_hardware(run_dir: Path, hardware: Hardware) -> None:
-    (run_dir / FILE_NAME).write_text(json.dumps(asdict(hardware)) + "\n")
+    """At once, since `asyncrl report` may read it in this moment."""
+    temporary = run_dir / f".{FILE_NAME}.partial"
+    temporary.write_text(json.dumps(asdict(hardware)) + "\n")
+    os.replace(temporary, run_dir / FILE_NAME)
 
 
 def read_hardware(run_dir: Path) -> Hardware | None:
