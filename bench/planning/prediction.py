@@ -15,7 +15,6 @@ from pathlib import Path
 
 from asyncrl.simulate.estimator import from_runs
 from asyncrl.simulate.plan import simulated
-from bench.pipeline.overlap import RunFigures
 from bench.pipeline.throughput import QUICKSTART, Settings, run_once
 from bench.planning.emulation import HEADER, Figure, compared, line
 from bench.support.rows import Measurement, write_rows
@@ -38,15 +37,11 @@ UNSEEN = {
 
 
 def measure(name: str, overrides: list[str], num_steps: int, folder: Path) -> tuple[Path, Figure]:
-    """The folder of the run, and its figures after the warm-up."""
+    """The folder of the run, and its figures after the warm-up. Runs in one folder share the tiny model."""
     settings = Settings(QUICKSTART, [*BASE, *overrides], num_steps, WARMUP_STEPS, pin=True, num_generators=1)
-    place = folder / name.replace(" ", "_").replace("=", "")
-    place.mkdir()
-    return place / "async", _figure(run_once(settings, "async", place).figures)
-
-
-def _figure(figures: RunFigures) -> Figure:
-    return Figure(figures.samples_per_s, figures.staleness_mean, figures.learner_idle)
+    figures = run_once(settings, "async", folder).figures
+    run = (folder / "async").rename(folder / name.replace(" ", "_").replace("=", ""))
+    return run, Figure(figures.samples_per_s, figures.staleness_mean, figures.learner_idle)
 
 
 def predict(fitted_to: list[Path], overrides: list[str], num_steps: int) -> Figure:
