@@ -29,6 +29,10 @@ ROW_TOKENS_PER_HIDDEN = 2
 """The longest row that completions share: a token's matrix products cost about 24 · hidden², its attention under a mask
 4 · hidden · (tokens of the row), at twice the hidden size a third of the products."""
 
+LEAST_OF_WIDTH = 0.7
+"""A row shorter than this part of its micro-batch's width goes into another one: padding would cost more than a pass.
+With 0.8 the passes cost more again (`bench/pipeline/learner.py`, the quickstart's model)."""
+
 Row = list[int]
 """Sequences that stand behind one prompt."""
 Plan = list[list[list[int]]]
@@ -135,7 +139,7 @@ def plan_micro_batches(
     Ranks are balanced by longest-processing-time-first (Graham 1969: within 4/3 of the best), micro-batches filled by
     first-fit decreasing. FSDP's collectives need every rank to run the same number of micro-batches, so the ranks with
     fewer get empty ones, and each begins with its dearest, so that those of one turn are alike. A row over the budget
-    has a micro-batch of its own.
+    has a micro-batch of its own. Where rows are padded, those of a micro-batch are alike in length.
 
     Args:
         lengths: tokens of each row.
@@ -164,8 +168,10 @@ def _fill(rows: list[int], lengths: Sequence[int], budget: int, layout: Layout) 
         for chosen in micro_batches:
             if layout == "packed":
                 num_tokens = sum(lengths[other] for other in chosen) + lengths[row]
-            else:
+            elif lengths[row] >= LEAST_OF_WIDTH * lengths[chosen[0]]:
                 num_tokens = lengths[chosen[0]] * (len(chosen) + 1)
+            else:
+                continue
             if num_tokens <= budget:
                 chosen.append(row)
                 break

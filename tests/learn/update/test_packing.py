@@ -50,6 +50,16 @@ def test_each_sequence_is_planned_once_within_the_budget_and_ranks_stay_in_step(
     assert all(of_micro_batches == sorted(of_micro_batches, reverse=True) for of_micro_batches in of_each)
 
 
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200), st.sampled_from(["padded", "shared"]))
+def test_at_most_three_tenths_of_a_padded_micro_batch_are_padding(
+    lengths: list[int], budget: int, layout: Layout
+) -> None:
+    (micro_batches,) = plan_micro_batches(lengths, [1.0] * len(lengths), 1, budget, layout)
+    for chosen in filter(None, micro_batches):
+        sizes = [lengths[sequence] for sequence in chosen]
+        assert sum(sizes) >= 0.7 * len(sizes) * max(sizes)
+
+
 @given(st.integers(0, 20), st.integers(1, 3), st.integers(5, 60), layouts)
 def test_a_micro_batch_predicts_each_sampled_token_from_the_token_before_it(
     seed: int, num_ranks: int, budget: int, layout: Layout
