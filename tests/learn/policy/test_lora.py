@@ -87,7 +87,7 @@ def runs(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict
 def test_more_ranks_train_an_adapter_as_one_does(runs: dict[int, dict[str, Any]], num_ranks: int) -> None:
     one, more = runs[1], runs[num_ranks]
     for mine, other in zip(more["metrics"], one["metrics"], strict=True):
-        for key in mine:
+        for key in mine.keys() - {"tokens/packing_efficiency"}:  # fewer rows to a rank
             assert mine[key] == pytest.approx(other[key], rel=1e-5, abs=1e-5), key
     for name, value in one["in the end"].items():
         torch.testing.assert_close(more["in the end"][name], value, rtol=0, atol=1e-5, msg=name)
