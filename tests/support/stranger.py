@@ -14,6 +14,7 @@ import socket
 import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
@@ -57,7 +58,9 @@ def _zeromq_answers(address: Address, with_keys: bool) -> bool:
         client.curve_publickey, client.curve_secretkey = zmq.curve_keypair()
     monitor = client.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
     client.connect(f"tcp://{host}:{port}")
-    client.send(STOP)
+    client.setsockopt(zmq.SNDTIMEO, PATIENCE_MS)
+    with suppress(zmq.Again):  # libzmq drops a peer that does not speak its language: nobody is left to send to
+        client.send(STOP)
     answered = bool(monitor.poll(PATIENCE_MS)) or bool(client.poll(0))
     client.disable_monitor()
     context.destroy(linger=0)
@@ -69,7 +72,7 @@ def _greets_as_zeromq(address: Address) -> bool:
     with socket.create_connection(address, PATIENCE_MS / 1e3) as client:
         try:
             return client.recv(1) == b"\xff"
-        except TimeoutError:
+        except (TimeoutError, ConnectionResetError):
             return False
 
 
