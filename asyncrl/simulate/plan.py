@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 from asyncrl.config.checks.check import check
 from asyncrl.config.schema import Config
@@ -62,6 +63,25 @@ class Candidate:
             f"replay.max_staleness={self.eta}",
             f"publish.every={self.publish_every}",
         ]
+
+
+class Outcome(Protocol):
+    """What a choice looks at, simulated or measured."""
+
+    @property
+    def samples_per_s(self) -> float: ...
+    @property
+    def staleness_mean(self) -> float: ...
+
+
+class Tried(Protocol):
+    """A `Candidate`, or what a benchmark measured."""
+
+    @property
+    def result(self) -> Outcome: ...
+
+
+AnyTried = TypeVar("AnyTried", bound=Tried)
 
 
 @dataclass(frozen=True)
@@ -127,10 +147,10 @@ def pareto_set(candidates: Sequence[Candidate]) -> list[Candidate]:
     return pareto
 
 
-def choose(pareto: Sequence[Candidate]) -> Candidate:
+def choose(tried: Sequence[AnyTried]) -> AnyTried:
     """The freshest that is at most `SLOWER` below the fastest."""
-    enough = (1 - SLOWER) * pareto[0].result.samples_per_s
-    return min((one for one in pareto if one.result.samples_per_s >= enough), key=lambda one: one.result.staleness_mean)
+    enough = (1 - SLOWER) * max(one.result.samples_per_s for one in tried)
+    return min((one for one in tried if one.result.samples_per_s >= enough), key=lambda one: one.result.staleness_mean)
 
 
 def with_split(config: Config, split: Split, eta: int, publish_every: int) -> Config:

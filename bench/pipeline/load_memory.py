@@ -24,11 +24,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM
 
 from asyncrl.config.schema import ModelConfig
 from asyncrl.learn.policy.model import load_policy
 from bench.support.generators import PRELOAD
+from bench.support.models import qwen3_config, save_model
 from bench.support.rows import Measurement, write_rows
 
 FIELDS = {"Pss": "pss", "Anonymous": "anonymous"}
@@ -63,26 +64,13 @@ def main() -> None:
 
 def make_model(folder: Path, num_layers: int, dtype: torch.dtype) -> int:
     """Bytes of its parameters in float32."""
-    config = Qwen3Config(
-        vocab_size=32000,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=num_layers,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=True,
-    )
+    config = qwen3_config(num_layers, vocab_size=32000)
     process = CONTEXT.Process(target=save_model, args=(config, dtype, folder))
     process.start()
     process.join()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return 4 * sum(parameter.numel() for parameter in model.parameters())
-
-
-def save_model(config: Qwen3Config, dtype: torch.dtype, folder: Path) -> None:
-    AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
 
 
 def measure(name: str, folder: Path, num_ranks: int) -> dict[str, Any]:

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from transformers import AutoModelForCausalLM, Qwen3Config
 
 from asyncrl.cluster.memory import estimate
 from asyncrl.cluster.topology import Node, plan
@@ -34,6 +33,7 @@ from asyncrl.config.model_shape import read_model_shape
 from asyncrl.config.schema import Config
 from asyncrl.learn.update.step import Learner
 from asyncrl.types import Batch, Group
+from bench.support.models import qwen3_config, save_model
 from bench.support.rows import Measurement, write_rows
 
 Result = TypeVar("Result")
@@ -74,7 +74,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name_of_folder:
         folder = Path(name_of_folder)
-        in_process(save_model, folder / "model", arguments.layers)
+        in_process(save_model, qwen3_config(arguments.layers, VOCABULARY), torch.bfloat16, folder / "model")
         config = configured(folder / "model", arguments.overrides)
         predicted = predict(config)
         peak, seconds = in_process(take_steps, folder, config, arguments.steps)
@@ -123,20 +123,6 @@ def in_process(function: Callable[..., Result], *arguments: object) -> Result:
 
 def _call(sender: Connection, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
     sender.send(function(*arguments))
-
-
-def save_model(folder: Path, num_layers: int) -> None:
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=num_layers,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=True,
-    )
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
 
 
 def take_steps(folder: Path, config: Config, num_steps: int) -> tuple[int, list[float]]:

@@ -28,19 +28,14 @@ from pathlib import Path
 import zmq
 
 from asyncrl.config.load import load
-from asyncrl.ledger.from_config import ledger_of
-from asyncrl.ledger.store import LedgerStore
-from asyncrl.replay.evaluation import Evaluation
+from asyncrl.config.schema import Config
 from asyncrl.replay.learner_client import LearnerClient
-from asyncrl.replay.server import ReplayServer
-from asyncrl.transport.control_link import ControlLink
-from asyncrl.transport.control_server import ControlServer
 from asyncrl.transport.messages.base import Ack
 from asyncrl.transport.messages.rollouts import GroupDone, Hello, LeaseGrant, Serving
 from asyncrl.transport.sockets import Keys, Network, bind, connect
 from asyncrl.transport.wire import check_group, decode, encode, group_to_wire
-from asyncrl.types import Prompt
-from bench.support.groups import GROUP_SIZE, PROMPT_TOKENS, group_of
+from bench.support.groups import GROUP_SIZE, group_of
+from bench.support.replay import serve_replay
 from bench.support.rows import Measurement, write_rows
 
 WINDOW = 64
@@ -86,7 +81,7 @@ def serve(server: Server, folder: str, pipe: Connection) -> None:
     socket, endpoint = bind(context, server.network)
     pipe.send(endpoint)
     if server.durability is not None:
-        _serve_replay(server, folder, socket)
+        serve_replay(socket, server.network, _replay_config(server.durability), 1, Path(folder))
     while True:
         identity, *parts = socket.recv_multipart(copy=False)
         if not server.speaks_wire:
@@ -98,15 +93,9 @@ def serve(server: Server, folder: str, pipe: Connection) -> None:
         socket.send_multipart([identity, *encode(Ack(message.lease_id))])
 
 
-def _serve_replay(server: Server, folder: str, socket: zmq.Socket) -> None:
+def _replay_config(durability: str) -> Config:
     settings = [f"learner.batch_size={MAX_GROUPS}", f"algorithm.group_size={GROUP_SIZE}", "replay.max_staleness=0"]
-    config = load(None, ["model.path=tiny", "data.train=arithmetic", *settings])
-    store = LedgerStore(Path(folder) / "ledger.sqlite", str(server.durability))
-    control = ControlServer(server.network, ["replay"])
-    link = ControlLink("replay", server.network, control.endpoint, 600.0, 600.0)
-    prompt = Prompt(0, [1] * PROMPT_TOKENS, "", "")
-    ledger = ledger_of(config, num_steps=1)
-    ReplayServer(socket, config, lambda index: prompt, Evaluation([], config), ledger, store, link).run()
+    return load(None, ["model.path=tiny", "data.train=arithmetic", *settings, f"replay.durability={durability}"])
 
 
 class Client:

@@ -10,11 +10,11 @@ speaks with replay. The pick is `asyncrl plan`'s: the freshest that is at most 5
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asyncrl.config.load import load
-from asyncrl.simulate.plan import SLOWER
+from asyncrl.simulate import plan
 from asyncrl.simulate.setting import Setting
 from bench.planning.emulation import HEADER, TIMINGS, WORKLOAD, Figure, compared, emulate, line, predict
 from bench.support.rows import Measurement, write_rows
@@ -29,11 +29,17 @@ def setting(num_generators: int, num_learners: int, eta: int, num_steps: int) ->
     return Setting(load(None, [*SIZES, *keys]), TRAINING, WORKLOAD, num_steps)
 
 
+@dataclass(frozen=True)
+class Tried:
+    """One split with one η."""
+
+    name: str
+    result: Figure
+
+
 def choose(figures: dict[str, Figure]) -> str:
-    """As `simulate/plan.py` chooses."""
-    enough = (1 - SLOWER) * max(figure.samples_per_s for figure in figures.values())
-    fast = {name: figure for name, figure in figures.items() if figure.samples_per_s >= enough}
-    return min(fast, key=lambda name: fast[name].staleness_mean)
+    """By the rule of `asyncrl plan`."""
+    return plan.choose([Tried(name, figure) for name, figure in figures.items()]).name
 
 
 def main() -> int:

@@ -25,20 +25,14 @@ import numpy as np
 import zmq
 
 from asyncrl.config.load import load
-from asyncrl.ledger.from_config import ledger_of
-from asyncrl.ledger.store import LedgerStore
-from asyncrl.replay.evaluation import Evaluation
 from asyncrl.replay.learner_client import LearnerClient
-from asyncrl.replay.server import ReplayServer
-from asyncrl.transport.control_link import ControlLink
-from asyncrl.transport.control_server import ControlServer
 from asyncrl.transport.messages.base import Ack
 from asyncrl.transport.messages.rollouts import GroupDone, Hello, LeaseGrant, Serving
 from asyncrl.transport.sockets import Keys, Network, bind, connect
 from asyncrl.transport.wire import decode, encode, group_to_wire
-from asyncrl.types import Prompt
-from bench.support.groups import GROUP_SIZE, PROMPT_TOKENS, group_of
+from bench.support.groups import GROUP_SIZE, group_of
 from bench.support.processes import cpu_s
+from bench.support.replay import serve_replay
 from bench.support.rows import Measurement, write_rows
 
 CONTEXT = multiprocessing.get_context("spawn")
@@ -62,18 +56,12 @@ class Figures:
 def serve(network: Network, folder: str, batch_size: int, num_steps: int, pipe: Connection) -> None:
     """Replay, in a process of its own, until it is killed."""
     context: zmq.Context = zmq.Context.instance()
-    context.set(zmq.MAX_SOCKETS, 8192)
     socket, endpoint = bind(context, network)
     pipe.send(endpoint)
     settings = [f"learner.batch_size={batch_size}", f"algorithm.group_size={GROUP_SIZE}"]
     settings += [f"replay.max_staleness={STALENESS}", f"generator.max_groups_in_flight={CREDIT}"]
     config = load(None, ["model.path=tiny", "data.train=arithmetic", *settings])
-    store = LedgerStore(Path(folder) / "ledger.sqlite", config.replay.durability)
-    control = ControlServer(network, ["replay"])
-    link = ControlLink("replay", network, control.endpoint, 600.0, 600.0)
-    prompt = Prompt(0, [1] * PROMPT_TOKENS, "", "")
-    ledger = ledger_of(config, num_steps)
-    ReplayServer(socket, config, lambda index: prompt, Evaluation([], config), ledger, store, link).run()
+    serve_replay(socket, network, config, num_steps, Path(folder))
 
 
 def answer(
