@@ -10,7 +10,7 @@ from typing import Any
 
 import zmq
 
-from asyncrl.errors import NotWholeError, PublishError
+from asyncrl.errors import DeadlineError, NotWholeError, PublishError
 from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.messages.publishing import Done, Failed, JoinGroup, LeaveGroup, Stage, Switch
 from asyncrl.transport.messages.schema import AnyMessage
@@ -93,8 +93,8 @@ class GeneratorCommands:
 
     def leave(self) -> list[str]:
         """Frees every generator from a broken group; the first command of a new client. Returns who did not answer."""
-        for socket in self._sockets.values():
-            socket.send_multipart(encode(LeaveGroup()))
+        for name in self._sockets:
+            self._send(name, LeaveGroup())
         deadline_s = time.monotonic() + min(LEAVE_TIMEOUT_S, self._timeout_s)
         return [name for name in self._sockets if not self._poll(name, deadline_s)]
 
@@ -109,7 +109,7 @@ class GeneratorCommands:
     def _command(self, commands: dict[str, AnyMessage], what: str) -> dict[str, Done]:
         """Every answer is taken before the first failure is told, so that the next command gets its own."""
         for name, command in commands.items():
-            self._sockets[name].send_multipart(encode(command))
+            self._send(name, command)
         deadline_s = time.monotonic() + self._timeout_s
         answers = {name: self._reply(name, deadline_s, what) for name in commands}
         for name, answer in answers.items():
@@ -117,6 +117,12 @@ class GeneratorCommands:
                 kind = NotWholeError if isinstance(commands[name], Switch) else PublishError
                 raise kind(f"{name} could not {what}: {answer.reason}")
         return {name: answer for name, answer in answers.items() if isinstance(answer, Done)}
+
+    def _send(self, name: str, command: AnyMessage) -> None:
+        try:
+            self._sockets[name].send_multipart(encode(command))
+        except DeadlineError:
+            self._dead.add(name)  # another program has its port
 
     def _reply(self, name: str, deadline_s: float, what: str) -> Done | Failed:
         if not self._poll(name, deadline_s):

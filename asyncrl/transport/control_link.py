@@ -22,7 +22,7 @@ import time
 
 import zmq
 
-from asyncrl.errors import WireError
+from asyncrl.errors import DeadlineError, WireError
 from asyncrl.transport.messages.scaling import Drain, Gone
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.transport.messages.supervision import Alive, DumpStacks, Note, Stacks, Status, Stop
@@ -118,7 +118,7 @@ class ControlLink:
                 if self._ready:  # a timer of the C library, which needs no interpreter; each beat winds it up again
                     faulthandler.dump_traceback_later(self._heartbeat_timeout_s / 2, file=STDERR)
             while not self._outbox.empty():
-                socket.send_multipart(encode(self._outbox.get()))
+                self._send_to_launcher(socket, self._outbox.get())
             if socket.poll(POLL_MS):
                 last_alive_s = now_s
                 self._receive(socket.recv_multipart())
@@ -126,6 +126,12 @@ class ControlLink:
                 self._stop(f"the launcher was silent for {self._heartbeat_timeout_s:.0f} s")
         faulthandler.cancel_dump_traceback_later()
         socket.close()
+
+    def _send_to_launcher(self, socket: zmq.Socket, message: AnyMessage) -> None:
+        try:
+            socket.send_multipart(encode(message))
+        except DeadlineError as error:
+            self._stop(str(error))
 
     def _receive(self, parts: list[bytes]) -> None:
         try:

@@ -8,20 +8,25 @@ carries them.
 from __future__ import annotations
 
 import socket as stdlib_socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import zmq
 import zmq.asyncio
 
-from asyncrl.errors import ConfigError, WireError
+from asyncrl.errors import ConfigError, DeadlineError, WireError
 
 LOOPBACK = "127.0.0.1"
 MAX_FRAME_BYTES = 1 << 30
 """A peer that sends a larger frame is disconnected before it is read. A group's tokens take megabytes."""
 
 PROBE_TIMEOUT_S = 1.0
+
+SEND_TIMEOUT_S = 10.0
+"""Of a client. A send waits only once libzmq has dropped the server for not speaking ZeroMQ: for ever, without this."""
 
 AnySocket = TypeVar("AnySocket", bound=zmq.Socket)
 """Blocking or asyncio, as the context makes it."""
@@ -112,7 +117,9 @@ def connect_watched(
 
 
 def _dealer(context: zmq.Context[AnySocket], network: Network, identity: str) -> AnySocket:
-    socket = context.socket(zmq.DEALER)
+    kind: Any = _AsyncDealer if isinstance(context, zmq.asyncio.Context) else _Dealer
+    socket = context.socket(zmq.DEALER, kind)
+    socket.setsockopt(zmq.SNDTIMEO, round(1000 * SEND_TIMEOUT_S))
     socket.setsockopt(zmq.LINGER, 1000)
     socket.setsockopt(zmq.IDENTITY, identity.encode())
     socket.setsockopt(zmq.SNDHWM, 0)  # a send must not block on a dead peer; credit and deadlines bound what waits
@@ -122,6 +129,37 @@ def _dealer(context: zmq.Context[AnySocket], network: Network, identity: str) ->
         socket.curve_publickey = network.keys.client_public
         socket.curve_secretkey = network.keys.client_secret
     return socket
+
+
+@contextmanager
+def _telling_of_no_server(socket: zmq.Socket) -> Iterator[None]:
+    try:
+        yield
+    except zmq.Again as error:
+        endpoint = zmq.Socket.shadow(socket).getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(endpoint, bytes)
+        where = endpoint.rstrip(b"\0").decode()
+        waited_for = f"{where} to take a message, where a program that is not of this run answers now"
+        raise DeadlineError(waited_for, SEND_TIMEOUT_S, "its server") from error
+
+
+class _Dealer(zmq.Socket):
+    """
+    Raises:
+        DeadlineError: by each send once another program has taken the server's port.
+    """
+
+    def send_multipart(self, *arguments: Any, **options: Any) -> Any:
+        with _telling_of_no_server(self):
+            return super().send_multipart(*arguments, **options)
+
+
+class _AsyncDealer(zmq.asyncio.Socket):
+    """As `_Dealer`."""
+
+    async def send_multipart(self, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
+        with _telling_of_no_server(self):
+            return await super().send_multipart(*arguments, **options)
 
 
 class Handshakes:
