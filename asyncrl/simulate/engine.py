@@ -60,8 +60,8 @@ class SimulatedEngine:
         """Still to pass before the next decode step: prompts to compute, a pause."""
         self._ends: list[tuple[float, int]] = []
         """(−progress at its end, lease) of each running sequence; the next end is the last entry."""
-        self._waiting: deque[tuple[int, int]] = deque()
-        """(lease, length) of sequences without room."""
+        self._waiting: deque[tuple[int, int, float]] = deque()
+        """(lease, length, progress that it cannot begin before) of sequences without room."""
         self._groups: dict[int, _RunningGroup] = {}
         self._switch_progress = [0.0]
         self._versions = [version]
@@ -72,11 +72,16 @@ class SimulatedEngine:
         """In hand."""
         return len(self._groups)
 
-    def submit(self, lease_id: int, prompt_tokens: int, lengths: Sequence[int]) -> None:
-        """A group begins now; the engine has been advanced to this moment."""
+    def submit(self, lease_id: int, prompt_tokens: int, lengths: Sequence[int], delay_steps: float = 0.0) -> None:
+        """A group begins now; the engine has been advanced to this moment.
+
+        Args:
+            delay_steps: until the next decode step begins; none does when the engine is empty.
+        """
         self._groups[lease_id] = _RunningGroup(len(lengths))
         self._standstill_s += prompt_tokens * self._timings.prefill_per_token_s
-        self._waiting.extend((lease_id, length) for length in lengths)
+        earliest = self.progress + (delay_steps if self._ends else 0.0)
+        self._waiting.extend((lease_id, length, earliest) for length in lengths)
         self._fill()
 
     def switch(self, version: int, stall_s: float) -> None:
@@ -128,11 +133,12 @@ class SimulatedEngine:
 
     def _fill(self) -> None:
         for _ in range(min(len(self._waiting), self._timings.max_sequences - len(self._ends))):
-            lease_id, length = self._waiting.popleft()
+            lease_id, length, earliest = self._waiting.popleft()
+            start = max(self.progress, earliest)
             group = self._groups[lease_id]
-            group.starts.append(self.progress)
+            group.starts.append(start)
             group.lengths.append(length)
-            self._ends.append((-(self.progress + length), lease_id))
+            self._ends.append((-(start + length), lease_id))
         self._ends.sort()
 
     def _tokens_by_version(self, group: _RunningGroup) -> dict[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,7 +105,7 @@ def from_runs(run_dirs: Sequence[Path], overrides: list[str], accelerator: str |
         UserError: the runs differ in what one fit cannot tell apart.
     """
     runs = [read_run(run_dir) for run_dir in run_dirs]
-    _require_alike(runs)
+    require_alike(runs)
     hardware = read_hardware(run_dirs[0])
     known = None if hardware is None else accelerator_of(hardware) or DEFAULT_GPU
     given = from_measured(runs, load(run_dirs[0] / "config.yaml", overrides), accelerator or known)
@@ -137,14 +137,24 @@ def accelerator_of(hardware: Hardware) -> str | None:
     return names[0] if kinds and names else None
 
 
-def _require_alike(runs: Sequence[MeasuredRun]) -> None:
-    for key in ("model.path", "generator.tensor_parallel", "learner.count"):
-        section, name = key.split(".")
-        values = {getattr(getattr(run.config, section), name) for run in runs}
-        if len(values) > 1:
-            raise UserError(
-                f"--from: the runs differ in {key} ({', '.join(map(str, sorted(values)))}); take runs alike in it"
-            )
+def require_alike(runs: Sequence[MeasuredRun]) -> None:
+    """Of the model the shape counts, not the folder: each run can have made a tiny model of its own.
+
+    Raises:
+        DataError: a model's shape cannot be read.
+        UserError: the runs differ in what one fit cannot tell apart.
+    """
+    alike: dict[str, Callable[[Config], object]] = {
+        "model.path": _shape,
+        "generator.tensor_parallel": lambda config: config.generator.tensor_parallel,
+        "learner.count": lambda config: config.learner.count,
+    }
+    for key, value_of in alike.items():
+        first, *others = (value_of(run.config) for run in runs)
+        if any(other != first for other in others):
+            section, name = key.split(".")
+            values = sorted({str(getattr(getattr(run.config, section), name)) for run in runs})
+            raise UserError(f"--from: the runs differ in {key} ({', '.join(values)}); take runs alike in it")
 
 
 def _estimator(config: Config, accelerator: str | None) -> Estimator:
@@ -154,7 +164,12 @@ def _estimator(config: Config, accelerator: str | None) -> Estimator:
     device: Device = "cpu" if name == "cpu" else "gpu"
     if config.cluster.device not in ("auto", device):
         raise ConfigError(f"--accelerator {name} beside cluster.device={config.cluster.device}; change one of them")
-    is_tiny = config.model.path == "tiny"
-    shape = TINY_SHAPE if is_tiny else read_model_shape(config.model.path, config.model.trust_remote_code)
-    check(config, device, None if is_tiny else shape)
+    shape = _shape(config)
+    check(config, device, None if config.model.path == "tiny" else shape)
     return Estimator(ACCELERATORS[name], device, shape)
+
+
+def _shape(config: Config) -> ModelShape:
+    if config.model.path == "tiny":
+        return TINY_SHAPE
+    return read_model_shape(config.model.path, config.model.trust_remote_code)

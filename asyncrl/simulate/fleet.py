@@ -105,14 +105,14 @@ class Fleet:
         self._changed.pop(name, None)
         self.membership.remove(name)
 
-    def submit(self, name: str, lease_id: int, prompt_tokens: int, lengths: Sequence[int]) -> None:
-        """Grants a lease. `schedule` has to follow."""
+    def submit(self, name: str, lease_id: int, prompt_tokens: int, lengths: Sequence[int], delay_steps: float) -> None:
+        """Grants a lease, which the engine takes in after part of a decode step. `schedule` has to follow."""
         generator = self._serving[name]
         self.membership.granted(name, lease_id)
         self._advance(generator)
         self._settle_idle(generator)
         generator.num_leases += 1
-        generator.engine.submit(lease_id, prompt_tokens, lengths)
+        generator.engine.submit(lease_id, prompt_tokens, lengths, delay_steps)
         self._changed[name] = generator
 
     def switch(self, version: int, stall_s: float) -> None:

@@ -137,7 +137,10 @@ class Simulation:
             num_samples = config.algorithm.group_size if is_training else config.run.eval_samples
             self._granted_s[lease.lease_id] = now_s
             lengths = list(islice(self._lengths, num_samples))
-            self.fleet.submit(generator, lease.lease_id, workload.prompt_tokens, lengths)
+            # Without this wait, groups whose longest completions are cut at one length would begin and end together
+            # for ever.
+            delay_steps = self._setting.timings.intake_steps * float(self._rng.random())
+            self.fleet.submit(generator, lease.lease_id, workload.prompt_tokens, lengths, delay_steps)
         self.fleet.schedule()
 
     def _take_group(self, group: SampledGroup) -> None:

@@ -35,6 +35,9 @@ class Timings:
     """A version's way to the generators."""
     stall_s: float
     """Generation stands still so long for each version."""
+    intake_steps: float = 1.0
+    """A lease waits for its first decode step up to so many steps: engines take prompts in between two of them, and a
+    lease comes at any moment of one."""
     overlaps: bool = True
     """The transfer goes on beside training and decoding. False: the learner waits, and generation stands still."""
     reward_s: float = 0.0

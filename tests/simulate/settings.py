@@ -22,7 +22,9 @@ TIMINGS = Timings(
     gather_s=0.02,
     transfer_s=0.3,
     stall_s=0.05,
+    intake_steps=0.0,
 )
+"""Engines take prompts in at once: then there are closed forms."""
 
 WORKLOAD = Workload(prompt_tokens=10, length_median=50.0, length_sigma=0.8, max_tokens=200)
 

@@ -50,20 +50,23 @@ def test_no_more_sequences_run_than_there_is_room_for(lengths: list[int], max_se
     assert time_s == pytest.approx(max(free_at) * TIMINGS.decode_base_s)
 
 
-@given(st.lists(st.tuples(st.floats(0.01, 2.0), lengths, st.booleans()), min_size=1, max_size=8), st.integers(1, 8))
+@given(
+    st.lists(st.tuples(st.floats(0.01, 2.0), lengths, st.booleans(), st.floats(0, 1)), min_size=1, max_size=8),
+    st.integers(1, 8),
+)
 def test_every_token_is_sampled_once_and_by_a_version_that_was_served(
-    events: list[tuple[float, list[int], bool]], max_sequences: int
+    events: list[tuple[float, list[int], bool, float]], max_sequences: int
 ) -> None:
     engine, now_s, version, groups = SimulatedEngine(replace(TIMINGS, max_sequences=max_sequences), 0.0, 0), 0.0, 0, []
     submitted: dict[int, tuple[int, int]] = {}
-    for lease_id, (pause_s, group_lengths, switches) in enumerate(events):
+    for lease_id, (pause_s, group_lengths, switches, delay_steps) in enumerate(events):
         now_s += pause_s
         groups += engine.advance(now_s)
         if switches:
             version += 1
             engine.switch(version, stall_s=0.05)
         submitted[lease_id] = (sum(group_lengths), version)
-        engine.submit(lease_id, 10, group_lengths)
+        engine.submit(lease_id, 10, group_lengths, delay_steps)
     groups += [group for _, group in run_dry(engine)]
     assert {group.lease_id: group.num_tokens for group in groups} == {
         lease_id: num_tokens for lease_id, (num_tokens, _) in submitted.items()
@@ -71,6 +74,16 @@ def test_every_token_is_sampled_once_and_by_a_version_that_was_served(
     for group in groups:
         assert submitted[group.lease_id][1] <= group.first_version
         assert max(group.tokens_by_version) <= version
+
+
+@given(st.integers(1, 40), st.floats(0, 1))
+def test_a_group_waits_for_the_next_decode_step_unless_the_engine_is_empty(length: int, delay_steps: float) -> None:
+    engine = SimulatedEngine(replace(TIMINGS, decode_per_sequence_s=0.0, prefill_per_token_s=0.0), 0.0, 0)
+    engine.submit(0, 10, [length], delay_steps)
+    engine.submit(1, 10, [length], delay_steps)
+    ends_s = {group.lease_id: time_s for time_s, group in run_dry(engine)}
+    assert ends_s[0] == pytest.approx(length * TIMINGS.decode_base_s)
+    assert ends_s[1] == pytest.approx((length + delay_steps) * TIMINGS.decode_base_s)
 
 
 def test_tokens_after_a_switch_are_of_the_new_version_and_late_by_the_stall() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asyncrl.errors import UserError
+from asyncrl.simulate.estimator import require_alike
 from asyncrl.simulate.figures import figures
 from asyncrl.simulate.fit import fit, rescaled
 from asyncrl.simulate.measured import fit_lengths
@@ -16,6 +19,9 @@ from asyncrl.simulate.setting import Setting
 from asyncrl.simulate.simulation import simulate
 from asyncrl.simulate.timings import Workload
 from tests.simulate.settings import TIMINGS, WORKLOAD, measured, small_config
+from tests.support.models import random_model
+
+FOLDERS = {"one": "qwen3", "same": "qwen3", "third": "qwen3_moe"}
 
 
 def test_one_run_gives_the_speed_of_decoding_when_the_roofline_has_its_proportions() -> None:
@@ -42,6 +48,16 @@ def test_a_fit_predicts_a_setting_that_it_has_not_seen() -> None:
     predicted = figures(simulate(Setting(other, fitted, WORKLOAD, 200)))
     assert predicted.samples_per_s == pytest.approx(truth.samples_per_s, rel=0.1)
     assert predicted.staleness_mean == pytest.approx(truth.staleness_mean, rel=0.15)
+
+
+def test_runs_are_alike_when_their_models_have_one_shape_wherever_they_lie(tmp_path: Path) -> None:
+    paths = [str(random_model(tmp_path / name, family, tied=True)) for name, family in FOLDERS.items()]
+    runs = [measured(TIMINGS, f"model.path={path}") for path in paths]
+    require_alike(runs[:2])
+    with pytest.raises(UserError, match=f"differ in model.path \\({paths[0]}, {paths[2]}\\)"):
+        require_alike([runs[0], runs[2]])
+    with pytest.raises(UserError, match=r"differ in learner.count \(1, 2\)"):
+        require_alike([runs[0], measured(TIMINGS, f"model.path={paths[1]}", "learner.count=2")])
 
 
 def test_timings_change_with_the_roofline_of_another_configuration() -> None:

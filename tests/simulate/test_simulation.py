@@ -80,6 +80,18 @@ def test_with_eta_zero_and_equal_lengths_a_step_is_the_sum_of_its_parts(
     assert figures(result).staleness_max == 0
 
 
+def test_groups_of_one_length_drift_apart_since_engines_take_them_in_between_decode_steps() -> None:
+    """Else those that began together would end together for ever, and each batch would be like the one before."""
+
+    def num_kinds_of_batches(intake_steps: float) -> int:
+        timings = replace(TIMINGS, train_base_s=0.4, transfer_s=0.05, intake_steps=intake_steps)
+        steps = simulate(Setting(small_config(), timings, replace(WORKLOAD, length_sigma=0.0), 100)).steps[50:90]
+        return len({tuple(sorted(step.tokens_by_lag.items())) for step in steps})
+
+    assert num_kinds_of_batches(0.0) <= 2
+    assert num_kinds_of_batches(1.0) > 5
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 400), st.floats(0.01, 4.0), st.integers(1, 4))
 def test_one_generator_and_one_learner_of_constant_times_take_the_longer_of_both(
