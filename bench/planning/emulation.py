@@ -2,8 +2,9 @@
 
     .venv/bin/python -m bench.planning.emulation [--steps 40] [--only NAME ...] [--out FILE.jsonl]
 
-Generators decode by `bench/standin/timed_decoder.py`, the learner sleeps, a publish sleeps in a thread of its own. Each
-setting runs once for real, and is simulated with the same times and other lengths. Nothing is fitted.
+Generators decode by `bench/standin/timed_decoder.py`, learner ranks are processes that sleep (`ranks.py`), a publish
+sleeps in a thread of its own. Each setting runs once for real, and is simulated with the same times and other lengths.
+Nothing is fitted.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from asyncrl.transport.messages.rollouts import GroupDone, Hello, LeaseGrant, Se
 from asyncrl.transport.sockets import Network, bind, connect
 from asyncrl.transport.wire import decode, encode, group_to_wire
 from asyncrl.types import Group, Prompt
+from bench.planning.ranks import Ranks
 from bench.standin.timed_decoder import TimedDecoder
 from bench.support.rows import Measurement, write_rows
 
@@ -204,9 +206,11 @@ def emulate(setting: Setting) -> Figure:
         thread.start()
         generators = Generators(setting, network, endpoint)
         clients = [LearnerClient(name, network, endpoint, threading.Event()) for name in ("learner-0", "publisher")]
+        ranks = Ranks(config.learner.count, setting.timings)
         try:
-            return _learn(setting, generators, *clients)
+            return _learn(setting, ranks, generators, *clients)
         finally:
+            ranks.close()
             generators.close()
             link.stopping.set()
             thread.join(DEADLINE_S)
@@ -218,8 +222,10 @@ def emulate(setting: Setting) -> Figure:
             socket.close(0)
 
 
-def _learn(setting: Setting, generators: Generators, replay: LearnerClient, publisher: LearnerClient) -> Figure:
-    """The loop of `learn/worker.py`, asleep where it would compute."""
+def _learn(
+    setting: Setting, ranks: Ranks, generators: Generators, replay: LearnerClient, publisher: LearnerClient
+) -> Figure:
+    """The loop of `learn/worker.py` on rank 0, asleep where it would compute."""
     timings, config = setting.timings, setting.config
 
     def publish(version: int) -> None:
@@ -235,10 +241,7 @@ def _learn(setting: Setting, generators: Generators, replay: LearnerClient, publ
         for step in range(setting.num_steps):
             reply, frames = replay.batch(step, DEADLINE_S, None)
             fetched_s = time.monotonic()
-            versions = np.concatenate([np.frombuffer(frame, "<i4") for frame in frames[3::4]])
-            num_prompt_tokens = PROMPT_TOKENS * sum(len(header.lengths) for header in reply.headers)
-            num_tokens = len(versions) + num_prompt_tokens
-            time.sleep(timings.train_base_s + timings.train_per_token_s * num_tokens / config.learner.count)
+            batch = ranks.train(reply, frames)
             wait_s = fetched_s - ends_s[-1]
             if (step + 1) % config.publish.every == 0 or step + 1 == setting.num_steps:
                 trained_s = time.monotonic()
@@ -248,7 +251,7 @@ def _learn(setting: Setting, generators: Generators, replay: LearnerClient, publ
                 published = thread.submit(publish, step + 1)
             ends_s.append(time.monotonic())
             waits_s.append(wait_s)
-            lags.append(float((step - versions).mean()))
+            lags.append(float((step - np.concatenate([group.versions for group in batch.groups])).mean()))
         published.result(DEADLINE_S)
     num_warmup = min(STEPS_A_VERSION * (config.replay.max_staleness + 1), setting.num_steps // 2)
     elapsed_s = ends_s[-1] - ends_s[num_warmup]

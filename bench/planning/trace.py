@@ -7,10 +7,11 @@ seconds a step): generation 177.85, old log-probabilities 53.92, update 113.81, 
 asynchronously an update takes 113.16, so no more than 356.30 ÷ 113.16 = 3.15 × can be had. verl reports 2.35 × over 400
 steps. 512 prompts × 16 completions of up to 28K tokens.
 
-The real replay, ledger, sockets, leases and versions serve 64 generators, all `--speed` times faster than the trace;
-decoding and training wait. One learner stands for 8 ranks: rank 0 alone speaks with replay. What verl does not say is
-assumed: lengths are lognormal with a mean of 4.6K tokens and p99 ÷ p50 = 10; a decode step takes a + b·n, b from the KV
-cache that H20's memory reads, a so that a synchronous batch takes what verl says; a publish takes 5 s, its stall 1 s.
+The real replay, ledger, sockets, leases and versions serve 64 generators and 8 learner ranks, processes of their own
+that get each batch from rank 0. All is `--speed` times faster than the trace; decoding and training wait. What verl
+does not say is assumed: lengths are lognormal with a mean of 4.6K tokens and p99 ÷ p50 = 10; a decode step takes
+a + b·n, b from the KV cache that H20's memory reads, a so that a synchronous batch takes what verl says; a publish
+takes 5 s, its stall 1 s.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def settings(speed: float, num_steps: int, num_sync_steps: int, staleness: int) 
         "model.path=tiny",
         "data.train=arithmetic",
         "generator.count=64",
+        "learner.count=8",
         f"learner.batch_size={BATCH_SIZE}",
         f"algorithm.group_size={GROUP_SIZE}",
         "generator.max_groups_in_flight=16",
