@@ -105,7 +105,8 @@ def launch(
 
 
 def quick(steps: int, *overrides: str) -> list[str]:
-    return [f"run.steps={steps}", "learner.batch_size=8", "algorithm.group_size=4", "run.eval_prompts=16", *overrides]
+    sizes = ["learner.batch_size=8", "algorithm.group_size=4", "run.eval_prompts=16", "model.warmup_steps=100"]
+    return [f"run.steps={steps}", *sizes, *overrides]
 
 
 def assert_exact(run: Launched, num_steps: int) -> None:
