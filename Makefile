@@ -20,7 +20,7 @@ check: install lint
 # Before each push: everything, with real vLLM and Ray.
 test: install lint
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile -m "not system"
-	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal -m system
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder -m system
 
 lint: install
 	.venv/bin/ruff format --check

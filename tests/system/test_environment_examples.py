@@ -16,7 +16,7 @@ pytestmark = pytest.mark.system
 def test_the_calculator_is_called_more_and_more_also_when_the_generator_dies_on_the_way(
     start: Callable[..., Launched],
 ) -> None:
-    shorter = ["model.warmup_steps=220", "run.steps=16", "run.eval_every=16", "run.eval_prompts=32"]
+    shorter = ["model.warmup_steps=150", "run.steps=16", "run.eval_every=16", "run.eval_prompts=32"]
     run = start("calculator", "--config", "examples/calculator.yaml", *shorter)
     run.wait_for_step(4)
     os.kill(run.pid_of("generator-0"), signal.SIGKILL)

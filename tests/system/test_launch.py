@@ -148,7 +148,7 @@ def test_generators_join_and_leave_a_live_run(start: Callable[..., Launched], ca
     assert_exact(run, len(run.rows()))
 
 
-@pytest.mark.parametrize(("trained", "keys"), [("weights", ()), ("adapter", ("lora.rank=8",))])
+@pytest.mark.parametrize(("trained", "keys"), [("weights", (STAND_IN,)), ("adapter", ("lora.rank=8",))])
 def test_at_staleness_0_a_run_that_was_killed_and_resumed_is_bit_for_bit_the_run_that_was_not(
     start: Callable[..., Launched], trained: str, keys: tuple[str, ...]
 ) -> None:

@@ -19,7 +19,7 @@ from asyncrl.config.logit_transform import read_logit_transform
 from asyncrl.config.lora import LoraConfig
 from asyncrl.config.schema import LearnerConfig, ModelConfig
 from asyncrl.errors import ConfigError, DataError
-from asyncrl.learn.policy import varlen_attention
+from asyncrl.learn.policy import row_attention, varlen_attention
 from asyncrl.learn.policy.adapter import (
     adapter_tensors,
     base_parameters,
@@ -29,6 +29,7 @@ from asyncrl.learn.policy.adapter import (
 )
 from asyncrl.learn.policy.decoder_layers import checkpoint_layers, compile_layers
 from asyncrl.learn.policy.logprob import token_logprobs
+from asyncrl.learn.policy.row_attention import Rows
 from asyncrl.learn.policy.sharded_load import Shards, fill, read_sharded
 from asyncrl.learn.policy.sharding import shard
 
@@ -65,8 +66,8 @@ class PolicyModel(nn.Module):
         self.logit_transform = read_logit_transform(hf, hf.name_or_path)
         self.packs_sequences = hf.config._attn_implementation.startswith(("flash_attention", varlen_attention.NAME))
         """Whether the attention kernel keeps sequences that share a row apart at no cost."""
-        self.takes_branch_masks = hf.config._attn_implementation == "sdpa" and _attends_to_all(hf.config)
-        """Whether a mask alone decides who sees whom."""
+        self.takes_rows = hf.config._attn_implementation == row_attention.NAME
+        """Whether attention alone pads rows, and a mask decides who sees whom in one."""
 
     def forward(
         self,
@@ -77,23 +78,29 @@ class PolicyModel(nn.Module):
         targets: Tensor,
         temperature: float,
         segments: Segments | None = None,
+        rows: Rows | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies of T target tokens.
 
         Args:
             input_ids: [N, S] int64.
             position_ids: [N, S] int64; without a mask, each restart at 0 begins a sequence that sees only itself.
-            attention_mask: [N, 1, S, S] bool, who sees whom. None = causal, over rows of one sequence each, padded or
-                not, or over packed sequences (then N = 1).
+            attention_mask: [R, 1, L, L] bool, who sees whom in each of `rows`. None = causal, over rows of one sequence
+                each, padded or not, or over packed sequences (then N = 1).
             indices: [T] int64 into the flattened [N · S]: the position whose output predicts the target.
             targets: [T] int64.
             temperature: divides the logits.
             segments: where packed sequences lie, for a kernel that packs.
+            rows: where R rows of at most L tokens lie in the one row of tokens (then N = 1).
 
         Returns:
             logprobs [T] and entropy [T] (nats), float32.
         """
-        kernel_arguments = segments.kernel_arguments if segments is not None and self.packs_sequences else {}
+        kernel_arguments: dict[str, Any] = {}
+        if segments is not None and self.packs_sequences:
+            kernel_arguments = segments.kernel_arguments
+        elif rows is not None:
+            kernel_arguments = {"rows": rows}
         # transformers finds packed sequences by their position ids, but only when there is no KV cache.
         output = self.hf.get_decoder()(
             input_ids=input_ids,
@@ -246,6 +253,14 @@ def _read_causal_lm(model: ModelConfig, mesh: DeviceMesh) -> tuple[PreTrainedMod
     if missing:
         names = sorted(missing)
         raise DataError(f"model.path={model.path!r} lacks the weights of {len(names)} parameters, such as {names[0]}")
+    on_cpu = not devices.is_accelerator(mesh.device_type)  # on a GPU rows are not measured yet
+    if (
+        on_cpu
+        and options["attn_implementation"] == "sdpa"
+        and hf._supports_attention_backend
+        and _attends_to_all(config)
+    ):
+        hf.set_attn_implementation(row_attention.NAME)
     return hf, shards
 
 

@@ -44,6 +44,7 @@ class Forward:
             micro_batch.actions.targets,
             self.temperature,
             micro_batch.segments,
+            micro_batch.rows,
         )
         return outputs
 

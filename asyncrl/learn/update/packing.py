@@ -3,7 +3,8 @@
 Three layouts:
 
     padded   each sequence in a row of its own, right-padded; under a causal mask no token sees what pads its row
-    shared   a group's completions in one row behind their prompt, which is computed once; the mask keeps them apart
+    shared   a group's completions in one row behind their prompt, which is computed once; the mask keeps them apart,
+             and only attention pads rows (`learn/policy/row_attention.py`)
     packed   all one after another in a single row whose position ids restart, without a mask, for kernels that know
              sequences of variable length (flash attention)
 """
@@ -22,16 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asyncrl.learn.policy.model import Segments
+from asyncrl.learn.policy.row_attention import Rows
 from asyncrl.learn.update.mini_batches import ActionTokens, MiniBatch
 
 Layout = Literal["padded", "shared", "packed"]
-ROW_TOKENS_PER_HIDDEN = 2
-"""The longest row that completions share: a token's matrix products cost about 24 · hidden², its attention under a mask
-4 · hidden · (tokens of the row), at twice the hidden size a third of the products."""
-
-LEAST_OF_WIDTH = 0.7
+LEAST_OF_WIDTH: dict[Layout, float] = {"padded": 0.7, "shared": 0.5, "packed": 0.0}
 """A row shorter than this part of its micro-batch's width goes into another one: padding would cost more than a pass.
-With 0.8 the passes cost more again (`bench/pipeline/learner.py`, the quickstart's model)."""
+Padded rows at 0.8 made the passes cost more again (`bench/pipeline/learner.py`, the quickstart's model)."""
 
 Row = list[int]
 """Sequences that stand behind one prompt."""
@@ -44,11 +42,11 @@ class MicroBatch:
     """The input of one forward and backward pass on one rank: N rows of S tokens, T action tokens."""
 
     input_ids: Tensor
-    """[N, S] int64; packed: N = 1."""
+    """[N, S] int64; shared and packed: N = 1."""
     position_ids: Tensor
     """[N, S] int64, from 0 in each sequence; padding counts on, lest a new sequence be seen there."""
     attention_mask: Tensor | None
-    """shared: [N, 1, S, S] bool, who sees whom. Else None."""
+    """shared: [R, 1, L, L] bool, who sees whom in each of R rows of at most L tokens. Else None."""
     indices: Tensor
     """[T] int64 into the flattened [N · S]: the position whose output predicts the action token."""
     actions: ActionTokens
@@ -59,6 +57,8 @@ class MicroBatch:
     """It holds one token of no sequence, of weight 0, to keep the rank in step."""
     segments: Segments | None = None
     """packed: where the sequences lie."""
+    rows: Rows | None = None
+    """shared: where the rows lie."""
     is_last: bool = False
     """Of its mini-batch, on every rank at once."""
 
@@ -71,6 +71,7 @@ class MicroBatch:
             indices=self.indices.to(device, non_blocking=True),
             actions=self.actions.to(device),
             segments=None if self.segments is None else self.segments._replace(starts=self.segments.starts.to(device)),
+            rows=None if self.rows is None else Rows(*(index.to(device) for index in self.rows)),
         )
 
 
@@ -89,7 +90,7 @@ def own_micro_batches(
         hidden_size: of the model: it says what attention costs beside the matrix products.
         budget: tokens of one micro-batch, padding included.
     """
-    rows = rows_of(mini_batch, sequences, layout, num_ranks, min(ROW_TOKENS_PER_HIDDEN * hidden_size, budget))
+    rows = rows_of(mini_batch, sequences, layout, num_ranks, hidden_size, budget)
     lengths = [num_tokens_of(mini_batch, row) for row in rows]
     costs = [cost_of(length, hidden_size) for length in lengths]
     own = plan_micro_batches(lengths, costs, num_ranks, budget, layout)[rank]
@@ -98,8 +99,10 @@ def own_micro_batches(
         yield replace(micro_batch, is_last=position == len(own) - 1)
 
 
-def rows_of(mini_batch: MiniBatch, sequences: Sequence[int], layout: Layout, num_ranks: int, limit: int) -> list[Row]:
-    """Which sequences share a row: with `shared` those of a group, while the row has at most `limit` tokens.
+def rows_of(
+    mini_batch: MiniBatch, sequences: Sequence[int], layout: Layout, num_ranks: int, hidden_size: int, budget: int
+) -> list[Row]:
+    """Which sequences share a row: with `shared` those of a group, up to `best_row_tokens` and the budget.
 
     A group is cut further where there would be fewer rows than ranks.
     """
@@ -107,15 +110,27 @@ def rows_of(mini_batch: MiniBatch, sequences: Sequence[int], layout: Layout, num
         return [[sequence] for sequence in sequences]
     most = math.ceil(len(sequences) / num_ranks)
     rows: list[Row] = []
-    num_tokens, group = 0, -1
+    num_tokens, limit, group = 0, 0, -1
     for sequence in sequences:
         added = len(mini_batch.completions[sequence])
         if mini_batch.group_ids[sequence] != group or num_tokens + added > limit or len(rows[-1]) == most:
             rows.append([])
             num_tokens, group = len(mini_batch.prompts[sequence]), mini_batch.group_ids[sequence]
+            limit = min(best_row_tokens(num_tokens, hidden_size), budget)
         rows[-1].append(sequence)
         num_tokens += added
     return rows
+
+
+def best_row_tokens(prompt_tokens: int, hidden_size: int) -> int:
+    """Of a row whose completions share a prompt of P tokens: P + √(P · (12·h + P)).
+
+    The more completions share a prompt, the fewer tokens there are, and the more attention each of them costs. Behind a
+    prompt r tokens of completions cost ((P + r) · 24h² + (P + r)² · 4h) / r each, matrix products and attention under a
+    mask, which is least at r = √(P · (6h + P)). Measured, small rows cost more than their operations: twice the 6 was
+    best of 1 to 24 for h = 128 and P = 5 (`bench/pipeline/learner.py`).
+    """
+    return prompt_tokens + math.isqrt(prompt_tokens * (12 * hidden_size + prompt_tokens))
 
 
 def num_tokens_of(mini_batch: MiniBatch, row: Row) -> int:
@@ -146,7 +161,7 @@ def plan_micro_batches(
         costs: of each row, rising with its tokens.
         num_ranks: learner ranks.
         budget: tokens of one micro-batch, padding included.
-        layout: how the tokens are counted: packed = the sum, else rows · longest.
+        layout: how the tokens are counted: padded = rows · longest, else the sum.
     """
     loads = [(0.0, rank) for rank in range(num_ranks)]
     per_rank: list[list[int]] = [[] for _ in range(num_ranks)]
@@ -166,12 +181,12 @@ def _fill(rows: list[int], lengths: Sequence[int], budget: int, layout: Layout) 
     micro_batches: list[list[int]] = []
     for row in rows:
         for chosen in micro_batches:
-            if layout == "packed":
-                num_tokens = sum(lengths[other] for other in chosen) + lengths[row]
-            elif lengths[row] >= LEAST_OF_WIDTH * lengths[chosen[0]]:
+            if lengths[row] < LEAST_OF_WIDTH[layout] * lengths[chosen[0]]:
+                continue
+            if layout == "padded":
                 num_tokens = lengths[chosen[0]] * (len(chosen) + 1)
             else:
-                continue
+                num_tokens = sum(lengths[other] for other in chosen) + lengths[row]
             if num_tokens <= budget:
                 chosen.append(row)
                 break
@@ -187,20 +202,21 @@ def build_micro_batch(mini_batch: MiniBatch, rows: list[Row], layout: Layout) ->
     laid = [_lay_out(mini_batch, row) for row in rows]
     lengths = np.array([len(row.token_ids) for row in laid])
     width = lengths.max()
-    attention_mask, segments = None, None
-    if layout == "packed":
-        starts = np.cumsum(lengths) - lengths
-        input_ids = np.concatenate([row.token_ids for row in laid])[None]
-        position_ids = np.concatenate([row.position_ids for row in laid])[None]
-        segments = Segments(torch.from_numpy(np.append(starts, lengths.sum()).astype(np.int32)), int(width))
-    else:
+    attention_mask, segments, places = None, None, None
+    if layout == "padded":
         starts = np.arange(len(rows)) * width
         input_ids = _padded([row.token_ids for row in laid], width)
         position_ids = np.tile(np.arange(width), (len(rows), 1))
-        if layout == "shared":
-            position_ids = _padded([row.position_ids for row in laid], width)
+    else:
+        starts = np.cumsum(lengths) - lengths
+        input_ids = np.concatenate([row.token_ids for row in laid])[None]
+        position_ids = np.concatenate([row.position_ids for row in laid])[None]
+        if layout == "packed":
+            segments = Segments(torch.from_numpy(np.append(starts, lengths.sum()).astype(np.int32)), int(width))
+        else:
             branches = torch.from_numpy(_padded([row.branches for row in laid], width, fill=-1))
-            attention_mask = _branch_mask(branches)
+            attention_mask = branch_mask(branches)
+            places = rows_of_lengths(lengths)
     sequences = [sequence for row in rows for sequence in row]
     actions = [np.arange(mini_batch.offsets[i], mini_batch.offsets[i + 1]) for i in sequences]
     return MicroBatch(
@@ -211,6 +227,7 @@ def build_micro_batch(mini_batch: MiniBatch, rows: list[Row], layout: Layout) ->
         mini_batch.actions.select(torch.from_numpy(np.concatenate(actions))),
         num_tokens=int(lengths.sum()),
         segments=segments,
+        rows=places,
     )
 
 
@@ -249,7 +266,14 @@ def _padded(rows: list[NDArray[Any]], width: int, fill: int = 0) -> NDArray[Any]
     return np.stack([np.pad(row, (0, width - len(row)), constant_values=fill) for row in rows])
 
 
-def _branch_mask(branches: Tensor) -> Tensor:
+def rows_of_lengths(lengths: NDArray[np.int64]) -> Rows:
+    """Tokens one after another, and as many places for each row as the longest has."""
+    is_token = np.arange(lengths.max()) < lengths[:, None]
+    token_at = np.where(is_token, np.cumsum(is_token).reshape(is_token.shape) - 1, 0)
+    return Rows(torch.from_numpy(token_at.ravel()), torch.from_numpy(np.flatnonzero(is_token)))
+
+
+def branch_mask(branches: Tensor) -> Tensor:
     """[N, S] branches, −1 = padding → [N, 1, S, S] bool: a token sees the prompt and its own completion up to itself.
 
     Padding sees padding, since a token that sees nothing would have no softmax.
@@ -263,4 +287,5 @@ def _idle_micro_batch(layout: Layout) -> MicroBatch:
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool) if layout == "shared" else None
     actions = ActionTokens(zero, zero.float(), zero, zero, zero, zero.float(), weights=zero.float())
     segments = Segments(torch.tensor([0, 1], dtype=torch.int32), 1) if layout == "packed" else None
-    return MicroBatch(zero[None], zero[None], mask, zero, actions, num_tokens=0, is_idle=True, segments=segments)
+    rows = Rows(zero, zero) if layout == "shared" else None
+    return MicroBatch(zero[None], zero[None], mask, zero, actions, 0, is_idle=True, segments=segments, rows=rows)

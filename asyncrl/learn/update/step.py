@@ -64,7 +64,7 @@ class Learner:
         self.optimizer = build_optimizer(self.policy.parameters(), learner)
         self.forward = Forward(
             mesh,
-            layout=_layout(self.policy, self.device),
+            layout=_layout(self.policy),
             hidden_size=self.policy.hf.config.get_text_config().hidden_size,
             micro_batch_tokens=learner.micro_batch_tokens,
             temperature=config.generator.temperature,
@@ -228,8 +228,8 @@ def _reference(config: Config, mesh: DeviceMesh, policy: PolicyModel) -> PolicyM
     return load_reference(config.model, mesh, config.learner)
 
 
-def _layout(policy: PolicyModel, device: torch.device) -> Layout:
+def _layout(policy: PolicyModel) -> Layout:
     """On a CPU the prompt of a group is computed once; on a GPU that is not measured yet."""
     if policy.packs_sequences:
         return "packed"
-    return "shared" if policy.takes_branch_masks and device.type == "cpu" else "padded"
+    return "shared" if policy.takes_rows else "padded"

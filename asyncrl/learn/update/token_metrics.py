@@ -12,7 +12,8 @@ first update, where π_θ is still the policy that sampled them and what differs
     truncated_fraction        tokens whose importance weight it cut
     entropy                   of π_θ, nats
 
-`tokens/packing_efficiency` is the share of the computed positions that held a token and not padding.
+`tokens/packing_efficiency` is the share of the computed positions that held a token and not padding; what attention
+alone pads does not count.
 """
 
 from __future__ import annotations

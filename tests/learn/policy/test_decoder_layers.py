@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,8 +14,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwe
 
 from asyncrl.cluster.activations import kept_values
 from asyncrl.config.model_shape import read_model_shape
-from asyncrl.learn.policy import decoder_layers
+from asyncrl.learn.policy import decoder_layers, row_attention
 from asyncrl.learn.policy.decoder_layers import KEPT, checkpoint_layers, compile_layers
+from asyncrl.learn.update.packing import branch_mask, rows_of_lengths
 from tests.support.families import FAMILIES, SIZES
 
 CONFIGS = {
@@ -105,6 +107,28 @@ def test_layers_that_are_compiled_share_one_graph_for_any_lengths_and_change_no_
         for each in (expected, model):
             each.zero_grad()
             each.get_decoder()(tokens, use_cache=False).last_hidden_state.sin().sum().backward()
+        for (name, parameter), compiled in zip(expected.named_parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(compiled.grad, parameter.grad, rtol=0, atol=0, msg=name)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_compiled_layers_share_one_graph_for_any_rows_and_change_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above, where attention alone pads rows."""
+    monkeypatch.setattr(decoder_layers, "COMPILER", "aot_eager")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    expected, model = decoder("qwen3"), decoder("qwen3")
+    for each in (expected, model):
+        each.set_attn_implementation(row_attention.NAME)
+    compile_layers(model)
+    for lengths in ([4, 3], [5, 2, 6], [2, 2, 4, 3]):
+        is_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        mask, rows = branch_mask(is_token.long() - 1), rows_of_lengths(np.array(lengths))
+        tokens = TOKENS.flatten()[None, : sum(lengths)]
+        for each in (expected, model):
+            each.zero_grad()
+            output = each.get_decoder()(tokens, attention_mask=mask, use_cache=False, rows=rows)
+            output.last_hidden_state.sin().sum().backward()
         for (name, parameter), compiled in zip(expected.named_parameters(), model.parameters(), strict=True):
             torch.testing.assert_close(compiled.grad, parameter.grad, rtol=0, atol=0, msg=name)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

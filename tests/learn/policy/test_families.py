@@ -11,6 +11,8 @@ from asyncrl.config.schema import ModelConfig
 from asyncrl.errors import ConfigError
 from asyncrl.learn.policy import varlen_attention
 from asyncrl.learn.policy.model import Segments, attention_of, load_policy
+from asyncrl.learn.policy.row_attention import Rows
+from asyncrl.learn.update.packing import Layout
 from tests.support.families import FAMILIES, save_family
 from tests.support.learn import run_ranks
 
@@ -22,6 +24,9 @@ WEIGHTS = torch.linspace(-1, 1, 2 * (sum(LENGTHS) - 2)).view(2, -1)
 
 PACKED = [family for family in FAMILIES if "soft cap" not in family]
 """Families whose attention torch's kernel for variable lengths can do."""
+
+IN_ROWS = [family for family in PACKED if family not in ("mistral", "gemma3")]  # some of whose layers have windows
+"""Families of whose attention a mask alone decides who sees whom."""
 
 Answer = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 
@@ -41,19 +46,28 @@ def of_transformers(path: str) -> Answer:
 
 
 def of_policies(mesh: DeviceMesh, paths: dict[str, str]) -> dict[str, Answer]:
-    """By family, and for the packed layout by `packed FAMILY`."""
-    answers = {family: of_policy(mesh, path, packed=False) for family, path in paths.items()}
-    return answers | {f"packed {family}": of_policy(mesh, paths[family], packed=True) for family in PACKED}
+    """By family, and for the other layouts by `packed FAMILY` and `shared FAMILY`."""
+    answers = {family: of_policy(mesh, path, "padded") for family, path in paths.items()}
+    answers |= {f"packed {family}": of_policy(mesh, paths[family], "packed") for family in PACKED}
+    return answers | {f"shared {family}": of_policy(mesh, paths[family], "shared") for family in IN_ROWS}
 
 
-def of_policy(mesh: DeviceMesh, path: str, packed: bool) -> Answer:
+def of_policy(mesh: DeviceMesh, path: str, layout: Layout) -> Answer:
     """Both ranks have the same tokens, so that the mean of their gradients is the gradient."""
-    policy = load_policy(ModelConfig(path=path, attention=varlen_attention.NAME if packed else "auto"), mesh)
+    attention = varlen_attention.NAME if layout == "packed" else "auto"
+    policy = load_policy(ModelConfig(path=path, attention=attention), mesh)
     indices = torch.cat([torch.arange(7), torch.arange(8, 13)])
     targets = torch.cat([ROWS[0, 1:8], ROWS[1, 1:6]])
-    if packed:
+    tokens, positions = torch.cat([ROWS[0], ROWS[1, :6]])[None], torch.cat([torch.arange(8), torch.arange(6)])[None]
+    if layout == "shared":
+        assert policy.takes_rows
+        place_of = torch.arange(14)
+        rows = Rows(torch.cat([place_of, torch.zeros(2, dtype=torch.int64)]), place_of)
+        seen = torch.ones(2, 1, 8, 8, dtype=torch.bool).tril()
+        seen[1, :, 6:, :6] = False  # padding sees padding
+        logprobs, entropy = policy(tokens, positions, seen, indices, targets, TEMPERATURE, None, rows)
+    elif layout == "packed":
         assert policy.packs_sequences
-        tokens, positions = torch.cat([ROWS[0], ROWS[1, :6]])[None], torch.cat([torch.arange(8), torch.arange(6)])[None]
         segments = Segments(torch.tensor([0, 8, 14], dtype=torch.int32), 8)
         logprobs, entropy = policy(tokens, positions, None, indices, targets, TEMPERATURE, segments)
     else:
@@ -79,12 +93,16 @@ def answers(paths: dict[str, str]) -> dict[str, Answer]:
     return run_ranks(2, of_policies, paths)[0]
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *(f"packed {family}" for family in PACKED)])
+@pytest.mark.parametrize(
+    "family", [*FAMILIES, *(f"packed {family}" for family in PACKED), *(f"shared {family}" for family in IN_ROWS)]
+)
 def test_every_family_has_transformers_logprobs_entropies_and_gradients(
     family: str, paths: dict[str, str], answers: dict[str, Answer]
 ) -> None:
     logprobs, entropy, gradients = answers[family]
-    expected_logprobs, expected_entropy, expected_gradients = of_transformers(paths[family.removeprefix("packed ")])
+    expected_logprobs, expected_entropy, expected_gradients = of_transformers(
+        paths[family.removeprefix("packed ").removeprefix("shared ")]
+    )
     torch.testing.assert_close(logprobs, expected_logprobs, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(entropy, expected_entropy, rtol=1e-5, atol=1e-5)
     assert gradients.keys() == expected_gradients.keys()

@@ -14,6 +14,7 @@ from asyncrl.algorithms.ratio import MAX_RATIO
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.config.schema import ModelConfig
 from asyncrl.errors import ConfigError, DataError
+from asyncrl.learn.policy import row_attention
 from asyncrl.learn.policy.model import PolicyModel, compute_dtype, load_causal_lm_config, load_policy
 from asyncrl.learn.update.mini_batches import MiniBatch, mini_batches
 from asyncrl.learn.update.objective import objective
@@ -48,9 +49,12 @@ def plain_forward(model: torch.nn.Module, mini_batch: MiniBatch) -> tuple[torch.
 def test_every_layout_equals_a_plain_forward_of_each_sequence_and_its_gradient(model_path: str, layout: Layout) -> None:
     mini_batch = one_mini_batch()
     plain = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
-    policy = PolicyModel(AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32))
+    attention = row_attention.NAME if layout == "shared" else "sdpa"
+    policy = PolicyModel(
+        AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, attn_implementation=attention)
+    )
     micro_batch = build_micro_batch(
-        mini_batch, rows_of(mini_batch, range(len(mini_batch.prompts)), layout, 1, limit=30), layout
+        mini_batch, rows_of(mini_batch, range(len(mini_batch.prompts)), layout, 1, hidden_size=128, budget=30), layout
     )
     logprobs, entropy = policy(
         micro_batch.input_ids,
@@ -59,6 +63,8 @@ def test_every_layout_equals_a_plain_forward_of_each_sequence_and_its_gradient(m
         micro_batch.indices,
         micro_batch.actions.targets,
         TEMPERATURE,
+        micro_batch.segments,
+        micro_batch.rows,
     )
     expected_logprobs, expected_entropy = plain_forward(plain, mini_batch)
     torch.testing.assert_close(logprobs, expected_logprobs, rtol=0, atol=1e-5)

@@ -66,7 +66,7 @@ def test_only_outputs_that_predict_a_sampled_token_have_a_gradient(seed: int, la
     objective(chosen, entropy, micro_batch.actions, algorithm).losses["loss/total"].backward()
     assert logits.grad is not None
     lengths = [num_tokens_of(mini_batch, [i]) for i in range(12)]
-    starts = np.cumsum(lengths) - lengths if layout == "packed" else np.arange(12) * micro_batch.input_ids.shape[1]
+    starts = np.arange(12) * micro_batch.input_ids.shape[1] if layout == "padded" else np.cumsum(lengths) - lengths
     with_gradient = logits.grad.abs().sum(1).nonzero()[:, 0].tolist()
     assert with_gradient == [start + row for start, rows in zip(starts, expected, strict=True) for row in rows]
 
