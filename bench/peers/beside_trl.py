@@ -2,6 +2,7 @@
 
     python -m venv trl && trl/bin/pip install trl==1.16.0        (its own environment; on a CPU, a CPU torch first)
     .venv/bin/python -m bench beside_trl --python trl/bin/python [--repeats 3] [--lengths short long] [--out FILE.jsonl]
+                                         [--plot FILE.svg]
 
 Both have the two cores to themselves in turn, and the same model, prompts, group, batch, lengths and learning rate.
 """
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from asyncrl.commands.inputs import make_inputs
 from asyncrl.config.load import load
@@ -41,19 +42,31 @@ POLL_S = 0.5
 Run = Literal["asyncrl", "trl"]
 
 
+class Point(NamedTuple):
+    """An evaluation."""
+
+    time_s: float
+    """From the command to when its figure was there."""
+    accuracy: float
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One training run."""
 
     samples_per_s: float
     """Of a step of median length; TRL's evaluations are not in it, asyncrl's go on beside its steps."""
-    to_goal_s: float | None
-    """From the command to the first evaluation at GOAL or above. None: there was none."""
+    curve: list[Point]
     total_s: float
     cpu_s: dict[str, float]
     """By role, with its children; `all` is everything."""
     peak_bytes: int
     """Of all its processes together; what they share counts once (PSS)."""
+
+    @property
+    def to_goal_s(self) -> float | None:
+        """From the command to the first evaluation at GOAL or above. None: there was none."""
+        return next((point.time_s for point in self.curve if point.accuracy >= GOAL), None)
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,7 @@ class Watched:
         self._run_dir = folder / "run"
         self._accuracies = accuracies
         self.peak_bytes = 0
-        self.to_goal_s: float | None = None
+        self.curve: list[Point] = []
         self.cpu_s: dict[str, float] = {}
         self._begun_s = time.monotonic()
         log = folder / "output.txt"
@@ -98,8 +111,8 @@ class Watched:
         roles = {name: tree(own) for name, own in role_pids(self._run_dir).items()}
         for name, own in {**roles, "all": iter(pids)}.items():
             self.cpu_s[name] = max(self.cpu_s.get(name, 0.0), cpu_s(own))
-        if self.to_goal_s is None and max(self._accuracies(), default=0.0) >= GOAL:
-            self.to_goal_s = time.monotonic() - self._begun_s
+        time_s = time.monotonic() - self._begun_s
+        self.curve += [Point(time_s, accuracy) for accuracy in self._accuracies()[len(self.curve) :]]
 
 
 def pss_bytes(pid: int) -> int:
@@ -159,7 +172,7 @@ def _outcome(watched: Watched, task: Task, steps_s: list[float]) -> Outcome:
     config = load(QUICKSTART, task.overrides)
     num_samples = config.learner.batch_size * config.algorithm.group_size
     rate = num_samples / median(steps_s)
-    return Outcome(rate, watched.to_goal_s, watched.total_s, watched.cpu_s, watched.peak_bytes)
+    return Outcome(rate, watched.curve, watched.total_s, watched.cpu_s, watched.peak_bytes)
 
 
 def compare(lengths: str, num_steps: int, num_repeats: int, python: str) -> list[dict[Run, Outcome]]:
@@ -206,6 +219,27 @@ def measurements(lengths: str, repeats: list[dict[Run, Outcome]]) -> list[Measur
     return rows
 
 
+def plot(repeats: list[dict[Run, Outcome]], path: Path) -> None:
+    """Held-out accuracy against seconds since the command, a line a run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    colours: dict[Run, str] = {"asyncrl": "tab:blue", "trl": "tab:orange"}
+    for number, repeat in enumerate(repeats):
+        for name, outcome in repeat.items():
+            label = None if number else name
+            axes.plot(*zip(*outcome.curve, strict=True), marker=".", color=colours[name], label=label)
+    axes.set_xlabel("seconds since the command")
+    axes.set_ylabel("accuracy on 256 held-out sums")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", required=True, help="of an environment with trl")
@@ -213,12 +247,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="writes each figure as a row")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="accuracy against time, of the short lengths")
     arguments = parser.parse_args()
     print("| run | samples/s | s to 90 % | s in all | peak GB | CPU s |\n|---|---|---|---|---|---|")
     rows: list[Measurement] = []
     for lengths in arguments.lengths:
         repeats = compare(lengths, arguments.steps, arguments.repeats, arguments.python)
         rows += measurements(lengths, repeats)
+        if arguments.plot is not None and lengths == "short":
+            plot(repeats, arguments.plot)
     print("\n| figure | median | values |\n|---|---|---|")
     for row in rows:
         print(f"| {row.figure} | {row.median:.3g} | {', '.join(f'{value:.3g}' for value in row.values)} |")
