@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import zmq
 import zmq.asyncio
@@ -129,7 +130,9 @@ async def _generate(plan: RunPlan, network: Network, link: ControlLink, replay_e
     config = plan.config
     name = engine_of(config.generator, link.name)
     link.phase(f"starting {_title(name)}")
-    spec = engine_spec(config, plan.topology.device == "cpu")
+    # Completions without a seed of their own: no generator may draw the numbers of another.
+    own_seed = crc32(f"{config.run.seed} {link.name}".encode())
+    spec = replace(engine_spec(config, plan.topology.device == "cpu"), seed=own_seed)
     if name == VLLM:
         spec = replace(spec, second_copy=_second_copy(config, plan.topology))
     engine = engine_class(name)(spec, config.generator)
@@ -165,7 +168,7 @@ def roll_out_of(config: Config, engine: Engine, stack: ExitStack, judge_file: Pa
         pool = RewardPool(reward.terms, reward.num_workers, reward.time_limit_s, judge_file)
         stack.callback(pool.close)
         pool.start()
-        return partial(roll_out, engine=engine, scorer=pool, config=config.generator)
+        return partial(roll_out, engine=engine, scorer=pool, config=config)
     from transformers import AutoTokenizer
 
     from asyncrl.environments.pool import EnvironmentPool

@@ -79,8 +79,9 @@ class GeneratorConfig:
     """Longest completion, in tokens; with an environment the longest episode, what the environment gives included."""
     max_groups_in_flight: int = 16
     """Leases one generator holds at once; its concurrency is this × group_size."""
-    seeded_sampling: bool = True
-    """Give each completion its own seed (reproducible; on GPU it costs some speed)."""
+    seeded_sampling: bool | None = None
+    """Give each completion a seed of its own, which costs some speed; null = those of evaluations, and with
+    replay.max_staleness=0 all: only then does a run repeat to the bit."""
     gpu_memory_utilization: float = 0.85
     kv_cache_bytes: int | None = None
     """KV cache size; null = by gpu_memory_utilization on GPU, 256 MiB on CPU."""

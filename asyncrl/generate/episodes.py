@@ -149,7 +149,7 @@ class Episodes:
 
     def _sampling(self, grant: LeaseGrant, number: int, turn: int, room: int) -> Sampling:
         """Of one turn, with a seed of its own."""
-        sampling = sampling_of(grant, self._config.generator)
+        sampling = sampling_of(grant, self._config)
         seed = None
         if sampling.seed is not None:
             seed = int(np.random.SeedSequence((sampling.seed, number, turn)).generate_state(1, np.uint64)[0] >> 2)

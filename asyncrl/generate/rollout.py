@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from asyncrl.config.schema import GeneratorConfig
+from asyncrl.config.schema import Config, GeneratorConfig
 from asyncrl.errors import RunError
 from asyncrl.generate.engines.base import Engine, Sampling
 from asyncrl.generate.finished_completions import Finished, completion_of, group_of_one
@@ -39,7 +39,7 @@ class Scorer(Protocol):
 
 
 async def roll_out(
-    grant: LeaseGrant, finished: Finished, engine: Engine, scorer: Scorer, config: GeneratorConfig
+    grant: LeaseGrant, finished: Finished, engine: Engine, scorer: Scorer, config: Config
 ) -> tuple[Group, list[str]]:
     """Samples and scores the group of one lease, each completion by itself where what has ended is to be kept.
 
@@ -48,7 +48,7 @@ async def roll_out(
     Raises:
         RunError: a completion is missing, empty or has a logprob that is not finite; the group must not be trained on.
     """
-    if _keeps_finished(config):
+    if _keeps_finished(config.generator):
         completions = await _sample_alone(grant, finished, engine, sampling_of(grant, config))
     else:
         request_id = f"{grant.kind}-{grant.lease_id}"
@@ -89,17 +89,24 @@ async def at_once(parts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-def sampling_of(grant: LeaseGrant, config: GeneratorConfig) -> Sampling:
+def sampling_of(grant: LeaseGrant, config: Config) -> Sampling:
     """How the completions of a lease are sampled."""
-    training = grant.kind == "train"
+    training, generator = grant.kind == "train", config.generator
     return Sampling(
         num_samples=grant.num_samples,
         temperature=grant.temperature,
-        top_p=config.top_p if training else 1.0,
-        top_k=config.top_k if training else -1,
-        max_tokens=config.max_tokens,
-        seed=grant.seed if config.seeded_sampling else None,
+        top_p=generator.top_p if training else 1.0,
+        top_k=generator.top_k if training else -1,
+        max_tokens=generator.max_tokens,
+        seed=grant.seed if _is_seeded(grant, config) else None,
     )
+
+
+def _is_seeded(grant: LeaseGrant, config: Config) -> bool:
+    """With η > 0 timing decides which version samples what, so seeds would repeat nothing that is trained on."""
+    if config.generator.seeded_sampling is None:
+        return grant.kind == "eval" or config.replay.max_staleness == 0
+    return config.generator.seeded_sampling
 
 
 async def sample(

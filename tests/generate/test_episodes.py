@@ -61,7 +61,7 @@ def play() -> Iterator[Any]:
         engine: ScriptedEngine, name: str, prompt: str = "2+3=", finished: Finished | None = None, **changes: Any
     ) -> tuple[Group, list[str]]:
         config = Config()
-        config.generator.max_tokens = changes.pop("max_tokens", 200)
+        config.generator.max_tokens, config.generator.seeded_sampling = changes.pop("max_tokens", 200), True
         columns = changes.pop("columns", "")
         config.environment.name = name if ":" in name else f"tests.support.environments:{name}"
         for key, value in changes.items():

@@ -26,7 +26,7 @@ def run_roll_out(
     config: Config | None = None,
     finished: Finished | None = None,
 ) -> Any:
-    return asyncio.run(roll_out(grant, finished or Finished(), engine, pool, (config or Config()).generator))
+    return asyncio.run(roll_out(grant, finished or Finished(), engine, pool, config or Config()))
 
 
 class Notes:
@@ -99,6 +99,7 @@ def test_training_samples_as_configured_and_an_evaluation_from_the_whole_distrib
     engine, config = ScriptedEngine(), Config()
     engine.texts[1] = ["a", "b"]
     config.generator.top_p, config.generator.top_k, config.generator.max_tokens = 0.9, 20, 512
+    config.replay.max_staleness = 0
     run_roll_out(engine, pool, make_grant(), config)
     run_roll_out(engine, pool, make_grant(kind="eval", lease_id=-3, temperature=0.0), config)
     config.generator.seeded_sampling = False
@@ -110,6 +111,18 @@ def test_training_samples_as_configured_and_an_evaluation_from_the_whole_distrib
     assert evaluation == [Sampling(1, **whole, seed=seed) for seed in (11, 12)]
     assert [sampling.seed for sampling in unseeded] == [None, None]
     assert engine.calls == ["train-3-0", "train-3-1", "eval--3-0", "eval--3-1", "train-3-0", "train-3-1"]
+
+
+def test_where_versions_mix_only_evaluations_are_seeded_unless_seeds_are_asked_for(pool):
+    engine, config = ScriptedEngine(), Config()
+    engine.texts[1] = ["a", "b"]
+    assert config.replay.max_staleness > 0
+    config.generator.keep_finished = False
+    run_roll_out(engine, pool, make_grant(), config)
+    run_roll_out(engine, pool, make_grant(kind="eval", lease_id=-3), config)
+    config.generator.seeded_sampling = True
+    run_roll_out(engine, pool, make_grant(), config)
+    assert [sampling.seed for sampling in engine.samplings] == [None, 11, 11]
 
 
 def test_short_completions_of_a_group_are_one_request_as_nothing_is_kept_of_them(pool):
@@ -125,9 +138,10 @@ def test_short_completions_of_a_group_are_one_request_as_nothing_is_kept_of_them
 
 
 def test_what_an_earlier_holder_had_finished_is_not_sampled_again_and_keeps_its_tokens_and_versions(pool):
-    engine, finished = ScriptedEngine(), Finished()
+    engine, finished, config = ScriptedEngine(), Finished(), Config()
+    config.generator.seeded_sampling = True
     engine.texts[1], engine.version = ["abc", "a", "abcdef"], 4
-    whole, _ = run_roll_out(engine, pool, make_grant(num_samples=3), finished=finished)
+    whole, _ = run_roll_out(engine, pool, make_grant(num_samples=3), config, finished)
     parts = {position: group_to_wire(group) for position, group in finished.take_unsent()}
     assert finished.take_unsent() == []
     kept = [Kept(position, parts[position][0]) for position in (0, 2)]
@@ -135,7 +149,7 @@ def test_what_an_earlier_holder_had_finished_is_not_sampled_again_and_keeps_its_
     grant = make_grant(num_samples=3, kept=kept)
     engine.calls.clear()
     engine.version = 5
-    group, _ = run_roll_out(engine, pool, grant, finished=finished_before(grant, frames))
+    group, _ = run_roll_out(engine, pool, grant, config, finished_before(grant, frames))
     assert engine.calls == ["train-3-1"]
     assert engine.samplings[-1].seed == 12
     assert group.versions.tolist() == [4, 4, 4, 5, 4, 4, 4, 4, 4, 4]

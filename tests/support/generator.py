@@ -130,7 +130,7 @@ class Bench:
         self.learner = connect(context, self.network, self.publish_endpoint, "learner-0-publish")
         self.sockets = [self.replay, self.dealer, publish_socket, self.learner]
         self.publish_server = PublishServer(publish_socket, engine, timeout_s=60)
-        answer = partial(roll_out, engine=engine, scorer=pool, config=Config().generator)
+        answer = partial(roll_out, engine=engine, scorer=pool, config=Config())
         self.worker = GeneratorWorker(
             Config(), engine, answer, self.dealer, self.handshakes, self.publish_server, self.link
         )
