@@ -47,6 +47,7 @@ class Served:
 
     def __init__(self, name: str, model: Path, tensor_parallel: int, max_in_flight: int) -> None:
         context = multiprocessing.get_context("spawn")
+        self._name = name
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(name, model, tensor_parallel, max_in_flight, theirs))
         self._process.start()
@@ -70,8 +71,9 @@ class Served:
         return float(num_bytes)
 
     def _receive(self) -> tuple[float, ...]:
-        if not self._pipe.poll(LIMIT_S):
-            raise TimeoutError(f"the engine said nothing for {LIMIT_S:.0f} s")
+        ready = multiprocessing.connection.wait([self._pipe, self._process.sentinel], LIMIT_S)
+        if self._pipe not in ready:
+            raise SystemExit(f"{self._name} {'ended' if ready else f'said nothing for {LIMIT_S:.0f} s'}")
         answer: tuple[float, ...] = self._pipe.recv()
         return answer
 
