@@ -84,9 +84,13 @@ def bind(context: zmq.Context[AnySocket], network: Network, port: int = 0) -> tu
     except zmq.ZMQError as error:
         socket.close(0)
         raise ConfigError(f"replay.port: cannot bind {network.host}:{port}: {error}; choose another or 0") from error
+    return socket, _endpoint_of(socket)
+
+
+def _endpoint_of(socket: zmq.Socket) -> str:
     endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
     assert isinstance(endpoint, bytes)
-    return socket, endpoint.rstrip(b"\0").decode()
+    return endpoint.rstrip(b"\0").decode()
 
 
 def connect(context: zmq.Context[AnySocket], network: Network, endpoint: str, identity: str) -> AnySocket:
@@ -136,10 +140,7 @@ def _telling_of_no_server(socket: zmq.Socket) -> Iterator[None]:
     try:
         yield
     except zmq.Again as error:
-        endpoint = zmq.Socket.shadow(socket).getsockopt(zmq.LAST_ENDPOINT)
-        assert isinstance(endpoint, bytes)
-        where = endpoint.rstrip(b"\0").decode()
-        waited_for = f"{where} to take a message, where a program that is not of this run answers now"
+        waited_for = f"{_endpoint_of(socket)} to take a message, where a program that is not of this run answers now"
         raise DeadlineError(waited_for, SEND_TIMEOUT_S, "its server") from error
 
 

@@ -56,11 +56,6 @@ class Ranks:
         self._folder.cleanup()
 
 
-def num_tokens(batch: Batch) -> int:
-    """Of prompts and completions, as the learner would read them."""
-    return sum(int(group.lengths.sum()) + len(group.lengths) * len(group.prompt_token_ids) for group in batch.groups)
-
-
 def _serve(store_file: Path, rank: int, num_ranks: int, timings: Timings) -> None:
     torch.set_num_threads(1)
     _join(store_file, rank, num_ranks)
@@ -81,5 +76,6 @@ def _join(store_file: Path, rank: int, num_ranks: int) -> None:
 
 def _train(batch: Batch, timings: Timings, num_ranks: int) -> None:
     """Ranks wait for each other where they would reduce gradients."""
-    time.sleep(timings.train_base_s + timings.train_per_token_s * num_tokens(batch) / num_ranks)
+    num_tokens = sum(int(each.lengths.sum()) + each.size * len(each.prompt_token_ids) for each in batch.groups)
+    time.sleep(timings.train_base_s + timings.train_per_token_s * num_tokens / num_ranks)
     dist.all_reduce(torch.zeros(1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,25 +32,7 @@ from asyncrl.learn.policy.logprob import token_logprobs
 from asyncrl.learn.policy.row_attention import Rows
 from asyncrl.learn.policy.sharded_load import Shards, fill, read_sharded
 from asyncrl.learn.policy.sharding import shard
-
-
-class Segments(NamedTuple):
-    """N sequences one after another in a row; computed once, so that no layer has to."""
-
-    starts: Tensor
-    """[N + 1] int32: where each begins, and where the last one ends."""
-    longest: int
-    """Tokens."""
-
-    @property
-    def kernel_arguments(self) -> dict[str, Any]:
-        """As transformers names them."""
-        return {
-            "cu_seq_lens_q": self.starts,
-            "cu_seq_lens_k": self.starts,
-            "max_length_q": self.longest,
-            "max_length_k": self.longest,
-        }
+from asyncrl.learn.policy.varlen_attention import Segments
 
 
 class PolicyModel(nn.Module):
@@ -66,7 +48,7 @@ class PolicyModel(nn.Module):
         self.logit_transform = read_logit_transform(hf, hf.name_or_path)
         self.packs_sequences = hf.config._attn_implementation.startswith(("flash_attention", varlen_attention.NAME))
         """Whether the attention kernel keeps sequences that share a row apart at no cost."""
-        self.takes_rows = hf.config._attn_implementation == row_attention.NAME
+        self.takes_rows = hf.config._attn_implementation == row_attention.NAME and _attends_to_all(hf.config)
         """Whether attention alone pads rows, and a mask decides who sees whom in one."""
 
     def forward(
@@ -253,13 +235,8 @@ def _read_causal_lm(model: ModelConfig, mesh: DeviceMesh) -> tuple[PreTrainedMod
     if missing:
         names = sorted(missing)
         raise DataError(f"model.path={model.path!r} lacks the weights of {len(names)} parameters, such as {names[0]}")
-    on_cpu = not devices.is_accelerator(mesh.device_type)  # on a GPU rows are not measured yet
-    if (
-        on_cpu
-        and options["attn_implementation"] == "sdpa"
-        and hf._supports_attention_backend
-        and _attends_to_all(config)
-    ):
+    is_plain = options["attn_implementation"] == "sdpa" and hf._supports_attention_backend and _attends_to_all(config)
+    if is_plain and not devices.is_accelerator(mesh.device_type):  # on a GPU rows are not measured yet
         hf.set_attn_implementation(row_attention.NAME)
     return hf, shards
 
@@ -272,7 +249,7 @@ def attention_of(model: ModelConfig, config: PretrainedConfig, device_type: str)
     """
     # sdpa leaves a soft cap of the attention scores out, without a word, and the engine does not.
     is_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-    if model.attention in ("sdpa", varlen_attention.NAME) and is_capped:
+    if model.attention in ("sdpa", row_attention.NAME, varlen_attention.NAME) and is_capped:
         raise ConfigError(
             f"model.attention={model.attention} with model.path={model.path!r}, whose attn_logit_softcapping it would "
             "leave out; set model.attention=auto"

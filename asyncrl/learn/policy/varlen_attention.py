@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,25 @@ from asyncrl import devices
 from asyncrl.errors import ConfigError
 
 NAME = "asyncrl_varlen"
+
+
+class Segments(NamedTuple):
+    """N sequences one after another in a row; computed once, so that no layer has to."""
+
+    starts: Tensor
+    """[N + 1] int32: where each begins, and where the last one ends."""
+    longest: int
+    """Tokens."""
+
+    @property
+    def kernel_arguments(self) -> dict[str, Any]:
+        """As transformers names them."""
+        return {
+            "cu_seq_lens_q": self.starts,
+            "cu_seq_lens_k": self.starts,
+            "max_length_q": self.longest,
+            "max_length_k": self.longest,
+        }
 
 
 def varlen_attention(

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asyncrl.learn.policy.model import Segments
 from asyncrl.learn.policy.row_attention import Rows
+from asyncrl.learn.policy.varlen_attention import Segments
 from asyncrl.learn.update.mini_batches import ActionTokens, MiniBatch
 
 Layout = Literal["padded", "shared", "packed"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -9,9 +11,10 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 from asyncrl.config.schema import ModelConfig
 from asyncrl.errors import ConfigError
-from asyncrl.learn.policy import varlen_attention
-from asyncrl.learn.policy.model import Segments, attention_of, load_policy
+from asyncrl.learn.policy import row_attention, varlen_attention
+from asyncrl.learn.policy.model import PolicyModel, attention_of, load_policy
 from asyncrl.learn.policy.row_attention import Rows
+from asyncrl.learn.policy.varlen_attention import Segments
 from asyncrl.learn.update.packing import Layout
 from tests.support.families import FAMILIES, save_family
 from tests.support.learn import run_ranks
@@ -113,5 +116,13 @@ def test_every_family_has_transformers_logprobs_entropies_and_gradients(
 def test_sdpa_is_not_used_where_it_would_leave_out_a_cap_of_the_attention_scores() -> None:
     assert attention_of(ModelConfig(), Gemma2Config(), "cpu") == "eager"
     assert attention_of(ModelConfig(), LlamaConfig(), "cpu") == "sdpa"
-    with pytest.raises(ConfigError, match="whose attn_logit_softcapping it would leave out"):
-        attention_of(ModelConfig(attention="sdpa"), Gemma2Config(), "cpu")
+    for attention in ("sdpa", row_attention.NAME):
+        with pytest.raises(ConfigError, match="whose attn_logit_softcapping it would leave out"):
+            attention_of(ModelConfig(attention=attention), Gemma2Config(), "cpu")
+
+
+def test_completions_share_no_row_where_a_layer_has_a_window(tmp_path: Path) -> None:
+    for family, takes_rows in (("mistral", False), ("gemma3", False), ("llama tied", True)):
+        path = save_family(tmp_path / family, family)
+        model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=row_attention.NAME)
+        assert PolicyModel(model).takes_rows == takes_rows
