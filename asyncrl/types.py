@@ -38,6 +38,10 @@ NO_VERSION = -1
 """The version of an environment's token, which no policy sampled. Its logprob is 0."""
 
 
+def _none() -> NDArray[np.int32]:
+    return np.zeros(0, np.int32)
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One row of the prompt data, ready to be sampled."""
@@ -69,6 +73,9 @@ class Completion:
     """[L] policy version that sampled each token."""
     text: str
     finish_reason: FinishReason
+    support_ids: NDArray[np.int32] = field(default_factory=_none)
+    support_sizes: NDArray[np.int32] = field(default_factory=_none)
+    """As in `Group`."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,11 @@ class Group:
     """As `Prompt.data_set`."""
     engine: str = ""
     """That sampled it, where generators run different ones (`config/engines.py`)."""
+    support_ids: NDArray[np.int32] = field(default_factory=_none)
+    """[Σ support_sizes] the tokens that top-k and top-p left to sample from, set after set, each with its sampled token
+    first; μ is normalised over them. Empty = the whole vocabulary was there for every token."""
+    support_sizes: NDArray[np.int32] = field(default_factory=_none)
+    """[T] of each token's set, 0 for an environment's; empty as above."""
 
     @property
     def size(self) -> int:

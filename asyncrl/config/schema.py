@@ -74,7 +74,10 @@ class GeneratorConfig:
     tensor_parallel: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
+    """Sample from the fewest tokens that have this share of the probability; below 1 it needs top_k."""
     top_k: int = -1
+    """Sample from the k likeliest tokens; −1 = all. The learner's probabilities are over the same tokens. Evaluations
+    sample from all."""
     max_tokens: int = 1024
     """Longest completion, in tokens; with an environment the longest episode, what the environment gives included."""
     max_groups_in_flight: int = 16

@@ -63,6 +63,8 @@ class Transcript:
             token_ids=np.concatenate([part.token_ids for part in self.parts]),
             logprobs=np.concatenate([part.logprobs for part in self.parts]),
             versions=np.concatenate([part.versions for part in self.parts]),
+            support_ids=np.concatenate([part.support_ids for part in self.parts]),
+            support_sizes=np.concatenate([part.support_sizes for part in self.parts]),
             text="".join(part.text for part in self.parts),
             finish_reason="length" if self.truncated else "stop",
         )
@@ -144,7 +146,7 @@ class Episodes:
             room -= len(reply)
             if room < 1 or clock() >= deadline or turn + 1 == environment.max_turns:
                 break
-            transcript.parts.append(_given(reply, self._tokens.text(reply)))
+            transcript.parts.append(_given(reply, self._tokens.text(reply), sampling.truncates))
         transcript.truncated = True
 
     def _sampling(self, grant: LeaseGrant, number: int, turn: int, room: int) -> Sampling:
@@ -171,13 +173,19 @@ def _group(grant: LeaseGrant, transcripts: Sequence[Transcript]) -> Group:
 def _transcript(group: Group) -> Transcript:
     """Of a group of one. Its text is that of its first part."""
     whole, ends = completion_of(group), np.cumsum(group.spans[0])
-    pieces = zip(
-        *(np.split(array, ends[:-1]) for array in (whole.token_ids, whole.logprobs, whole.versions)), strict=True
-    )
-    texts = [whole.text, *[""] * (len(ends) - 1)]
+    support_ends = [whole.support_sizes[:end].sum() for end in ends]
+    starts, support_starts = [0, *ends[:-1]], [0, *support_ends[:-1]]
     parts = [
-        Completion(token_ids, logprobs, versions, text, "stop")
-        for (token_ids, logprobs, versions), text in zip(pieces, texts, strict=True)
+        Completion(
+            token_ids=whole.token_ids[start:end],
+            logprobs=whole.logprobs[start:end],
+            versions=whole.versions[start:end],
+            text=whole.text if start == 0 else "",
+            finish_reason="stop",
+            support_ids=whole.support_ids[support_start:support_end],
+            support_sizes=whole.support_sizes[start:end],
+        )
+        for start, end, support_start, support_end in zip(starts, ends, support_starts, support_ends, strict=True)
     ]
     return Transcript(
         prompt=group.prompt_token_ids.tolist(),
@@ -188,7 +196,7 @@ def _transcript(group: Group) -> Transcript:
     )
 
 
-def _given(token_ids: Sequence[int], text: str) -> Completion:
+def _given(token_ids: Sequence[int], text: str, beside_supports: bool) -> Completion:
     """What an environment gave, beside what was sampled."""
     return Completion(
         token_ids=np.asarray(token_ids, np.int32),
@@ -196,4 +204,5 @@ def _given(token_ids: Sequence[int], text: str) -> Completion:
         versions=np.full(len(token_ids), NO_VERSION, np.int32),
         text=text,
         finish_reason="stop",
+        support_sizes=np.zeros(len(token_ids) if beside_supports else 0, np.int32),
     )

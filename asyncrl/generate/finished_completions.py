@@ -70,6 +70,8 @@ def group_of_one(grant: LeaseGrant, completion: Completion) -> Group:
         correct=np.asarray([False]),
         truncated=np.asarray([completion.finish_reason == "length"]),
         sample_text=completion.text,
+        support_ids=completion.support_ids,
+        support_sizes=completion.support_sizes,
     )
 
 
@@ -81,4 +83,6 @@ def completion_of(group: Group) -> Completion:
         versions=group.versions,
         text=group.sample_text,
         finish_reason="length" if group.truncated[0] else "stop",
+        support_ids=group.support_ids,
+        support_sizes=group.support_sizes,
     )

@@ -115,7 +115,7 @@ async def sample(
     """Completions that may be trained on.
 
     Raises:
-        RunError: one is missing, empty or has a logprob that is not finite.
+        RunError: one is missing, empty, has a logprob that is not finite or lacks the tokens that were sampled from.
     """
     completions = await engine.sample(request_id, token_ids, sampling)
     place = f"prompt {grant.index} ({row_name(grant.row, grant.data_set)})"
@@ -126,6 +126,8 @@ async def sample(
             raise RunError(f"{place}: completion {position} is empty")
         if not np.isfinite(completion.logprobs).all():
             raise RunError(f"{place}: completion {position} has logprobs that are not finite")
+        if sampling.truncates and len(completion.support_sizes) != len(completion.token_ids):
+            raise RunError(f"{place}: completion {position} does not say which tokens top-k and top-p left")
     return completions
 
 
@@ -144,6 +146,8 @@ def make_group(grant: LeaseGrant, completions: Sequence[Completion], scores: Seq
         sample_text=f"{grant.text}{completions[0].text}",
         term_scores=_term_scores(scores),
         data_set=grant.data_set,
+        support_ids=np.concatenate([completion.support_ids for completion in completions]),
+        support_sizes=np.concatenate([completion.support_sizes for completion in completions]),
     )
 
 

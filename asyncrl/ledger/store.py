@@ -28,7 +28,7 @@ from asyncrl.transport.messages.learning import Member
 from asyncrl.transport.messages.rollouts import GroupHeader
 from asyncrl.transport.wire import Frame, sampled_versions
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SYNCHRONOUS = {"full": "FULL", "normal": "NORMAL", "off": "OFF"}
 """replay.durability → SQLite's pragma. Each of them survives a killed process; full survives a loss of power too."""
 
@@ -50,7 +50,8 @@ CREATE TABLE prompts (
 CREATE INDEX prompts_by_state ON prompts (state);
 CREATE TABLE groups (
   idx INTEGER PRIMARY KEY, header BLOB NOT NULL,
-  prompt_tokens BLOB NOT NULL, tokens BLOB NOT NULL, logprobs BLOB NOT NULL, versions BLOB NOT NULL
+  prompt_tokens BLOB NOT NULL, tokens BLOB NOT NULL, logprobs BLOB NOT NULL, versions BLOB NOT NULL,
+  support_ids BLOB NOT NULL DEFAULT x'', support_sizes BLOB NOT NULL DEFAULT x''
 );
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE generators (
@@ -59,7 +60,12 @@ CREATE TABLE generators (
 CREATE TABLE sessions (id INTEGER PRIMARY KEY, started_s REAL NOT NULL, began_anew INTEGER NOT NULL);
 """
 
-_FROM_VERSION_1 = "ALTER TABLE prompts ADD COLUMN data_set TEXT; ALTER TABLE prompts ADD COLUMN solved REAL;"
+_FROM_VERSION = {
+    1: "ALTER TABLE prompts ADD COLUMN data_set TEXT; ALTER TABLE prompts ADD COLUMN solved REAL;",
+    2: "ALTER TABLE groups ADD COLUMN support_ids BLOB NOT NULL DEFAULT x'';"
+    "ALTER TABLE groups ADD COLUMN support_sizes BLOB NOT NULL DEFAULT x'';",
+}
+"""What brings a ledger of this version to the next."""
 
 _UPSERT = """
 INSERT INTO prompts
@@ -127,7 +133,8 @@ class LedgerStore:
             path.chmod(0o600)
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version < SCHEMA_VERSION:
-                changes = _SCHEMA if version == 0 else _FROM_VERSION_1
+                later = [change for before, change in _FROM_VERSION.items() if before >= version]
+                changes = _SCHEMA if version == 0 else " ".join(later)
                 self._db.executescript(f"BEGIN; {changes} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
             elif version != SCHEMA_VERSION:
                 raise DataError(f"{path} is of version {version}; this asyncrl reads version {SCHEMA_VERSION}")
@@ -170,7 +177,7 @@ class LedgerStore:
             now_s = time.time()
             self._db.executemany(_UPSERT, [{**asdict(record), "changed_s": now_s} for record in records])
             self._db.executemany(
-                "INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [(index, msgspec.msgpack.encode(group.header), *group.frames) for index, group in groups.items()],
             )
             self._db.executemany(_OUTCOME, [_outcome(index, group) for index, group in groups.items()])

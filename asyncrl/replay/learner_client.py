@@ -80,7 +80,7 @@ class LearnerClient:
     def batch(
         self, step: int, timeout_s: float, effective_sample_size: float | None = None
     ) -> tuple[BatchReply, list[Frame]]:
-        """The B groups of this step, with four frames a group.
+        """The B groups of this step, with their frames.
 
         Args:
             effective_sample_size: of the step before, for the controller of η.

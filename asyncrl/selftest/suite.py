@@ -26,7 +26,7 @@ from asyncrl.selftest.checks.system import devices, gather, links, stall, traini
 from asyncrl.selftest.result import Check, NotHereError, Result
 from asyncrl.selftest.system import System
 
-_SERVING = [
+SERVING_CHECKS = [
     kernels.CHECK,
     logprobs.CHECK,
     completions.CHECK,
@@ -41,12 +41,12 @@ _SERVING = [
 ]
 _ENDING = [memory.CHECK, deaths.CHECK, closing.CHECK]
 
-ENGINE_CHECKS = [*_SERVING, *_ENDING]
+ENGINE_CHECKS = [*SERVING_CHECKS, *_ENDING]
 """What any engine has to pass: `asyncrl selftest --engine`."""
 
 CHECKS = [
     *[versions.CHECK, devices.CHECK, links.CHECK, gather.CHECK],
-    *_SERVING,
+    *SERVING_CHECKS,
     *[stall.CHECK, training.CHECK],
     *_ENDING,
 ]

@@ -66,6 +66,8 @@ class Sampled:
             rewards=np.zeros(size, np.float32),
             correct=np.zeros(size, np.bool_),
             truncated=np.asarray([one.finish_reason == "length" for one in completions]),
+            support_ids=np.concatenate([one.support_ids for one in completions]),
+            support_sizes=np.concatenate([one.support_sizes for one in completions]),
         )
 
 

@@ -20,14 +20,16 @@ from asyncrl.transport.messages.rollouts import GroupHeader
 from asyncrl.transport.messages.schema import AnyMessage
 from asyncrl.types import Group, sampled_tokens
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MAGIC = b"ARL" + bytes([SCHEMA_VERSION])
 MAX_HEADER_BYTES = 64 << 20
 """A batch of 1024 groups with sample texts has a header of about 1 MB; a weight update names every parameter."""
 
-FRAMES_PER_GROUP = 4
-"""prompt tokens int32 [P], tokens int32 [T], logprobs float32 [T], versions int32 [T]."""
+FRAMES_PER_GROUP = 6
+"""prompt tokens int32 [P], tokens int32 [T], logprobs float32 [T], versions int32 [T], support ids int32 [Σ sizes],
+support sizes int32 [T]; the last two are empty where the whole vocabulary was sampled from."""
 _VERSIONS_FRAME = 3
+_SIZES_FRAME = 5
 
 Frame = bytes | memoryview
 
@@ -63,7 +65,7 @@ def decode(parts: Sequence[Frame]) -> tuple[AnyMessage, list[Frame]]:
 
 
 def group_to_wire(group: Group) -> tuple[GroupHeader, list[Frame]]:
-    """The header and the four frames of a group."""
+    """The header and the frames of a group."""
     header = GroupHeader(
         index=group.index,
         row=group.row,
@@ -85,6 +87,8 @@ def group_to_wire(group: Group) -> tuple[GroupHeader, list[Frame]]:
         (group.tokens, "<i4"),
         (group.logprobs, "<f4"),
         (group.versions, "<i4"),
+        (group.support_ids, "<i4"),
+        (group.support_sizes, "<i4"),
     )
     return header, [np.ascontiguousarray(array, dtype).view(np.uint8).data for array, dtype in arrays]
 
@@ -93,8 +97,8 @@ def check_group(header: GroupHeader, frames: Sequence[Frame]) -> None:
     """Does every frame have exactly the size that the header says?
 
     Raises:
-        WireError: it does not, the per-completion lists differ in length, spans do not cover their completions, or
-            turns have not one reward each.
+        WireError: it does not, the per-completion lists differ in length, spans do not cover their completions, turns
+            have not one reward each, or a sampled token has no set to be sampled from.
     """
     group_size = len(header.lengths)
     by_completion: list[Sized] = [header.rewards, header.correct, header.truncated, *header.term_scores.values()]
@@ -110,10 +114,24 @@ def check_group(header: GroupHeader, frames: Sequence[Frame]) -> None:
     if len(frames) != FRAMES_PER_GROUP:
         raise WireError(f"group {header.index}: {len(frames)} frames instead of {FRAMES_PER_GROUP}")
     num_tokens = sum(header.lengths)
-    expected = (header.num_prompt_tokens, num_tokens, num_tokens, num_tokens)
+    num_support_ids, num_sizes = _support_lengths(header, frames[_SIZES_FRAME])
+    expected = (header.num_prompt_tokens, num_tokens, num_tokens, num_tokens, num_support_ids, num_sizes)
     for frame, count in zip(frames, expected, strict=True):
         if memoryview(frame).nbytes != 4 * count:
             raise WireError(f"group {header.index}: a frame of {memoryview(frame).nbytes} bytes instead of {4 * count}")
+
+
+def _support_lengths(header: GroupHeader, sizes_frame: Frame) -> tuple[int, int]:
+    """Ids and sizes that there have to be."""
+    num_tokens, num_bytes = sum(header.lengths), memoryview(sizes_frame).nbytes
+    if num_bytes == 0:
+        return 0, 0
+    if num_bytes != 4 * num_tokens:
+        raise WireError(f"group {header.index}: support sizes of {num_bytes} bytes instead of {4 * num_tokens}")
+    sizes = np.frombuffer(sizes_frame, "<i4")
+    if ((sizes > 0) != sampled_tokens(header.lengths, header.spans)).any() or sizes.min() < 0:
+        raise WireError(f"group {header.index}: not every sampled token, and no other, has tokens to be sampled from")
+    return int(sizes.sum(dtype=np.int64)), num_tokens
 
 
 def _spans_fit(spans: list[list[int]], lengths: list[int]) -> bool:
@@ -153,4 +171,6 @@ def group_from_wire(header: GroupHeader, frames: Sequence[Frame]) -> Group:
         term_scores=header.term_scores,
         data_set=header.data_set,
         engine=header.engine,
+        support_ids=np.frombuffer(frames[4], "<i4"),
+        support_sizes=np.frombuffer(frames[_SIZES_FRAME], "<i4"),
     )

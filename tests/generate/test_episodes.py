@@ -49,7 +49,11 @@ class ScriptedEngine:
         logprobs = -np.arange(1, len(token_ids) + 1, dtype=np.float32) / 10
         versions = np.full(len(token_ids), turn, np.int32)
         reason: Any = "stop" if token_ids[-1] == EOS else "length"
-        return [Completion(np.array(token_ids, np.int32), logprobs, versions, said, reason)]
+        ids, sizes = np.zeros(0, np.int32), np.zeros(0, np.int32)
+        if sampling.truncates:  # the k-th token of a turn was one of k
+            sizes = np.arange(1, len(token_ids) + 1, dtype=np.int32)
+            ids = np.repeat(np.array(token_ids, np.int32), sizes)
+        return [Completion(np.array(token_ids, np.int32), logprobs, versions, said, reason, ids, sizes)]
 
 
 @pytest.fixture
@@ -62,6 +66,7 @@ def play() -> Iterator[Any]:
     ) -> tuple[Group, list[str]]:
         config = Config()
         config.generator.max_tokens, config.generator.seeded_sampling = changes.pop("max_tokens", 200), True
+        config.generator.top_k = changes.pop("top_k", -1)
         columns = changes.pop("columns", "")
         config.environment.name = name if ":" in name else f"tests.support.environments:{name}"
         for key, value in changes.items():
@@ -102,15 +107,24 @@ def test_each_turn_goes_on_from_the_very_tokens_that_were_sampled_and_the_enviro
     assert group.environment_s > 0
 
 
-def test_an_episode_that_had_ended_is_not_played_again_and_keeps_its_turns(play: Any) -> None:
+def test_under_top_k_each_sampled_token_has_the_tokens_that_were_left_and_an_environments_has_none(play: Any) -> None:
+    group, _ = play(ScriptedEngine(["a", "done"]), "Tells", top_k=20)
+    assert group.spans == [[3, 2, 6]]
+    assert group.support_sizes.tolist() == [1, 2, 3, 0, 0, 1, 2, 3, 4, 5, 6]
+    assert group.support_ids.tolist() == np.repeat(group.tokens, group.support_sizes).tolist()
+
+
+@pytest.mark.parametrize("top_k", [-1, 20])
+def test_an_episode_that_had_ended_is_not_played_again_and_keeps_its_turns(play: Any, top_k: int) -> None:
     engine, finished = ScriptedEngine(["a", "b", "done"], ["done"], ["a", "done"]), Finished()
-    whole, _ = play(engine, "Tells", finished=finished)
+    whole, _ = play(engine, "Tells", finished=finished, top_k=top_k)
     ended = {position: group_from_wire(*group_to_wire(group)) for position, group in finished.take_unsent()}
     assert sorted(ended) == [0, 1, 2]
     engine.prompts.clear()
-    group, _ = play(engine, "Tells", finished=Finished({0: ended[0], 1: ended[1]}))
+    group, _ = play(engine, "Tells", finished=Finished({0: ended[0], 1: ended[1]}), top_k=top_k)
     assert {episode for episode, _ in engine.prompts} == {2}
-    for name in ("tokens", "logprobs", "versions", "lengths", "rewards", "correct", "truncated"):
+    arrays = ("tokens", "logprobs", "versions", "lengths", "rewards", "correct", "truncated")
+    for name in (*arrays, "support_ids", "support_sizes"):
         assert np.array_equal(getattr(group, name), getattr(whole, name)), name
     assert (group.spans, group.turn_rewards, group.sample_text) == (whole.spans, whole.turn_rewards, whole.sample_text)
 

@@ -87,6 +87,13 @@ def test_logprobs_that_are_not_finite_make_no_group(pool, logprob):
         run_roll_out(engine, pool, make_grant())
 
 
+def test_an_engine_that_does_not_say_which_tokens_top_k_left_makes_no_group(pool):
+    engine, config = ScriptedEngine(), Config()
+    engine.texts[1], engine.tells_supports, config.generator.top_k = ["abc", "a"], False, 20
+    with pytest.raises(RunError, match=r"row 70\): completion 0 does not say which tokens top-k and top-p left"):
+        run_roll_out(engine, pool, make_grant(), config)
+
+
 @pytest.mark.parametrize(("texts", "reason"), [(["abc", ""], "is empty"), (["abc"], "0 completions instead of 1")])
 def test_an_empty_or_missing_completion_makes_no_group(pool, texts, reason):
     engine = ScriptedEngine()
@@ -139,7 +146,7 @@ def test_short_completions_of_a_group_are_one_request_as_nothing_is_kept_of_them
 
 def test_what_an_earlier_holder_had_finished_is_not_sampled_again_and_keeps_its_tokens_and_versions(pool):
     engine, finished, config = ScriptedEngine(), Finished(), Config()
-    config.generator.seeded_sampling = True
+    config.generator.seeded_sampling, config.generator.top_k = True, 20
     engine.texts[1], engine.version = ["abc", "a", "abcdef"], 4
     whole, _ = run_roll_out(engine, pool, make_grant(num_samples=3), config, finished)
     parts = {position: group_to_wire(group) for position, group in finished.take_unsent()}
@@ -153,7 +160,8 @@ def test_what_an_earlier_holder_had_finished_is_not_sampled_again_and_keeps_its_
     assert engine.calls == ["train-3-1"]
     assert engine.samplings[-1].seed == 12
     assert group.versions.tolist() == [4, 4, 4, 5, 4, 4, 4, 4, 4, 4]
-    for name in ("tokens", "logprobs", "lengths", "rewards", "truncated"):
+    assert group.support_sizes.tolist() == [2] * 10
+    for name in ("tokens", "logprobs", "lengths", "rewards", "truncated", "support_ids", "support_sizes"):
         assert np.array_equal(getattr(group, name), getattr(whole, name)), name
-    with pytest.raises(WireError, match="7 frames of 2 completions"):
+    with pytest.raises(WireError, match="11 frames of 2 completions"):
         finished_before(grant, frames[1:])

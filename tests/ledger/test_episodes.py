@@ -60,12 +60,14 @@ def test_a_group_that_was_stored_before_there_were_episodes_is_read(tmp_path: Pa
     again.close()
 
 
-def test_a_ledger_of_before_mixtures_goes_on_and_learns_the_new_columns(tmp_path: Path) -> None:
+def test_a_ledger_of_before_mixtures_and_truncated_sampling_goes_on_and_learns_the_new_columns(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     LedgerStore(path, "off").close()
     with sqlite3.connect(path) as ledger:
         for column in ("data_set", "solved"):
             ledger.execute(f"ALTER TABLE prompts DROP COLUMN {column}")
+        for column in ("support_ids", "support_sizes"):
+            ledger.execute(f"ALTER TABLE groups DROP COLUMN {column}")
         ledger.execute("INSERT INTO prompts (idx, state, num_failures, changed_s) VALUES (0, 'trained', 0, 0)")
         ledger.execute("PRAGMA user_version=1")
     store = LedgerStore(path, "off")
@@ -74,3 +76,20 @@ def test_a_ledger_of_before_mixtures_goes_on_and_learns_the_new_columns(tmp_path
     store.commit([PromptRecord(1, "queued", place=0, first_version=0, solved=0.5)], {})
     rows = sqlite3.connect(path).execute("SELECT idx, data_set, solved FROM prompts").fetchall()
     assert rows == [(0, None, None), (1, "products", 0.5)]
+
+
+def test_a_group_that_was_stored_before_truncated_sampling_was_sampled_from_the_whole_vocabulary(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "ledger.sqlite"
+    LedgerStore(path, "off").close()
+    header, frames = group_to_wire(make_group(1))
+    with sqlite3.connect(path) as ledger:
+        for column in ("support_ids", "support_sizes"):
+            ledger.execute(f"ALTER TABLE groups DROP COLUMN {column}")
+        values = [1, msgspec.msgpack.encode(header), *(bytes(frame) for frame in frames[:4])]
+        ledger.execute("INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?)", values)
+        ledger.execute("PRAGMA user_version=2")
+    store = LedgerStore(path, "off")
+    assert store.get(1) == StoredGroup(header, [bytes(frame) for frame in frames])
+    store.close()

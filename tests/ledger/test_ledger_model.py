@@ -20,7 +20,7 @@ from asyncrl.ledger.records import PromptRecord
 from asyncrl.ledger.store import LedgerStore
 from asyncrl.replay.kept_completions import KeptCompletions
 from asyncrl.transport.messages.rollouts import CompletionDone
-from asyncrl.transport.wire import group_from_wire, group_to_wire
+from asyncrl.transport.wire import FRAMES_PER_GROUP, group_from_wire, group_to_wire
 from tests.support.ledger_invariants import LedgerInvariants
 from tests.support.naive_ledger import IN_PLAY
 from tests.support.wire import make_group
@@ -99,7 +99,8 @@ class LedgerMachine(LedgerInvariants, RuleBasedStateMachine):
         oldest = self.step - self.max_staleness
         kept, frames = self.kept.hand_on(lease.index, oldest)
         versions = [
-            int(group_from_wire(each.header, frames[4 * n : 4 * n + 4]).versions.min()) for n, each in enumerate(kept)
+            int(group_from_wire(each.header, frames[FRAMES_PER_GROUP * n :][:FRAMES_PER_GROUP]).versions.min())
+            for n, each in enumerate(kept)
         ]
         expected_kept = {version for version in self.kept_of.get(lease.index, set()) if version >= oldest}
         assert set(versions) == expected_kept

@@ -5,7 +5,7 @@ import pytest
 from asyncrl.errors import WireError
 from asyncrl.replay.kept_completions import KeptCompletions
 from asyncrl.transport.messages.rollouts import CompletionDone
-from asyncrl.transport.wire import group_to_wire
+from asyncrl.transport.wire import FRAMES_PER_GROUP, group_to_wire
 from tests.support.wire import make_group
 
 
@@ -21,7 +21,7 @@ def test_what_is_kept_is_handed_on_in_order_and_again_until_the_prompt_has_come_
     for _ in range(2):
         headers, frames = kept.hand_on(7, oldest_version=0)
         assert [each.position for each in headers] == [0, 2]
-        assert len(frames) == 8
+        assert len(frames) == 2 * FRAMES_PER_GROUP
     assert (len(kept), kept.num_handed_on) == (2, 4)
     kept.forget(7)
     assert kept.hand_on(7, oldest_version=0) == ([], [])

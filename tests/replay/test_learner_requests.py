@@ -16,7 +16,7 @@ from asyncrl.transport.messages.learning import (
     Published,
 )
 from asyncrl.transport.sockets import Network
-from asyncrl.transport.wire import group_from_wire
+from asyncrl.transport.wire import FRAMES_PER_GROUP, group_from_wire
 from tests.support.replay import (
     PATIENCE_S,
     SOON_S,
@@ -41,7 +41,9 @@ def test_batches_come_in_admission_order_whatever_the_order_of_completion(served
             reply, frames = client.batch(step, PATIENCE_S)
             assert [header.index for header in reply.headers] == [2 * step, 2 * step + 1]
             assert reply.next_step == step + 1
-            groups = [group_from_wire(reply.headers[k], frames[4 * k : 4 * k + 4]) for k in range(2)]
+            groups = [
+                group_from_wire(reply.headers[k], frames[FRAMES_PER_GROUP * k :][:FRAMES_PER_GROUP]) for k in range(2)
+            ]
             assert [group.prompt_token_ids[2] for group in groups] == [2 * step, 2 * step + 1]
         assert reply.queue_depth == 0
 
@@ -156,5 +158,5 @@ def test_one_batch_request_is_answered_once_and_only_when_it_is_full(served):
         answer(dealer, second)
         message, frames = asker.receive()
         assert isinstance(message, BatchReply)
-        assert len(frames) == 8
+        assert len(frames) == 2 * FRAMES_PER_GROUP
         assert asker.hears_nothing()

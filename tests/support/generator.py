@@ -46,6 +46,7 @@ class ScriptedEngine:
         self.calls: list[str] = []
         self.num_cancelled = 0
         self.dead = False
+        self.tells_supports = True
 
     async def sample(self, request_id: str, prompt_token_ids: list[int], sampling: Sampling) -> list[Completion]:
         self.calls.append(request_id)
@@ -63,15 +64,19 @@ class ScriptedEngine:
             texts = texts[int(request_id.rpartition("-")[2]) :][:1]
         if texts == [HANGING_TEXT]:
             await asyncio.Event().wait()
-        return [self._completion(text) for text in texts]
+        return [self._completion(text, sampling) for text in texts]
 
-    def _completion(self, text: str) -> Completion:
+    def _completion(self, text: str, sampling: Sampling) -> Completion:
+        """Of top-k it leaves two tokens: the sampled one and 99."""
+        supports = np.asarray([(token, 99) for token in range(len(text))], np.int32).ravel()
         return Completion(
             token_ids=np.arange(len(text), dtype=np.int32),
             logprobs=np.full(len(text), self.logprob, np.float32),
             versions=np.full(len(text), self.version, np.int32),
             text=text,
             finish_reason="length" if len(text) > 4 else "stop",
+            support_ids=supports if sampling.truncates and self.tells_supports else supports[:0],
+            support_sizes=np.full(len(text) if sampling.truncates and self.tells_supports else 0, 2, np.int32),
         )
 
     async def pause(self, recompute_kv: bool) -> None:

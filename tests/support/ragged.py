@@ -56,6 +56,7 @@ class Ragged:
             self.segment_ids,
             self.advantages,
             self.packed("weights"),
+            torch.zeros(len(targets), 0, dtype=torch.int32),
         )
 
 

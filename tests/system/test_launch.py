@@ -148,7 +148,10 @@ def test_generators_join_and_leave_a_live_run(start: Callable[..., Launched], ca
     assert_exact(run, len(run.rows()))
 
 
-@pytest.mark.parametrize(("trained", "keys"), [("weights", (STAND_IN,)), ("adapter", ("lora.rank=8",))])
+@pytest.mark.parametrize(
+    ("trained", "keys"),
+    [("weights", (STAND_IN,)), ("adapter_under_top_p", ("lora.rank=8", "generator.top_k=8", "generator.top_p=0.9"))],
+)
 def test_at_staleness_0_a_run_that_was_killed_and_resumed_is_bit_for_bit_the_run_that_was_not(
     start: Callable[..., Launched], trained: str, keys: tuple[str, ...]
 ) -> None:
@@ -166,6 +169,7 @@ def test_at_staleness_0_a_run_that_was_killed_and_resumed_is_bit_for_bit_the_run
     assert whole.wait() == 0, whole.output
     for key in ("loss/total", "optim/grad_norm", "reward/mean", "policy/entropy", "batch/prompts_crc32"):
         assert [row[key] for row in resumed.rows()] == [row[key] for row in whole.rows()], key
+    assert max(row["policy/kl_behaviour"] for row in whole.rows()) < 1e-6, "μ is not the policy"
     parameters = [exported_parameters(run) for run in (whole, resumed)]
     assert all(torch.equal(parameters[0][name], parameters[1][name]) for name in parameters[0])
 

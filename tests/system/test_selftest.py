@@ -11,7 +11,7 @@ import pytest
 
 from asyncrl.config.schema import VLLM
 from asyncrl.selftest.model import with_model
-from asyncrl.selftest.suite import CHECKS
+from asyncrl.selftest.suite import CHECKS, SERVING_CHECKS, run_checks
 from bench.selftest.local_system import config_of, local_system
 from bench.selftest.mutants import results_of
 from bench.selftest.seeding import MUTANTS, installed
@@ -45,17 +45,24 @@ def test_a_selftest_finds_an_engines_one_bug_and_says_what_to_do(tmp_path: Path)
     assert "set generator.seeded_sampling=false" in ended.stdout
 
 
-def found_in_vllm(parent: Path) -> dict[str, str]:
-    """What each bug's check says."""
+def found_in_vllm(parent: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """What the checks say of a sound vLLM, and each bug's check of that bug."""
     found = {}
-    with installed(VLLM) as mutants, local_system(with_model(config_of("tiny", VLLM), parent)) as system:
+    config = config_of("tiny", VLLM, "generator.top_k=8", "generator.top_p=0.9")
+    with installed(VLLM) as mutants, local_system(with_model(config, parent)) as system:
+        sound = {
+            result.check: result.reason or result.status
+            for result in run_checks(system, SERVING_CHECKS, lambda _: None)
+        }
         for one in (one for one in mutants if one.name in IN_VLLM):
             (result,) = results_of(system, one)
             found[one.name] = f"{result.check} {result.status}"
-    return found
+    return sound, found
 
 
-def test_bugs_that_are_seeded_in_vllm_are_found_by_the_checks_that_name_them(tmp_path: Path):
+def test_vllm_passes_every_check_and_bugs_that_are_seeded_in_it_are_found_by_the_checks_that_name_them(tmp_path: Path):
     expected = {one.name: f"{one.check} failed" for one in MUTANTS if one.name in IN_VLLM}
     assert len(expected) == len(IN_VLLM)
-    assert run_fresh(found_in_vllm, tmp_path) == expected
+    sound, found = run_fresh(found_in_vllm, tmp_path)
+    assert sound == {check.name: "passed" for check in SERVING_CHECKS}
+    assert found == expected

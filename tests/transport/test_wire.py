@@ -46,6 +46,9 @@ def groups(draw) -> Group:
         spans=draw(st.just([]) | st.tuples(*map(spans_of, lengths)).map(list)),
         environment_s=draw(st.floats(0, 1e6)),
     )
+    sizes = np.where(group.sampled, array(st.integers(1, 3), num_tokens, np.int32), np.int32(0))
+    if draw(st.booleans()):
+        group = replace(group, support_sizes=sizes, support_ids=array(INT32, int(sizes.sum()), np.int32))
     return replace(group, turn_rewards=draw(st.just([]) | st.just([[0.5] * turns for turns in group.num_turns])))
 
 
@@ -198,10 +201,41 @@ def test_a_frame_whose_size_disagrees_with_the_header_is_refused(position, chang
         group_from_wire(header, received)
 
 
-@pytest.mark.parametrize("num_frames", [0, 3, 5])
+@pytest.mark.parametrize(
+    ("sizes", "num_ids", "reason"),
+    [
+        ([2, 1, 1], 3, "a frame of 12 bytes instead of 16"),
+        ([2, 1, 1], 5, "a frame of 20 bytes instead of 16"),
+        ([], 4, "a frame of 16 bytes instead of 0"),
+        ([2, 2], 4, "support sizes of 8 bytes instead of 12"),
+        ([2, 0, 2], 4, "not every sampled token"),
+        ([5, 1, -2], 4, "not every sampled token"),
+    ],
+)
+def test_a_group_is_refused_whose_tokens_lack_those_that_they_were_sampled_from(sizes, num_ids, reason):
+    header, frames = group_to_wire(make_group(5))
+    supports = [np.zeros(num_ids, "<i4").tobytes(), np.asarray(sizes, "<i4").tobytes()]
+    with pytest.raises(WireError, match=f"group 5: {reason}"):
+        group_from_wire(header, [*frames[:4], *supports])
+
+
+def test_an_environments_token_is_refused_with_tokens_that_it_was_sampled_from():
+    header, frames = group_to_wire(make_group(5, rewards=(1.0, 0.0, 1.0)))
+    header = msgspec.structs.replace(header, spans=[[1], [2], [1, 1, 1]])
+    for environments in (0, 1):
+        sizes = np.asarray([1, 1, 1, 1, environments, 1], "<i4")
+        received = [*frames[:4], np.zeros(sizes.sum(), "<i4").tobytes(), sizes.tobytes()]
+        if environments:
+            with pytest.raises(WireError, match="not every sampled token, and no other"):
+                check_group(header, received)
+        else:
+            check_group(header, received)
+
+
+@pytest.mark.parametrize("num_frames", [0, 5, 7])
 def test_a_group_with_too_few_or_too_many_frames_is_refused(num_frames):
     header, frames = group_to_wire(make_group(5))
-    with pytest.raises(WireError, match=f"{num_frames} frames instead of 4"):
+    with pytest.raises(WireError, match=f"{num_frames} frames instead of 6"):
         check_group(header, ([*frames, b""])[:num_frames])
 
 

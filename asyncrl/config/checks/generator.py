@@ -13,15 +13,23 @@ if TYPE_CHECKING:  # it loads torch
 
 
 def sampling_problems(config: Config) -> list[str]:
-    """Truncated sampling biases π_θ/μ: μ is renormalised over the kept tokens, the learner's π_θ over all of them."""
-    fix = (
-        "the learner's logprobs are over the whole vocabulary, so the ratio π_θ/μ would be biased for every token; set"
-    )
+    """Under top-k and top-p μ is normalised over the tokens that are left, which the engine has to tell."""
+    top_p, top_k = config.generator.top_p, config.generator.top_k
     problems = []
-    if config.generator.top_p != 1:
-        problems.append(f"generator.top_p={config.generator.top_p}: {fix} generator.top_p=1")
-    if config.generator.top_k > 0:
-        problems.append(f"generator.top_k={config.generator.top_k}: {fix} generator.top_k=-1")
+    if not 0 < top_p <= 1:
+        problems.append(f"generator.top_p={top_p} must be in (0, 1]")
+    if top_k < -1:
+        problems.append(f"generator.top_k={top_k} must be 1 or above, or -1 for the whole vocabulary")
+    if top_p != 1 and top_k < 1:
+        problems.append(
+            f"generator.top_p={top_p} alone may leave the whole vocabulary, and the tokens that it leaves travel with "
+            "each token to the learner; set generator.top_k=100 or another bound beside it"
+        )
+    if (top_p != 1 or top_k > 0) and SGLANG in engine_names(config.generator):
+        problems.append(
+            f"generator.engine={SGLANG} with generator.top_p={top_p}, generator.top_k={top_k}: SGLang does not tell "
+            "which tokens were left; set generator.engine=vllm, or generator.top_p=1 generator.top_k=-1"
+        )
     return problems
 
 

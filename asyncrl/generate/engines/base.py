@@ -27,6 +27,11 @@ class Sampling:
     seed: int | None
     """None = unseeded."""
 
+    @property
+    def truncates(self) -> bool:
+        """Not every token of the vocabulary may be sampled: each completion has to say which (`support_ids`)."""
+        return self.top_k > 0 or self.top_p < 1
+
 
 @dataclass(frozen=True)
 class EngineSpec:

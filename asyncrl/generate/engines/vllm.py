@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
@@ -27,6 +28,8 @@ from asyncrl.types import Completion, FinishReason
 GPU_DEFAULT_BATCH_TOKENS = 2048
 """The least of vLLM 0.32's defaults for its kinds of GPU (arg_utils.py)."""
 CPU_BATCH_TOKENS = 4096
+LEAST_MASS = 0.999
+"""Of the probability of a token's set: what rounding may leave out, and less than a token that is missing."""
 WORKER_EXTENSION = "asyncrl.publish.vllm.receiver.WorkerExtension"
 
 
@@ -44,6 +47,7 @@ class VllmEngine:
                 engine_config.attention_config.backend = AttentionBackendEnum.CPU_MLA
         self._llm = AsyncLLM.from_vllm_config(engine_config, disable_log_stats=True)
         self._cores = [psutil.Process(core.pid) for core in self._llm.engine_core.resources.engine_manager.processes]
+        self._vocab_size = engine_config.model_config.get_vocab_size()
         self._version = -1  # the weights that vLLM loaded itself; training never sees them
         self._running = asyncio.Event()
         self._running.set()
@@ -64,19 +68,23 @@ class VllmEngine:
         """`num_samples` completions of one prompt.
 
         Raises:
-            RunError: vLLM refuses the prompt, or ended a completion for another reason than EOS or length.
+            RunError: vLLM refuses the prompt, or ended a completion for another reason than EOS or length; or it did
+                not tell all tokens that top-k left.
         """
         await self._running.wait()  # a request that comes during a publish takes the salt of the new version
         prompt = {"prompt_token_ids": prompt_token_ids, "cache_salt": f"v{self._version}"}
         final = None
         try:
-            async for output in self._llm.generate(prompt, _sampling_params(sampling), request_id):
+            params = _sampling_params(sampling, self._vocab_size)
+            async for output in self._llm.generate(prompt, params, request_id):
                 final = output
         except VLLMClientError as error:
             raise RunError(f"vLLM refuses a prompt of {len(prompt_token_ids)} tokens: {error}") from error
         assert final is not None
         tokenizer = self._llm.get_tokenizer()
-        return [_completion(output, tokenizer) for output in sorted(final.outputs, key=lambda output: output.index)]
+        outputs = sorted(final.outputs, key=lambda output: output.index)
+        completions = [_completion(output, tokenizer, sampling.truncates) for output in outputs]
+        return completions * (sampling.num_samples // len(completions))  # greedy ones are alike
 
     async def pause(self, recompute_kv: bool) -> None:
         self._running.clear()
@@ -137,6 +145,7 @@ def _engine_args(spec: EngineSpec, config: GeneratorConfig) -> AsyncEngineArgs:
         enable_chunked_prefill=False if spec.on_cpu else None,
         max_num_batched_tokens=_batch_tokens(spec),
         logprobs_mode="processed_logprobs",
+        max_logprobs=_num_to_tell(config.top_k),
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         worker_extension_cls=WORKER_EXTENSION,
         additional_config={STAGE_ON_DEVICE: stage_on_device},
@@ -163,15 +172,24 @@ def _batch_tokens(spec: EngineSpec) -> int | None:
     return spec.max_num_sequences if spec.max_num_sequences > GPU_DEFAULT_BATCH_TOKENS else None
 
 
-def _sampling_params(sampling: Sampling) -> SamplingParams:
+def _num_to_tell(top_k: int) -> int:
+    """Logprobs beside the sampled token's that show which tokens vLLM left to sample from: the finite ones.
+
+    It leaves more than k where others tie with the k-th. Logits have bfloat16's steps, and the more tokens are left the
+    denser they lie: where p falls with the inverse of its rank, 3 of 50 share a step of 1/16.
+    """
+    return top_k + top_k // 2 + 8 if top_k > 0 else 0
+
+
+def _sampling_params(sampling: Sampling, vocab_size: int) -> SamplingParams:
     return SamplingParams(
-        n=sampling.num_samples,
+        n=sampling.num_samples if sampling.temperature > 0 else 1,  # vLLM refuses more greedy ones
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
         max_tokens=sampling.max_tokens,
         seed=sampling.seed,
-        logprobs=0,  # the sampled token's alone
+        logprobs=min(_num_to_tell(sampling.top_k), vocab_size),  # 0 = the sampled token's alone
         # vLLM would turn every token and its logprob entry into text as they come; once at the end takes 40 % off the
         # CPU time of the process that runs this (60 → 36 µs a token with the tiny model).
         detokenize=False,
@@ -180,7 +198,7 @@ def _sampling_params(sampling: Sampling) -> SamplingParams:
     )
 
 
-def _completion(output: CompletionOutput, tokenizer: Any) -> Completion:
+def _completion(output: CompletionOutput, tokenizer: Any, is_truncated: bool) -> Completion:
     token_ids = np.asarray(output.token_ids, np.int32)
     reasons: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
     if output.finish_reason not in reasons:
@@ -189,11 +207,28 @@ def _completion(output: CompletionOutput, tokenizer: Any) -> Completion:
     assert isinstance(output.logprobs, FlatLogprobs)
     versions = np.concatenate([np.full(span.end - span.start, int(span.version)) for span in output.weight_versions])
     assert len(versions) == len(token_ids), f"versions do not cover the tokens: {output.weight_versions}"
-    assert output.logprobs.token_ids == output.token_ids, "a logprob of another token than the sampled one"
+    # [L, 1 + told]: the sampled token, then the likeliest ones, itself among them.
+    ids = np.asarray(output.logprobs.token_ids, np.int32).reshape(len(token_ids), -1)
+    logprobs = np.asarray(output.logprobs.logprobs, np.float32).reshape(ids.shape)
+    assert (ids[:, 0] == token_ids).all(), "a logprob of another token than the sampled one"
     return Completion(
         token_ids=token_ids,
-        logprobs=np.asarray(output.logprobs.logprobs, np.float32),
+        logprobs=logprobs[:, 0],
         versions=versions.astype(np.int32),
         text=completion_text(tokenizer, output.token_ids),
         finish_reason=reasons[output.finish_reason],
+        **_supports(ids, logprobs) if is_truncated else {},
     )
+
+
+def _supports(ids: NDArray[np.int32], logprobs: NDArray[np.float32]) -> dict[str, NDArray[np.int32]]:
+    """`Completion.support_ids` and `support_sizes`."""
+    is_left = np.isfinite(logprobs)
+    is_left[:, 1:] &= ids[:, 1:] != ids[:, :1]
+    mass = np.where(is_left, np.exp(logprobs), 0).sum(1)
+    if mass.min() < LEAST_MASS:
+        raise RunError(
+            f"vLLM sampled from more tokens than it told: the {ids.shape[1] - 1} likeliest have a probability of "
+            f"{mass.min():.4f} together, because many tie; set another generator.top_k"
+        )
+    return {"support_ids": ids[is_left], "support_sizes": is_left.sum(1, dtype=np.int32)}

@@ -1,6 +1,6 @@
 """Log-probabilities and entropies of chosen tokens without ever holding all logits.
 
-Legend: T tokens, H hidden size, V vocabulary size.
+Legend: T tokens, H hidden size, V vocabulary size, K the most tokens that one could be sampled from.
 """
 
 from __future__ import annotations
@@ -14,9 +14,17 @@ from asyncrl import devices
 from asyncrl.config.logit_transform import LogitTransform
 from asyncrl.learn.policy.logit_chunks import BYTES_PER_LOGIT, chunk_bytes
 
+NEVER = -1e30
+"""The logit of a token that is not there; with −∞, 0 · logit would be NaN."""
+
 
 def token_logprobs(
-    hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float, transform: LogitTransform
+    hidden: Tensor,
+    head: nn.Linear,
+    targets: Tensor,
+    temperature: float,
+    transform: LogitTransform,
+    supports: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-softmax at the targets and entropy, chunk by chunk; the backward pass recomputes each chunk's logits.
 
@@ -29,18 +37,26 @@ def token_logprobs(
         targets: [T] int64.
         temperature: > 0.
         transform: of the logits, before the temperature.
+        supports: [T, K] ids of the tokens that top-k and top-p left, each target first, padded with −1: probabilities
+            and entropy are those over them (DeepSeek-V3.2's sampling mask, 2512.02556). None or K = 0: over all V.
 
     Returns:
         logprobs [T] and entropy [T] (nats), float32 whatever the compute type.
     """
+    columns = targets
+    if supports is not None and supports.shape[1] > 0:
+        columns = torch.zeros_like(targets)
+    else:
+        supports = None
     outputs: tuple[Tensor, Tensor] = _HeadLogprobs.apply(
-        hidden, head.weight, head.bias, targets, temperature, transform
+        hidden, head.weight, head.bias, columns, temperature, transform, supports
     )
     return outputs
 
 
 class _HeadLogprobs(torch.autograd.Function):
-    """From hidden states to log-probabilities and entropies, with y the logits after transform and temperature:
+    """From hidden states to log-probabilities and entropies, with y the logits after transform and temperature,
+    of the whole vocabulary or of each token's support, and each target in a column of its own:
 
         logprob = y[target] − logsumexp(y)        ∂logprob/∂y = onehot(target) − p
         entropy = logsumexp(y) − Σ p·y            ∂entropy/∂y = −p·(log p + entropy)
@@ -54,21 +70,23 @@ class _HeadLogprobs(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        targets: Tensor,
+        columns: Tensor,
         temperature: float,
         transform: LogitTransform,
+        supports: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropies, normalisers = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(3))
         for chunk in _chunks(hidden, weight):
-            y = transform(_logits(hidden[chunk], weight, bias)).div_(temperature)
+            support = None if supports is None else supports[chunk]
+            y = _without_padding(transform(_logits(hidden[chunk], weight, bias, support)).div_(temperature), support)
             largest = y.amax(-1, keepdim=True)
             p = (y - largest).exp_()
             total = p.sum(-1)
             normaliser = total.log() + largest.squeeze(-1)
-            logprobs[chunk] = y.gather(-1, targets[chunk, None]).squeeze(-1) - normaliser
+            logprobs[chunk] = y.gather(-1, columns[chunk, None]).squeeze(-1) - normaliser
             entropies[chunk] = normaliser - torch.einsum("tv,tv->t", p, y) / total
             normalisers[chunk] = normaliser
-        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, entropies)
+        ctx.save_for_backward(hidden, weight, bias, columns, normalisers, entropies, supports)
         ctx.temperature, ctx.transform = temperature, transform
         ctx.set_materialize_grads(False)  # the gradient of an output that is not used is None
         return logprobs, entropies
@@ -76,7 +94,7 @@ class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         by_logprob, by_entropy = gradients
-        hidden, weight, bias, targets, normalisers, entropies = ctx.saved_tensors
+        hidden, weight, bias, columns, normalisers, entropies, supports = ctx.saved_tensors
         if by_logprob is None:
             by_logprob = torch.zeros_like(normalisers)
         by_hidden = torch.empty_like(hidden)
@@ -84,17 +102,22 @@ class _HeadLogprobs(torch.autograd.Function):
         by_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         by_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for chunk in _chunks(hidden, weight):
-            transformed = ctx.transform(_logits(hidden[chunk], weight, bias))
+            support = None if supports is None else supports[chunk]
+            transformed = ctx.transform(_logits(hidden[chunk], weight, bias, support))
             slope = ctx.transform.slope(transformed)
             log_p = transformed.div_(ctx.temperature).sub_(normalisers[chunk, None])
+            log_p = _without_padding(log_p, support)
             by_y = log_p.exp()
             if by_entropy is None:
                 by_y.mul_(-by_logprob[chunk, None])
             else:
                 log_p.add_(entropies[chunk, None]).mul_(by_entropy[chunk, None]).add_(by_logprob[chunk, None])
                 by_y.mul_(log_p.neg_())
-            by_y.scatter_add_(-1, targets[chunk, None], by_logprob[chunk, None])
-            by_logits = by_y.mul_(slope).div_(ctx.temperature).to(weight.dtype)
+            by_y.scatter_add_(-1, columns[chunk, None], by_logprob[chunk, None])
+            by_y.mul_(slope).div_(ctx.temperature)
+            if support is not None:
+                by_y = by_y.new_zeros(len(by_y), len(weight)).scatter_add_(-1, _places(support), by_y)
+            by_logits = by_y.to(weight.dtype)
             by_hidden[chunk] = by_logits @ weight
             if by_weight is None:
                 pass
@@ -111,6 +134,7 @@ class _HeadLogprobs(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
@@ -120,6 +144,17 @@ def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, len(hidden), size)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[chunk, V] float32, a tensor of its own."""
-    return nn.functional.linear(hidden, weight, bias).float()
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, support: Tensor | None) -> Tensor:
+    """[chunk, V], or [chunk, K] of the support; float32, a tensor of its own."""
+    logits = nn.functional.linear(hidden, weight, bias)
+    return logits.float() if support is None else logits.gather(-1, _places(support)).float()
+
+
+def _places(support: Tensor) -> Tensor:
+    """[chunk, K] int64 columns of the vocabulary; that of padding is 0."""
+    return support.clamp(min=0).long()
+
+
+def _without_padding(scores: Tensor, support: Tensor | None) -> Tensor:
+    """In place."""
+    return scores if support is None else scores.masked_fill_(support < 0, NEVER)

@@ -61,6 +61,7 @@ class PolicyModel(nn.Module):
         temperature: float,
         segments: Segments | None = None,
         rows: Rows | None = None,
+        supports: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies of T target tokens.
 
@@ -74,6 +75,7 @@ class PolicyModel(nn.Module):
             temperature: divides the logits.
             segments: where packed sequences lie, for a kernel that packs.
             rows: where R rows of at most L tokens lie in the one row of tokens (then N = 1).
+            supports: as in `token_logprobs`.
 
         Returns:
             logprobs [T] and entropy [T] (nats), float32.
@@ -92,7 +94,8 @@ class PolicyModel(nn.Module):
             **kernel_arguments,
         )
         hidden = output.last_hidden_state.flatten(0, 1)[indices]
-        return token_logprobs(hidden, self.hf.get_output_embeddings(), targets, temperature, self.logit_transform)
+        head = self.hf.get_output_embeddings()
+        return token_logprobs(hidden, head, targets, temperature, self.logit_transform, supports)
 
     def hf_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, sharded DTensor) of each parameter; a tied one comes once, as the embedding.

@@ -40,7 +40,13 @@ def batch_metrics(batch: Batch, max_staleness: int) -> Metrics:
     metrics |= _term_metrics(batch) | _data_set_metrics(batch)
     sampled = np.concatenate([group.sampled for group in batch.groups])
     metrics |= _staleness_metrics(token_lags(batch), lengths, sampled, max_staleness)
-    return metrics | _environment_metrics(batch, sampled) | _engine_metrics(batch)
+    return metrics | _support_metrics(batch) | _environment_metrics(batch, sampled) | _engine_metrics(batch)
+
+
+def _support_metrics(batch: Batch) -> Metrics:
+    """Nothing where tokens are sampled from the whole vocabulary."""
+    sizes = np.concatenate([group.support_sizes for group in batch.groups])
+    return {"support/size_mean": _mean(sizes[sizes > 0])} if len(sizes) else {}
 
 
 def _environment_metrics(batch: Batch, sampled: NDArray[np.bool_]) -> Metrics:

@@ -45,6 +45,7 @@ class Forward:
             self.temperature,
             micro_batch.segments,
             micro_batch.rows,
+            micro_batch.actions.supports,
         )
         return outputs
 

@@ -47,6 +47,9 @@ class ActionTokens:
     """[T] float32"""
     weights: Tensor
     """[T] float32: share of the token in the mini-batch's loss; 0 = not trained."""
+    supports: Tensor
+    """[T, K] int32 ids of the tokens that could be sampled, the target first, −1 where there are fewer than K. K = 0:
+    the whole vocabulary."""
 
     @property
     def mask(self) -> Tensor:
@@ -175,6 +178,7 @@ def _mini_batch(
             ids - first,
             advantages[tokens],
             weights.float(),
+            flat.supports[tokens],
         ),
     )
 
@@ -196,6 +200,7 @@ class _Flat(NamedTuple):
     behaviour_logprobs: Tensor
     lags: Tensor
     engines: Tensor
+    supports: Tensor
 
 
 def _flatten(batch: Batch) -> _Flat:
@@ -220,7 +225,20 @@ def _flatten(batch: Batch) -> _Flat:
         behaviour_logprobs=torch.from_numpy(logprobs[sampled]),
         lags=torch.from_numpy(token_lags(batch)),
         engines=torch.from_numpy(engine_ids[group_ids][sequence_ids]),
+        supports=torch.from_numpy(_supports(groups, sampled)),
     )
+
+
+def _supports(groups: Sequence[Group], sampled: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """[T, K] as in `ActionTokens`."""
+    sizes = np.concatenate([group.support_sizes for group in groups])
+    if len(sizes) == 0:
+        return np.zeros((int(sampled.sum()), 0), np.int32)
+    assert len(sizes) == len(sampled), "some groups of a batch were sampled from the whole vocabulary, others were not"
+    sizes = sizes[sampled]
+    supports = np.full((len(sizes), int(sizes.max())), -1, np.int32)
+    supports[np.arange(sizes.max()) < sizes[:, None]] = np.concatenate([group.support_ids for group in groups])
+    return supports
 
 
 def _term_scores(groups: Sequence[Group], weights: Mapping[str, float]) -> Tensor:

@@ -285,7 +285,8 @@ def branch_mask(branches: Tensor) -> Tensor:
 def _idle_micro_batch(layout: Layout) -> MicroBatch:
     zero = torch.zeros(1, dtype=torch.int64)
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool) if layout == "shared" else None
-    actions = ActionTokens(zero, zero.float(), zero, zero, zero, zero.float(), weights=zero.float())
+    whole = torch.zeros(1, 0, dtype=torch.int32)
+    actions = ActionTokens(zero, zero.float(), zero, zero, zero, zero.float(), weights=zero.float(), supports=whole)
     segments = Segments(torch.tensor([0, 1], dtype=torch.int32), 1) if layout == "packed" else None
     rows = Rows(zero, zero) if layout == "shared" else None
     return MicroBatch(zero[None], zero[None], mask, zero, actions, 0, is_idle=True, segments=segments, rows=rows)

@@ -45,7 +45,7 @@ class BatchRequest(Message, frozen=True):
 
 
 class BatchReply(Message, frozen=True):
-    """B groups; four frames a group follow, in order."""
+    """B groups; their frames follow, in order."""
 
     step: int
     headers: list[GroupHeader]

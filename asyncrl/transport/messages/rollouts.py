@@ -13,7 +13,7 @@ from asyncrl.transport.messages.base import Message
 
 
 class GroupHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A group without its arrays, which travel as four raw frames (see `wire.py`).
+    """A group without its arrays, which travel as raw frames (see `wire.py`).
 
     The ledger keeps headers: a field that is added needs a default, with which the headers of older runs are read.
     """
@@ -65,7 +65,7 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LeaseGrant(Message, frozen=True):
-    """A prompt to be sampled by this generator alone, until the deadline. Four frames a kept completion follow."""
+    """A prompt to be sampled by this generator alone, until the deadline. The frames of the kept completions follow."""
 
     lease_id: int
     index: int
@@ -88,7 +88,7 @@ class LeaseGrant(Message, frozen=True):
 
 
 class CompletionDone(Message, frozen=True):
-    """A completion of a group that has not ended yet; four frames follow. Not answered: what is lost, is resampled."""
+    """A completion of a group that has not ended yet; its frames follow. Not answered: what is lost, is resampled."""
 
     lease_id: int
     position: int
@@ -97,7 +97,7 @@ class CompletionDone(Message, frozen=True):
 
 
 class GroupDone(Message, frozen=True):
-    """A finished group; four frames follow. Answered by Ack, once it is durable, which gives the credit back."""
+    """A finished group; its frames follow. Answered by Ack, once it is durable, which gives the credit back."""
 
     lease_id: int
     header: GroupHeader

@@ -23,13 +23,35 @@ NUM_TOKENS, HIDDEN, VOCABULARY = 13, 8, 11
 
 
 def whole(
-    hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float, transform: LogitTransform
+    hidden: Tensor,
+    head: nn.Linear,
+    targets: Tensor,
+    temperature: float,
+    transform: LogitTransform,
+    left: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """`left` [T, V] bool: the tokens that top-k and top-p left."""
     logits = head(hidden)
     if transform.soft_cap is not None:
         logits = torch.tanh(logits / transform.soft_cap) * transform.soft_cap
-    distribution = torch.distributions.Categorical(logits=transform.scale * logits / temperature)
-    return distribution.log_prob(targets), distribution.entropy()
+    logits = transform.scale * logits / temperature
+    if left is None:
+        distribution = torch.distributions.Categorical(logits=logits)
+        return distribution.log_prob(targets), distribution.entropy()
+    each = [torch.distributions.Categorical(logits=row[kept]) for row, kept in zip(logits, left, strict=True)]
+    places = left.cumsum(1).gather(1, targets[:, None])[:, 0] - 1
+    chosen = [one.log_prob(place) for one, place in zip(each, places, strict=True)]
+    return torch.stack(chosen), torch.stack([one.entropy() for one in each])
+
+
+def supports_of(left: Tensor, targets: Tensor) -> Tensor:
+    """[T, K] as the head takes them."""
+    rows = [
+        [target, *(token for token in row.nonzero()[:, 0].tolist() if token != target)]
+        for row, target in zip(left, targets.tolist(), strict=True)
+    ]
+    most = max(map(len, rows))
+    return torch.tensor([row + [-1] * (most - len(row)) for row in rows], dtype=torch.int32)
 
 
 def tensors(seed: int, dtype: torch.dtype, *, bias: bool) -> tuple[Tensor, nn.Linear, Tensor, Tensor]:
@@ -47,18 +69,23 @@ def tensors(seed: int, dtype: torch.dtype, *, bias: bool) -> tuple[Tensor, nn.Li
     st.booleans(),
     st.sampled_from([1, 4, 13, 1000]),
     st.sampled_from(["logprob", "entropy", "both"]),
+    st.booleans(),
 )
-def test_outputs_and_gradients_equal_the_whole_logits_in_chunks_of_any_size(
-    seed: int, transform: LogitTransform, temperature: float, bias: bool, tokens_a_chunk: int, used: str
+def test_outputs_and_gradients_equal_the_whole_logits_in_chunks_of_any_size_and_over_the_tokens_that_top_k_left(
+    seed: int, transform: LogitTransform, temperature: float, bias: bool, tokens_a_chunk: int, used: str, is_cut: bool
 ) -> None:
     hidden, head, targets, weights = tensors(seed, torch.float32, bias=bias)
+    left, supports = None, None
+    if is_cut:
+        left = (torch.rand(NUM_TOKENS, VOCABULARY) < 0.4).scatter(1, targets[:, None], True)
+        supports = supports_of(left, targets)
     exact_hidden, exact_head, _, _ = tensors(seed, torch.float64, bias=bias)
     exact_head.load_state_dict(head.state_dict())
     exact_hidden.data.copy_(hidden.data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logit_chunks, "CPU_CHUNK_BYTES", BYTES_PER_LOGIT * VOCABULARY * tokens_a_chunk)
-        outputs = token_logprobs(hidden, head, targets, temperature, transform)
-        expected = whole(exact_hidden, exact_head, targets, temperature, transform)
+        outputs = token_logprobs(hidden, head, targets, temperature, transform, supports)
+        expected = whole(exact_hidden, exact_head, targets, temperature, transform, left)
         for values in (outputs, expected):
             parts = weights.to(values[0].dtype) * torch.stack(values)
             {"logprob": parts[0], "entropy": parts[1], "both": parts}[used].sum().backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -92,6 +93,27 @@ def test_what_stands_at_an_environments_tokens_changes_nothing_that_is_trained(s
     for name in ("targets", "behaviour_logprobs", "lags", "segment_ids", "advantages", "weights"):
         assert torch.equal(getattr(plain.actions, name), getattr(other.actions, name))
     assert batch_metrics(batch, 2) == batch_metrics(spoilt, 2)
+
+
+@given(st.integers(0, 10**6))
+def test_what_a_token_was_sampled_from_follows_it_to_its_mini_batch(seed: int) -> None:
+    batch = episodes(seed)
+    batch = over_the_wire(replace(batch, groups=[with_supports(group) for group in batch.groups]))
+    for mini_batch in mini_batches(batch, AlgorithmConfig(), 9, 2, 8):
+        micro_batch = build_micro_batch(mini_batch, [[len(mini_batch.prompts) - 1], [0]], "packed")
+        for actions in (mini_batch.actions, micro_batch.actions):
+            for target, support in zip(actions.targets.tolist(), actions.supports.tolist(), strict=True):
+                assert support[0] == target
+                assert [token for token in support if token >= 0] == [target, *range(1, 1 + target % 4)]
+
+
+def with_supports(group: Group) -> Group:
+    sets = [
+        [token, *range(1, 1 + token % 4)] if is_sampled else []
+        for token, is_sampled in zip(group.tokens.tolist(), group.sampled, strict=True)
+    ]
+    sizes = np.asarray([len(tokens) for tokens in sets], np.int32)
+    return replace(group, support_ids=np.fromiter(chain(*sets), np.int32), support_sizes=sizes)
 
 
 def spoil(group: Group) -> Group:

@@ -27,7 +27,8 @@ def tokens() -> tuple[ActionTokens, dict[str, torch.Tensor]]:
     engines = (lags == 0).cumsum(0) % 2  # by turns, so that each has some
     weights = torch.from_numpy((rng.random(NUM_TOKENS) < 0.8).astype(np.float32))
     stats = {name: torch.from_numpy(rng.uniform(0.1, 3, NUM_TOKENS)) for name in ("ratio", "clip_fraction")}
-    return ActionTokens(zeros.long(), zeros, lags, engines, zeros.long(), zeros, weights), stats
+    whole = torch.zeros(NUM_TOKENS, 0, dtype=torch.int32)
+    return ActionTokens(zeros.long(), zeros, lags, engines, zeros.long(), zeros, weights, whole), stats
 
 
 def reduced(mesh: DeviceMesh) -> Metrics:
