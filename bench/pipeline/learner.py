@@ -11,7 +11,9 @@ a group's prompt once. The first two steps are not counted.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,11 +21,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.distributed.device_mesh import init_device_mesh
 
+from asyncrl.cluster.environment import environment
 from asyncrl.config.load import load
 from asyncrl.config.schema import Config
 from asyncrl.data.arithmetic import arithmetic_rows
@@ -46,12 +48,19 @@ KINDS: dict[str, Lengths] = {
 }
 
 
+def as_a_learner() -> None:
+    """Begins anew where the process has not the environment of a run's learner: glibc reads it at the start."""
+    variables = environment("learner", "cpu", load("configs/quickstart.yaml", ["learner.num_threads=1"]))
+    if any(os.environ.get(name) != value for name, value in variables.items()):
+        os.execve(sys.executable, sys.orig_argv, os.environ | variables)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="CPU seconds of a learner step by layout.")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="writes each figure as a row")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    as_a_learner()
     with tempfile.TemporaryDirectory() as folder:
         store = f"file://{folder}/rendezvous"
         dist.init_process_group("gloo", init_method=store, rank=0, world_size=1, timeout=timedelta(seconds=60))

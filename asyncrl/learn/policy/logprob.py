@@ -1,10 +1,13 @@
 """Log-probabilities and entropies of chosen tokens without ever holding all logits.
 
-Legend: T tokens, H hidden size, V vocabulary size, K the most tokens that one could be sampled from.
+Legend: T tokens, H hidden size, V vocabulary size, K the most tokens that one could be sampled from; t tokens and v
+columns of the vocabulary in one chunk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +15,9 @@ from torch import Tensor, nn
 
 from asyncrl import devices
 from asyncrl.config.logit_transform import LogitTransform
-from asyncrl.learn.policy.logit_chunks import BYTES_PER_LOGIT, chunk_bytes
-
-NEVER = -1e30
-"""The logit of a token that is not there; with −∞, 0 · logit would be NaN."""
+from asyncrl.learn.policy.logit_chunks import chunk_shape
+from asyncrl.learn.policy.score_gradient import add_product, by_scores, times
+from asyncrl.learn.policy.support_logprob import SupportLogprobs
 
 
 def token_logprobs(
@@ -43,25 +45,24 @@ def token_logprobs(
     Returns:
         logprobs [T] and entropy [T] (nats), float32 whatever the compute type.
     """
-    columns = targets
+    scaled = replace(transform, scale=transform.scale / temperature)
+    outputs: tuple[Tensor, Tensor]
     if supports is not None and supports.shape[1] > 0:
-        columns = torch.zeros_like(targets)
+        outputs = SupportLogprobs.apply(hidden, head.weight, head.bias, supports, scaled)
     else:
-        supports = None
-    outputs: tuple[Tensor, Tensor] = _HeadLogprobs.apply(
-        hidden, head.weight, head.bias, columns, temperature, transform, supports
-    )
+        outputs = _HeadLogprobs.apply(hidden, head.weight, head.bias, targets, scaled)
     return outputs
 
 
 class _HeadLogprobs(torch.autograd.Function):
-    """From hidden states to log-probabilities and entropies, with y the logits after transform and temperature,
-    of the whole vocabulary or of each token's support, and each target in a column of its own:
+    """From hidden states to log-probabilities and entropies, with y the transformed logits:
 
-        logprob = y[target] − logsumexp(y)        ∂logprob/∂y = onehot(target) − p
-        entropy = logsumexp(y) − Σ p·y            ∂entropy/∂y = −p·(log p + entropy)
+        logprob = y[target] − logsumexp(y)
+        entropy = logsumexp(y) − Σ p·y
 
-    The head's gradient adds up over the chunks in float32 and is rounded once more, to the type of its weight.
+    The sums over the vocabulary go on from chunk to chunk, relative to the largest logit so far, as in online softmax
+    (1805.02867). Logits lie as [v, t]: the products are faster so, and the sums over v as well. All tokens meet a part
+    of the head before its next, so that this part's gradient adds up in float32 and is rounded once.
     """
 
     @staticmethod
@@ -70,91 +71,84 @@ class _HeadLogprobs(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        columns: Tensor,
-        temperature: float,
+        targets: Tensor,
         transform: LogitTransform,
-        supports: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        logprobs, entropies, normalisers = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(3))
-        for chunk in _chunks(hidden, weight):
-            support = None if supports is None else supports[chunk]
-            y = _without_padding(transform(_logits(hidden[chunk], weight, bias, support)).div_(temperature), support)
-            largest = y.amax(-1, keepdim=True)
-            p = (y - largest).exp_()
-            total = p.sum(-1)
-            normaliser = total.log() + largest.squeeze(-1)
-            logprobs[chunk] = y.gather(-1, columns[chunk, None]).squeeze(-1) - normaliser
-            entropies[chunk] = normaliser - torch.einsum("tv,tv->t", p, y) / total
-            normalisers[chunk] = normaliser
-        ctx.save_for_backward(hidden, weight, bias, columns, normalisers, entropies, supports)
-        ctx.temperature, ctx.transform = temperature, transform
+        total, weighted, chosen = hidden.new_zeros(3, len(hidden), dtype=torch.float32)
+        largest = torch.full_like(total, -torch.inf)
+        for columns in _columns(hidden, weight):
+            for tokens in _tokens(hidden):
+                y = transform(_logits(hidden[tokens], weight, bias, columns))
+                rows, is_here = _rows(targets[tokens], columns)
+                chosen[tokens] += y.gather(0, rows[None])[0] * is_here
+                above = torch.maximum(largest[tokens], y.amax(0))
+                p, shrunk = (y - above).exp_(), (largest[tokens] - above).exp_()
+                total[tokens] = total[tokens] * shrunk + p.sum(0)
+                weighted[tokens] = weighted[tokens] * shrunk + p.mul_(y).sum(0)
+                largest[tokens] = above
+        normalisers = total.log() + largest
+        logprobs, entropies = chosen - normalisers, normalisers - weighted / total
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, entropies)
+        ctx.transform = transform
         ctx.set_materialize_grads(False)  # the gradient of an output that is not used is None
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         by_logprob, by_entropy = gradients
-        hidden, weight, bias, columns, normalisers, entropies, supports = ctx.saved_tensors
+        hidden, weight, bias, targets, normalisers, entropies = ctx.saved_tensors
         if by_logprob is None:
             by_logprob = torch.zeros_like(normalisers)
-        by_hidden = torch.empty_like(hidden)
+        by_hidden = torch.zeros_like(hidden, dtype=torch.float32)
         needs_weight, needs_bias = ctx.needs_input_grad[1:3]  # a frozen head's are not computed
-        by_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        by_weight = torch.empty_like(weight) if needs_weight else None
         by_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
-        for chunk in _chunks(hidden, weight):
-            support = None if supports is None else supports[chunk]
-            transformed = ctx.transform(_logits(hidden[chunk], weight, bias, support))
-            slope = ctx.transform.slope(transformed)
-            log_p = transformed.div_(ctx.temperature).sub_(normalisers[chunk, None])
-            log_p = _without_padding(log_p, support)
-            by_y = log_p.exp()
-            if by_entropy is None:
-                by_y.mul_(-by_logprob[chunk, None])
-            else:
-                log_p.add_(entropies[chunk, None]).mul_(by_entropy[chunk, None]).add_(by_logprob[chunk, None])
-                by_y.mul_(log_p.neg_())
-            by_y.scatter_add_(-1, columns[chunk, None], by_logprob[chunk, None])
-            by_y.mul_(slope).div_(ctx.temperature)
-            if support is not None:
-                by_y = by_y.new_zeros(len(by_y), len(weight)).scatter_add_(-1, _places(support), by_y)
-            by_logits = by_y.to(weight.dtype)
-            by_hidden[chunk] = by_logits @ weight
-            if by_weight is None:
-                pass
-            elif by_logits.dtype == torch.float32:
-                by_weight.addmm_(by_logits.T, hidden[chunk])
-            else:
-                by_weight += by_logits.T @ hidden[chunk]
-            if by_bias is not None:
-                by_bias += by_logits.sum(0, dtype=torch.float32)
+        for columns in _columns(hidden, weight):
+            by_columns = torch.zeros_like(weight[columns], dtype=torch.float32) if needs_weight else None
+            for tokens in _tokens(hidden):
+                y = ctx.transform(_logits(hidden[tokens], weight, bias, columns))
+                slope = ctx.transform.slope(y)
+                log_p = y.sub_(normalisers[tokens])
+                by_entropy_here = None if by_entropy is None else by_entropy[tokens]
+                by_y = by_scores(log_p, entropies[tokens], by_logprob[tokens], by_entropy_here)
+                rows, is_here = _rows(targets[tokens], columns)
+                by_y.scatter_add_(0, rows[None], (by_logprob[tokens] * is_here)[None])
+                by_logits = times(by_y, slope).to(weight.dtype)
+                add_product(by_hidden[tokens], by_logits.T, weight[columns])
+                if by_columns is not None:
+                    add_product(by_columns, by_logits, hidden[tokens])
+                if by_bias is not None:
+                    by_bias[columns] += by_logits.sum(1, dtype=torch.float32)
+            if by_weight is not None and by_columns is not None:
+                by_weight[columns] = by_columns
         return (
-            by_hidden,
-            None if by_weight is None else by_weight.to(weight.dtype),
+            by_hidden.to(hidden.dtype),
+            by_weight,
             None if by_bias is None else by_bias.to(bias.dtype),
-            None,
-            None,
             None,
             None,
         )
 
 
-def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    """Of the T tokens, each with at most `chunk_bytes` of logits."""
-    size = max(1, chunk_bytes(devices.memory_bytes(hidden.device)) // (BYTES_PER_LOGIT * len(weight)))
-    return [slice(start, start + size) for start in range(0, len(hidden), size)]
+def _columns(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
+    """Parts of the vocabulary."""
+    size = chunk_shape(len(hidden), devices.memory_bytes(hidden.device))[1]
+    return (slice(start, min(start + size, len(weight))) for start in range(0, len(weight), size))
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, support: Tensor | None) -> Tensor:
-    """[chunk, V], or [chunk, K] of the support; float32, a tensor of its own."""
-    logits = nn.functional.linear(hidden, weight, bias)
-    return logits.float() if support is None else logits.gather(-1, _places(support)).float()
+def _tokens(hidden: Tensor) -> Iterator[slice]:
+    size = chunk_shape(len(hidden), devices.memory_bytes(hidden.device))[0]
+    return (slice(start, start + size) for start in range(0, len(hidden), size))
 
 
-def _places(support: Tensor) -> Tensor:
-    """[chunk, K] int64 columns of the vocabulary; that of padding is 0."""
-    return support.clamp(min=0).long()
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: slice) -> Tensor:
+    """[v, t] float32, a tensor of its own."""
+    logits = weight[columns] @ hidden.T
+    return logits.float() if bias is None else logits.add_(bias[columns, None]).float()
 
 
-def _without_padding(scores: Tensor, support: Tensor | None) -> Tensor:
-    """In place."""
-    return scores if support is None else scores.masked_fill_(support < 0, NEVER)
+def _rows(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """[t] the row of each target among these columns, and whether it is there."""
+    rows = targets - columns.start
+    is_here = (rows >= 0) & (targets < columns.stop)
+    return rows.where(is_here, 0), is_here

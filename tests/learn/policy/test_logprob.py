@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import asyncrl.learn.policy.logit_chunks as logit_chunks
 from asyncrl.config.logit_transform import LogitTransform
-from asyncrl.learn.policy.logit_chunks import BYTES_PER_LOGIT
 from asyncrl.learn.policy.logprob import token_logprobs
 
 TRANSFORMS = [
@@ -67,12 +66,18 @@ def tensors(seed: int, dtype: torch.dtype, *, bias: bool) -> tuple[Tensor, nn.Li
     st.sampled_from(TRANSFORMS),
     st.sampled_from([0.5, 1.0]),
     st.booleans(),
-    st.sampled_from([1, 4, 13, 1000]),
+    st.sampled_from([(1, 11), (4, 3), (13, 1), (5, 11), (1000, 1000)]),
     st.sampled_from(["logprob", "entropy", "both"]),
     st.booleans(),
 )
 def test_outputs_and_gradients_equal_the_whole_logits_in_chunks_of_any_size_and_over_the_tokens_that_top_k_left(
-    seed: int, transform: LogitTransform, temperature: float, bias: bool, tokens_a_chunk: int, used: str, is_cut: bool
+    seed: int,
+    transform: LogitTransform,
+    temperature: float,
+    bias: bool,
+    chunk: tuple[int, int],
+    used: str,
+    is_cut: bool,
 ) -> None:
     hidden, head, targets, weights = tensors(seed, torch.float32, bias=bias)
     left, supports = None, None
@@ -83,7 +88,9 @@ def test_outputs_and_gradients_equal_the_whole_logits_in_chunks_of_any_size_and_
     exact_head.load_state_dict(head.state_dict())
     exact_hidden.data.copy_(hidden.data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logit_chunks, "CPU_CHUNK_BYTES", BYTES_PER_LOGIT * VOCABULARY * tokens_a_chunk)
+        for name, value in zip(("CPU_CHUNK_TOKENS", "LEAST_COLUMNS"), chunk, strict=True):
+            patch.setattr(logit_chunks, name, value)
+        patch.setattr(logit_chunks, "CPU_CHUNK_BYTES", 1)
         outputs = token_logprobs(hidden, head, targets, temperature, transform, supports)
         expected = whole(exact_hidden, exact_head, targets, temperature, transform, left)
         for values in (outputs, expected):
@@ -110,7 +117,7 @@ def test_a_tied_weight_gets_the_gradient_of_both_of_its_uses() -> None:
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
 
 
-def head_gradient_error(tokens_a_chunk: int) -> float:
+def head_gradient_error(chunk_tokens: int) -> float:
     """Of a bfloat16 head, relative to float64 on the same values."""
     torch.manual_seed(0)
     hidden, targets = torch.randn(600, 64).bfloat16(), torch.randint(32, (600,))
@@ -118,7 +125,7 @@ def head_gradient_error(tokens_a_chunk: int) -> float:
     exact = nn.Linear(64, 32, bias=False).double()
     exact.load_state_dict(head.state_dict())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logit_chunks, "CPU_CHUNK_BYTES", BYTES_PER_LOGIT * 32 * tokens_a_chunk)
+        patch.setattr(logit_chunks, "CPU_CHUNK_TOKENS", chunk_tokens)
         token_logprobs(hidden, head, targets, 1.0, LogitTransform())[0].sum().backward()
     whole(hidden.double(), exact, targets, 1.0, LogitTransform())[0].sum().backward()
     assert head.weight.grad is not None
