@@ -187,8 +187,8 @@ def _activations(config: Config, shape: ModelShape, compute_bytes: int) -> Item:
 
 def _logits(config: Config, shape: ModelShape, gpu_bytes: int | None) -> Item:
     all_logits = BYTES_PER_LOGIT * config.learner.micro_batch_tokens * shape.vocab_size
-    formula = "12·T·V, at most 2²⁸" if gpu_bytes is None else "12·T·V, at most 1/64 of the GPU"
-    return Item("logits of one chunk, float32", min(chunk_bytes(gpu_bytes), all_logits), formula)
+    most = "2²³" if gpu_bytes is None else "1/64 of the GPU"
+    return Item("logits of one chunk, float32", min(chunk_bytes(gpu_bytes), all_logits), f"12·T·V, at most {most}")
 
 
 def _two_buckets(name: str, config: Config, shape: ModelShape, topology: Topology, compute_bytes: int) -> Item:
@@ -288,7 +288,10 @@ def published_bytes(
 
 def _replay(config: Config) -> Estimate:
     num_groups = (config.replay.max_staleness + 1) * config.learner.batch_size
-    completions = BYTES_PER_SAMPLED_TOKEN * config.algorithm.group_size * config.generator.max_tokens
+    bytes_per_token, formula = BYTES_PER_SAMPLED_TOKEN, "(η+1)·B·(12·G·max_tokens + 4·max_prompt_tokens)"
+    if (top_k := config.generator.top_k) > 0:
+        bytes_per_token += 4 + 4 * top_k
+        formula = formula.replace("12·", "(16 + 4·top_k)·")
+    completions = bytes_per_token * config.algorithm.group_size * config.generator.max_tokens
     num_bytes = num_groups * (completions + 4 * config.data.max_prompt_tokens)
-    formula = "(η+1)·B·(12·G·max_tokens + 4·max_prompt_tokens)"
     return Estimate("replay", [Item(f"{num_groups:,} groups at most", num_bytes, formula)])

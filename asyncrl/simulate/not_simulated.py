@@ -20,6 +20,7 @@ KEYS = {
     "learner.offload_reference": "copies between CPU and GPU",
     "learner.num_threads": "more threads than one",
     "generator.engine": "the engine's own speed",
+    "generator.top_k": "what the tokens that are left cost on their way to the learner, and spare its output head",
     "generator.enforce_eager": "the cost of decoding without CUDA graphs",
     "publish.kv_cache": "caches that are computed anew at a publish",
     "publish.staged": "whether generation stands still while weights travel",

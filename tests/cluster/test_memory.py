@@ -214,6 +214,8 @@ def test_replay_holds_the_groups_that_the_bound_admits(qwen3_8b: ModelShape) -> 
     config.replay.max_staleness, config.learner.batch_size, config.algorithm.group_size = 3, 10, 4
     config.generator.max_tokens, config.data.max_prompt_tokens = 100, 50
     assert estimates(config, qwen3_8b)["replay, host"].num_bytes == 40 * (4 * 100 * 12 + 50 * 4)
+    config.generator.top_k = 20  # each token brings 20 ids and their number
+    assert estimates(config, qwen3_8b)["replay, host"].num_bytes == 40 * (4 * 100 * (12 + 84) + 50 * 4)
 
 
 def test_a_second_copy_goes_to_gpu_memory_where_it_takes_little_of_the_kv_cache(qwen3_8b: ModelShape) -> None:
