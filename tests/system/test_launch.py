@@ -148,24 +148,22 @@ def test_generators_join_and_leave_a_live_run(start: Callable[..., Launched], ca
     assert_exact(run, len(run.rows()))
 
 
-@pytest.mark.parametrize(
-    ("trained", "keys"),
-    [("weights", (STAND_IN,)), ("adapter_under_top_p", ("lora.rank=8", "generator.top_k=8", "generator.top_p=0.9"))],
-)
 def test_at_staleness_0_a_run_that_was_killed_and_resumed_is_bit_for_bit_the_run_that_was_not(
-    start: Callable[..., Launched], trained: str, keys: tuple[str, ...]
+    start: Callable[..., Launched],
 ) -> None:
-    settings = ("run.eval_every=0", "run.save_every=8", "replay.max_staleness=0", "run.stop_timeout_s=5", *keys)
-    cut = start(f"cut_{trained}", *quick(10_000, *settings), "run.heartbeat_timeout_s=5")
+    """An adapter under top-k and top-p; that all weights are restored to the bit: tests/learn/test_checkpoint.py."""
+    sampling = ("generator.top_k=8", "generator.top_p=0.9", "replay.max_staleness=0")
+    settings = ("run.eval_every=0", "run.save_every=8", "run.stop_timeout_s=5", "lora.rank=8", *sampling)
+    cut = start("cut", *quick(10_000, *settings), "run.heartbeat_timeout_s=5")
     cut.wait_for_step(11)
     saved = freeze_behind_a_checkpoint(cut)
     for process in [psutil.Process(cut.process.pid), *role_processes(cut)]:
         process.kill()
     heartbeats = "run.heartbeat_timeout_s=60"  # a busy machine may stand still for longer than the frozen run's 5 s
-    resumed = start(f"cut_{trained}", "--resume", str(cut.run_dir), f"run.steps={saved + 10}", heartbeats)
+    resumed = start("cut", "--resume", str(cut.run_dir), f"run.steps={saved + 10}", heartbeats)
     assert resumed.wait() == 0, resumed.output
     assert f"going over the steps {saved + 1} to " in resumed.output
-    whole = start(f"whole_{trained}", *quick(saved + 10, *settings))
+    whole = start("whole", *quick(saved + 10, *settings))
     assert whole.wait() == 0, whole.output
     for key in ("loss/total", "optim/grad_norm", "reward/mean", "policy/entropy", "batch/prompts_crc32"):
         assert [row[key] for row in resumed.rows()] == [row[key] for row in whole.rows()], key

@@ -91,6 +91,8 @@ def own_micro_batches(
         budget: tokens of one micro-batch, padding included.
     """
     rows = rows_of(mini_batch, sequences, layout, num_ranks, hidden_size, budget)
+    if layout == "shared" and all(len(row) == 1 for row in rows):
+        layout = "padded"  # moving tokens to rows and a mask cost more than rows that are padded to what is alike
     lengths = [num_tokens_of(mini_batch, row) for row in rows]
     costs = [cost_of(length, hidden_size) for length in lengths]
     own = plan_micro_batches(lengths, costs, num_ranks, budget, layout)[rank]

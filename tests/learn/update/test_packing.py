@@ -20,6 +20,7 @@ from asyncrl.learn.update.packing import (
     build_micro_batch,
     cost_of,
     num_tokens_of,
+    own_micro_batches,
     plan_micro_batches,
     rows_of,
 )
@@ -233,3 +234,11 @@ def test_each_data_set_of_a_mixture_has_figures_of_its_own() -> None:
     assert metrics["data/sums/accuracy"] == pytest.approx(1 / 3)
     assert metrics["data/products/fraction"] == pytest.approx(1 - 1 / len(groups))
     assert not any(name.startswith("data/") for name in batch_metrics(batch, max_staleness=2))
+
+
+def test_rows_are_padded_where_no_completions_share_one_and_share_where_any_do() -> None:
+    (mini_batch,) = mini_batches(random_batch(0, num_groups=2), AlgorithmConfig(), 9, 2, 8)
+    for budget, is_padded in ((1, True), (10_000, False)):
+        micro_batches = list(own_micro_batches(mini_batch, range(8), "shared", 64, budget, 0, 1))
+        assert [micro_batch.rows is None for micro_batch in micro_batches] == [is_padded] * len(micro_batches)
+        assert sum(len(micro_batch.actions.targets) for micro_batch in micro_batches) == len(mini_batch.actions.targets)
