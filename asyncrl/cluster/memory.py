@@ -288,10 +288,10 @@ def published_bytes(
 
 def _replay(config: Config) -> Estimate:
     num_groups = (config.replay.max_staleness + 1) * config.learner.batch_size
-    bytes_per_token, formula = BYTES_PER_SAMPLED_TOKEN, "(η+1)·B·(12·G·max_tokens + 4·max_prompt_tokens)"
+    bytes_per_token, per_token = BYTES_PER_SAMPLED_TOKEN, "12"
     if (top_k := config.generator.top_k) > 0:
-        bytes_per_token += 4 + 4 * top_k
-        formula = formula.replace("12·", "(16 + 4·top_k)·")
+        bytes_per_token, per_token = bytes_per_token + 4 + 4 * top_k, "(16 + 4·top_k)"
     completions = bytes_per_token * config.algorithm.group_size * config.generator.max_tokens
     num_bytes = num_groups * (completions + 4 * config.data.max_prompt_tokens)
+    formula = f"(η+1)·B·({per_token}·G·max_tokens + 4·max_prompt_tokens)"
     return Estimate("replay", [Item(f"{num_groups:,} groups at most", num_bytes, formula)])

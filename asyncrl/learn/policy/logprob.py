@@ -6,7 +6,6 @@ columns of the vocabulary in one chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from asyncrl import devices
 from asyncrl.config.logit_transform import LogitTransform
 from asyncrl.learn.policy.logit_chunks import chunk_shape
-from asyncrl.learn.policy.score_gradient import add_product, by_scores, times
+from asyncrl.learn.policy.score_gradient import add_product, by_logits, keep_for_backward, of_tokens
 from asyncrl.learn.policy.support_logprob import SupportLogprobs
 
 
@@ -76,8 +75,9 @@ class _HeadLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         total, weighted, chosen = hidden.new_zeros(3, len(hidden), dtype=torch.float32)
         largest = torch.full_like(total, -torch.inf)
-        for columns in _columns(hidden, weight):
-            for tokens in _tokens(hidden):
+        parts, chunks = _parts_and_chunks(hidden, weight)
+        for columns in parts:
+            for tokens in chunks:
                 y = transform(_logits(hidden[tokens], weight, bias, columns))
                 rows, is_here = _rows(targets[tokens], columns)
                 chosen[tokens] += y.gather(0, rows[None])[0] * is_here
@@ -88,37 +88,32 @@ class _HeadLogprobs(torch.autograd.Function):
                 largest[tokens] = above
         normalisers = total.log() + largest
         logprobs, entropies = chosen - normalisers, normalisers - weighted / total
-        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, entropies)
+        keep_for_backward(ctx, hidden, weight, bias, targets, normalisers, entropies)
         ctx.transform = transform
-        ctx.set_materialize_grads(False)  # the gradient of an output that is not used is None
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        by_logprob, by_entropy = gradients
         hidden, weight, bias, targets, normalisers, entropies = ctx.saved_tensors
-        if by_logprob is None:
-            by_logprob = torch.zeros_like(normalisers)
+        known = of_tokens(normalisers, entropies, gradients)
         by_hidden = torch.zeros_like(hidden, dtype=torch.float32)
         needs_weight, needs_bias = ctx.needs_input_grad[1:3]  # a frozen head's are not computed
         by_weight = torch.empty_like(weight) if needs_weight else None
         by_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
-        for columns in _columns(hidden, weight):
+        parts, chunks = _parts_and_chunks(hidden, weight)
+        for columns in parts:
             by_columns = torch.zeros_like(weight[columns], dtype=torch.float32) if needs_weight else None
-            for tokens in _tokens(hidden):
+            for tokens in chunks:
                 y = ctx.transform(_logits(hidden[tokens], weight, bias, columns))
                 slope = ctx.transform.slope(y)
                 log_p = y.sub_(normalisers[tokens])
-                by_entropy_here = None if by_entropy is None else by_entropy[tokens]
-                by_y = by_scores(log_p, entropies[tokens], by_logprob[tokens], by_entropy_here)
                 rows, is_here = _rows(targets[tokens], columns)
-                by_y.scatter_add_(0, rows[None], (by_logprob[tokens] * is_here)[None])
-                by_logits = times(by_y, slope).to(weight.dtype)
-                add_product(by_hidden[tokens], by_logits.T, weight[columns])
+                by_part = by_logits(log_p, slope, known.at(tokens), rows, is_here).to(weight.dtype)
+                add_product(by_hidden[tokens], by_part.T, weight[columns])
                 if by_columns is not None:
-                    add_product(by_columns, by_logits, hidden[tokens])
+                    add_product(by_columns, by_part, hidden[tokens])
                 if by_bias is not None:
-                    by_bias[columns] += by_logits.sum(1, dtype=torch.float32)
+                    by_bias[columns] += by_part.sum(1, dtype=torch.float32)
             if by_weight is not None and by_columns is not None:
                 by_weight[columns] = by_columns
         return (
@@ -130,15 +125,11 @@ class _HeadLogprobs(torch.autograd.Function):
         )
 
 
-def _columns(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Parts of the vocabulary."""
-    size = chunk_shape(len(hidden), devices.memory_bytes(hidden.device))[1]
-    return (slice(start, min(start + size, len(weight))) for start in range(0, len(weight), size))
-
-
-def _tokens(hidden: Tensor) -> Iterator[slice]:
-    size = chunk_shape(len(hidden), devices.memory_bytes(hidden.device))[0]
-    return (slice(start, start + size) for start in range(0, len(hidden), size))
+def _parts_and_chunks(hidden: Tensor, weight: Tensor) -> tuple[list[slice], list[slice]]:
+    """Of the vocabulary, and of the tokens."""
+    tokens, columns = chunk_shape(len(hidden), devices.memory_bytes(hidden.device))
+    parts = [slice(start, min(start + columns, len(weight))) for start in range(0, len(weight), columns)]
+    return parts, [slice(start, start + tokens) for start in range(0, len(hidden), tokens)]
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: slice) -> Tensor:

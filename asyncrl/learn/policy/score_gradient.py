@@ -7,28 +7,56 @@ Legend: scores lie as [v, t], v of the tokens that could be sampled by t tokens 
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 
-def by_scores(log_p: Tensor, entropies: Tensor, by_logprob: Tensor, by_entropy: Tensor | None) -> Tensor:
-    """[v, t] the gradient by each score, without the target's onehot.
+class OfTokens(NamedTuple):
+    """What a backward pass knows of t tokens, [t] each."""
+
+    normalisers: Tensor
+    entropies: Tensor
+    by_logprob: Tensor
+    by_entropy: Tensor | None
+    """None = of the entropies nothing is asked."""
+
+    def at(self, tokens: slice) -> OfTokens:
+        """Some of them."""
+        return OfTokens(*(None if values is None else values[tokens] for values in self))  # type: ignore[arg-type]
+
+
+def keep_for_backward(ctx: Any, *tensors: Tensor | None) -> None:
+    """In this order they are `ctx.saved_tensors`."""
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)  # the gradient of an output that is not used is None
+
+
+def of_tokens(normalisers: Tensor, entropies: Tensor, gradients: tuple[Tensor | None, ...]) -> OfTokens:
+    """`gradients` are those by logprobs and by entropies."""
+    by_logprob, by_entropy = gradients
+    return OfTokens(
+        normalisers, entropies, torch.zeros_like(normalisers) if by_logprob is None else by_logprob, by_entropy
+    )
+
+
+def by_logits(log_p: Tensor, slope: Tensor | float, known: OfTokens, rows: Tensor, is_here: Tensor | bool) -> Tensor:
+    """[v, t] the gradient by each logit.
 
     Args:
         log_p: [v, t]; overwritten.
-        entropies: [t]
-        by_logprob: [t]
-        by_entropy: [t]; None = of the entropies nothing is asked.
+        slope: of each score by its logit, [v, t] or the same for all.
+        rows: [t] that of each target.
+        is_here: [t] whether the target is among these v.
     """
-    if by_entropy is None:
-        return log_p.exp_().mul_(-by_logprob)
-    p = log_p.exp()
-    return p.mul_(log_p.add_(entropies).mul_(by_entropy).add_(by_logprob).neg_())
-
-
-def times(scores: Tensor, slope: Tensor | float) -> Tensor:
-    """In place."""
-    return scores.mul_(slope) if isinstance(slope, Tensor) or slope != 1 else scores
+    if known.by_entropy is None:
+        by_y = log_p.exp_().mul_(-known.by_logprob)
+    else:
+        p = log_p.exp()
+        by_y = p.mul_(log_p.add_(known.entropies).mul_(known.by_entropy).add_(known.by_logprob).neg_())
+    by_y.scatter_add_(0, rows[None], (known.by_logprob * is_here)[None])
+    return by_y.mul_(slope) if isinstance(slope, Tensor) or slope != 1 else by_y
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from asyncrl import devices
 from asyncrl.config.logit_transform import LogitTransform
 from asyncrl.learn.policy.logit_chunks import chunk_bytes
-from asyncrl.learn.policy.score_gradient import by_scores, times
+from asyncrl.learn.policy.score_gradient import by_logits, keep_for_backward, of_tokens
 
 NEVER = -1e30
 """The score of a token that is not there; with −∞, 0 · score would be NaN."""
@@ -40,17 +40,15 @@ class SupportLogprobs(torch.autograd.Function):
             log_p = y - normalisers[tokens]
             logprobs[tokens] = log_p[0]
             entropies[tokens] = -(log_p.exp() * log_p).sum(0)
-        ctx.save_for_backward(hidden, weight, bias, supports, normalisers, entropies)
+        keep_for_backward(ctx, hidden, weight, bias, supports, normalisers, entropies)
         ctx.transform = transform
-        ctx.set_materialize_grads(False)
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        by_logprob, by_entropy = gradients
         hidden, weight, bias, supports, normalisers, entropies = ctx.saved_tensors
-        if by_logprob is None:
-            by_logprob = torch.zeros_like(normalisers)
+        known = of_tokens(normalisers, entropies, gradients)
+        targets_row = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
         by_hidden = torch.empty_like(hidden)
         needs_weight, needs_bias = ctx.needs_input_grad[1:3]
         by_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
@@ -60,17 +58,14 @@ class SupportLogprobs(torch.autograd.Function):
             y = ctx.transform(y)
             slope = ctx.transform.slope(y)
             log_p = _without_padding(y.sub_(normalisers[tokens]), supports[tokens])
-            by_entropy_here = None if by_entropy is None else by_entropy[tokens]
-            by_y = by_scores(log_p, entropies[tokens], by_logprob[tokens], by_entropy_here)
-            by_y[0] += by_logprob[tokens]
-            by_logits = times(by_y, slope).to(weight.dtype)
-            by_hidden[tokens] = torch.einsum("kt,tkh->th", by_logits, rows)
+            by_part = by_logits(log_p, slope, known.at(tokens), targets_row[tokens], is_here=True).to(weight.dtype)
+            by_hidden[tokens] = torch.einsum("kt,tkh->th", by_part, rows)
             ids = _ids(supports[tokens]).flatten()
             if by_weight is not None:
-                by_rows = by_logits.T[..., None] * hidden[tokens, None]
+                by_rows = by_part.T[..., None] * hidden[tokens, None]
                 by_weight.index_add_(0, ids, by_rows.flatten(0, 1).float())
             if by_bias is not None:
-                by_bias.index_add_(0, ids, by_logits.T.flatten().float())
+                by_bias.index_add_(0, ids, by_part.T.flatten().float())
         return (
             by_hidden,
             None if by_weight is None else by_weight.to(weight.dtype),

@@ -4,7 +4,7 @@ Three layouts:
 
     padded   each sequence in a row of its own, right-padded; under a causal mask no token sees what pads its row
     shared   a group's completions in one row behind their prompt, which is computed once; the mask keeps them apart,
-             and only attention pads rows (`learn/policy/row_attention.py`)
+             and only attention pads rows (`learn/policy/row_attention.py`); padded where no two completions share a row
     packed   all one after another in a single row whose position ids restart, without a mask, for kernels that know
              sequences of variable length (flash attention)
 """
