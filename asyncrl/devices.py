@@ -65,6 +65,13 @@ def is_ampere_or_later(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def is_hopper(device: torch.device) -> bool:
+    """Whether it is a GPU of NVIDIA's of this generation, the only one that flash-attn 3 runs on."""
+    import torch
+
+    return device.type == TORCH_TYPE and torch.cuda.get_device_capability(device)[0] == 9
+
+
 def count() -> int:
     """Devices that torch sees on this machine."""
     if version("torch").endswith("+cpu"):

@@ -37,6 +37,9 @@ MESSAGE_ROLES = ("system", "developer", "user", "assistant", "tool")
 NO_VERSION = -1
 """The version of an environment's token, which no policy sampled. Its logprob is 0."""
 
+LARGEST_REWARD = 3.4028234663852886e38
+"""Float32's largest number: a larger reward would be infinite to the learner, and its whole update skipped."""
+
 
 def _none() -> NDArray[np.int32]:
     return np.zeros(0, np.int32)
@@ -174,6 +177,13 @@ def first_of_each(prompts: Sequence[Prompt], num_prompts: int | None) -> list[Pr
 def row_name(row: int, data_set: str) -> str:
     """A prompt's name in messages."""
     return f"row {row} of {data_set}" if data_set else f"row {row}"
+
+
+def beyond_float32(reward: float) -> str | None:
+    """Why this reward cannot be trained on, for people; None = it can."""
+    if abs(reward) <= LARGEST_REWARD:
+        return None
+    return f"the reward, {reward:g}, is beyond float32 (±{LARGEST_REWARD:.1e}); scale it down"
 
 
 def sampled_tokens(lengths: Iterable[int], spans: list[list[int]]) -> NDArray[np.bool_]:

@@ -1,8 +1,8 @@
 """Estimates of each role's memory, from the model's shape alone, without allocator slack and kernels' workspaces.
 
-P parameters, of which R outside the layers; an adapter has A and changes D of the P; h hidden size, H heads,
-K KV heads, d head size, I intermediate size, L layers, V vocabulary; c bytes of the compute type; M learner ranks;
-k = tensor_parallel; B, G, η as everywhere.
+P parameters, of which R outside the layers; an adapter has A, of a bytes each on their way, and changes D of the P;
+h hidden size, H heads, K KV heads, d head size, I intermediate size, L layers, V vocabulary; c bytes of the compute
+type; M learner ranks; k = tensor_parallel; B, G, η as everywhere.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from dataclasses import dataclass
 
 from asyncrl.cluster.activations import activation_values, kept_values
 from asyncrl.cluster.topology import Topology
+from asyncrl.cluster.version_bytes import (
+    adapted_layers,
+    first_version_bytes,
+    num_adapter_parameters,
+    published_adapter_bytes,
+)
 from asyncrl.config.engines import engine_names
-from asyncrl.config.lora import LoraConfig
-from asyncrl.config.model_shape import LinearLayer, ModelShape
+from asyncrl.config.model_shape import ModelShape
 from asyncrl.config.schema import CPU_KV_CACHE_BYTES, SGLANG, VLLM, Config
 from asyncrl.learn.policy.logit_chunks import BYTES_PER_LOGIT, chunk_bytes
 from asyncrl.publish.staging_memory import ENGINE_OVERHEAD_BYTES, SecondCopy
 
 ASSUMED_GPU_BYTES = 80 * 10**9
 """Where no GPU can be asked: an 80 GB A100 or H100."""
-
-VOCABULARY_MULTIPLE = 64
-"""vLLM pads a vocabulary that it shards to a multiple of this."""
 
 BYTES_PER_SAMPLED_TOKEN = 12
 """Token int32, logprob float32, version int32: `types.Group`."""
@@ -121,15 +123,6 @@ def _trained_state(config: Config, shape: ModelShape, num_ranks: int, compute_by
     ]
 
 
-def num_adapter_parameters(lora: LoraConfig, shape: ModelShape) -> int:
-    """A: rank · (in + out) of each layer that has an adapter."""
-    return (lora.rank or 0) * sum(layer.num_inputs + layer.num_outputs for layer in _adapted(lora, shape))
-
-
-def _adapted(lora: LoraConfig, shape: ModelShape) -> list[LinearLayer]:
-    return [layer for layer in shape.linear_layers if not lora.targets or layer.name in lora.targets]
-
-
 def _gathered(config: Config, shape: ModelShape, compute_bytes: int) -> list[Item]:
     """Weights and gradients that are whole on each rank, by learner.keep_gathered."""
     num_gathered = shape.num_root_parameters + 2 * shape.num_layer_parameters
@@ -156,10 +149,10 @@ def _versions(config: Config, shape: ModelShape, topology: Topology, compute_byt
     """What rank 0 keeps of the policy for the generators."""
     whole = compute_bytes * shape.num_parameters
     if topology.publish_engine == "adapter":
-        two_adapters = 2 * 4 * num_adapter_parameters(config.lora, shape)
+        two_adapters = 2 * published_adapter_bytes(config, shape, compute_bytes)
         return [
             Item("publish, rank 0: the base weights, for newcomers", whole, "c·P"),
-            Item("publish, rank 0: the adapter, new and last", two_adapters, "8·A"),
+            Item("publish, rank 0: the adapter, new and last", two_adapters, "2·a·A"),
         ]
     held = [Item("publish, rank 0: the whole policy, for newcomers", whole, "c·P")]
     if topology.publish_engine == "delta":
@@ -175,7 +168,7 @@ def _checkpoint_copy(config: Config, shape: ModelShape, num_ranks: int) -> Item:
 
 
 def _activations(config: Config, shape: ModelShape, compute_bytes: int) -> Item:
-    num_tokens = config.learner.micro_batch_tokens
+    num_tokens = config.learner.known_micro_batch_tokens
     per_layer = compute_bytes * num_tokens * activation_values(shape)
     if config.learner.gradient_checkpointing:
         values, formula = kept_values(shape, config.learner.checkpointing_keeps)
@@ -186,7 +179,7 @@ def _activations(config: Config, shape: ModelShape, compute_bytes: int) -> Item:
 
 
 def _logits(config: Config, shape: ModelShape, gpu_bytes: int | None) -> Item:
-    all_logits = BYTES_PER_LOGIT * config.learner.micro_batch_tokens * shape.vocab_size
+    all_logits = BYTES_PER_LOGIT * config.learner.known_micro_batch_tokens * shape.vocab_size
     most = "2²³" if gpu_bytes is None else "1/64 of the GPU"
     return Item("logits of one chunk, float32", min(chunk_bytes(gpu_bytes), all_logits), f"12·T·V, at most {most}")
 
@@ -212,7 +205,7 @@ def _generator(
     if config.publish.staged:
         next_version = Item("publish: the next version", weights, "c·P/k")
         if topology.publish_engine == "adapter":
-            num_changed = sum(layer.num_inputs * layer.num_outputs for layer in _adapted(config.lora, shape))
+            num_changed = sum(layer.num_inputs * layer.num_outputs for layer in adapted_layers(config.lora, shape))
             changed_bytes = compute_bytes * num_changed / parts
             if not spare_fits:
                 next_version = Item("publish: what an adapter changes, next", changed_bytes, "c·D/k")
@@ -223,7 +216,7 @@ def _generator(
     if topology.publish_transport == "nccl":
         items.append(_two_buckets("publish: two buckets", config, shape, topology, compute_bytes))
     else:
-        bucket = min(config.publish.bucket_bytes, max(published_bytes(shape, topology, compute_bytes)))
+        bucket = min(config.publish.bucket_bytes, max(first_version_bytes(shape, topology, compute_bytes)))
         staged.append(Item("publish: two buckets", 2 * bucket, "2·publish.bucket_bytes"))
     if topology.device == "cpu":
         items += staged
@@ -259,31 +252,6 @@ def second_copy(config: Config, shape: ModelShape, topology: Topology) -> Second
     num_completions = config.generator.max_groups_in_flight * config.algorithm.group_size
     kv_bytes = shape.kv_bytes_per_token(topology.tensor_parallel, compute_bytes) * longest * num_completions
     return SecondCopy(compute_bytes * shape.num_parameters / topology.tensor_parallel, kv_bytes)
-
-
-def published_bytes(
-    shape: ModelShape, topology: Topology, compute_bytes: int, lora: LoraConfig | None = None
-) -> list[float]:
-    """Bytes that each tensor-parallel worker of a generator receives for one version.
-
-    The whole adapter with `adapter`, once the worker has the base. Everything with `broadcast`. With `sliced` and
-    `delta` its slices: its rows of the vocabulary, which vLLM pads to a multiple of 64; all parameters that are
-    replicated; an even share of the rest. A KV head that several workers need goes to each of them.
-    """
-    parts = topology.tensor_parallel
-    if topology.publish_engine == "adapter" and lora is not None:
-        return [4.0 * num_adapter_parameters(lora, shape)] * parts
-    if topology.publish_engine == "broadcast":
-        return [compute_bytes * float(shape.num_parameters)] * parts
-    rows_of_part = -(-shape.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE // parts
-    num_vocabulary_matrices = shape.num_root_parameters // (shape.vocab_size * shape.hidden_size)
-    row = num_vocabulary_matrices * shape.hidden_size
-    kv_parameters = 2 * shape.num_layers * shape.hidden_size * shape.num_kv_heads * shape.head_dim
-    num_copies = max(1.0, parts / shape.num_kv_heads)
-    cut = shape.num_parameters - shape.num_replicated_parameters - shape.vocab_size * row
-    share = shape.num_replicated_parameters + (cut + (num_copies - 1) * kv_parameters) / parts
-    num_rows = [min(max(0, shape.vocab_size - part * rows_of_part), rows_of_part) for part in range(parts)]
-    return [compute_bytes * (share + rows * row) for rows in num_rows]
 
 
 def _replay(config: Config) -> Estimate:

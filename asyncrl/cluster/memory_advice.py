@@ -1,18 +1,66 @@
-"""What would make a learner rank fit, by the estimates of `memory.py`."""
+"""How a learner rank fits into its memory, by the estimates of `memory.py`: the tokens of a micro-batch, or what else
+would help."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
 
+from asyncrl.cluster.machine import host_bytes
 from asyncrl.cluster.memory import estimate
 from asyncrl.cluster.topology import Topology
 from asyncrl.config.lora import LoraConfig
 from asyncrl.config.model_shape import ModelShape
 from asyncrl.config.schema import Config
 
+FILLED_SHARE = 0.9
+"""Of a rank's memory that a micro-batch may fill by the estimate, which has no allocator slack."""
+
 Change = tuple[str, Config]
 """key=value, and the configuration with it."""
+
+
+def learner_notes(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: int) -> list[str]:
+    """Whether a learner rank fits, and if not, what would make it fit.
+
+    Args:
+        gpu_bytes: of a GPU; read only where there are any.
+    """
+    on_gpu = topology.device == "gpu"
+    room = gpu_bytes if on_gpu else host_bytes() / len(topology.learners)
+    needed = rank_bytes(config, shape, topology, gpu_bytes)
+    if needed <= room:
+        return []
+    ways = ways_to_fit(config, shape, topology, room, gpu_bytes)
+    answer = f"by the estimate it fits with {', or '.join(ways)}" if ways else "no setting of one rank is enough"
+    where = f"a GPU has {room / 1e9:.3g}" if on_gpu else f"this machine has {room / 1e9:.3g} for each"
+    return [f"a learner rank needs about {needed / 1e9:.3g} GB and {where}: {answer}; more learners share its state"]
+
+
+def with_fitting_micro_batch(
+    config: Config, shape: ModelShape, topology: Topology, gpu_bytes: int
+) -> tuple[Config, list[str]]:
+    """learner.micro_batch_tokens=null becomes as many as fit, or the longest sequence, which is never cut; says so.
+
+    Args:
+        gpu_bytes: of a GPU; read only where there are any.
+    """
+    if config.learner.micro_batch_tokens is not None:
+        return config, []
+
+    def having(num_tokens: int) -> Config:
+        return replace(config, learner=replace(config.learner, micro_batch_tokens=num_tokens))
+
+    longest = config.data.max_prompt_tokens + config.generator.max_tokens
+    num_completions = -(-config.learner.batch_size * config.algorithm.group_size // len(topology.learners))
+    candidates = range(longest + 1, longest * num_completions + 1)
+    room = FILLED_SHARE * (gpu_bytes if topology.device == "gpu" else host_bytes() / len(topology.placements))
+    num_fitting = bisect_right(
+        candidates, room, key=lambda num_tokens: rank_bytes(having(num_tokens), shape, topology, gpu_bytes)
+    )
+    num_tokens = longest + num_fitting
+    return having(num_tokens), [f"learner.micro_batch_tokens=null: {num_tokens:,} by the estimate of a rank's memory"]
 
 
 def ways_to_fit(
@@ -74,7 +122,7 @@ def _smaller_micro_batch(config: Config, fits: Callable[[Config], bool]) -> list
     """Halved until it fits, or until the longest sequence, which is never cut, fills it."""
     longest = config.data.max_prompt_tokens + config.generator.max_tokens
     smaller = config
-    while not fits(smaller) and (num_tokens := smaller.learner.micro_batch_tokens) > longest:
+    while not fits(smaller) and (num_tokens := smaller.learner.known_micro_batch_tokens) > longest:
         learner = replace(smaller.learner, micro_batch_tokens=max(longest, num_tokens // 2))
         smaller = replace(smaller, learner=learner)
     return [(f"learner.micro_batch_tokens={smaller.learner.micro_batch_tokens}", smaller)] if smaller != config else []

@@ -16,6 +16,7 @@ import zmq
 import zmq.asyncio
 
 from asyncrl import devices
+from asyncrl.cluster.machine import this_node
 from asyncrl.cluster.topology import Topology
 from asyncrl.config.engines import engine_of
 from asyncrl.config.schema import SGLANG, VLLM, Config
@@ -219,9 +220,13 @@ def run_learner(
     Args:
         num_restarts: of the learner ranks in this run.
     """
+    import torch
+
     from asyncrl.learn.worker import LearnerWorker, init_ranks
 
     on_gpu = plan.topology.device == "gpu"
+    if on_gpu and plan.config.learner.offload:
+        torch.set_num_threads(plan.topology.optimizer_threads(rank, this_node().num_cpus))
     init_ranks(rank, len(plan.topology.learners), rendezvous, on_gpu, plan.config.run.step_timeout_s)
     worker = LearnerWorker(
         plan.config,

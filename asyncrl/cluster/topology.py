@@ -76,6 +76,11 @@ class Topology:
     def learners(self) -> list[Placement]:
         return [placement for placement in self.placements if placement.role == "learner"]
 
+    def optimizer_threads(self, rank: int, num_cpus: float) -> int:
+        """Of a rank's optimizer on the host: the node's CPUs, shared among the ranks there. Ray would give it one."""
+        node = self.learners[rank].node
+        return max(1, int(num_cpus) // sum(learner.node == node for learner in self.learners))
+
     @property
     def num_gpus(self) -> float:
         return sum(placement.num_gpus for placement in self.placements)

@@ -14,17 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from asyncrl import devices
-from asyncrl.cluster.machine import host_bytes, this_node
+from asyncrl.cluster.machine import this_node
 from asyncrl.cluster.memory import (
     ASSUMED_GPU_BYTES,
     Estimate,
     bytes_per_value,
     estimate,
-    num_adapter_parameters,
-    published_bytes,
 )
-from asyncrl.cluster.memory_advice import rank_bytes, ways_to_fit
+from asyncrl.cluster.memory_advice import learner_notes, with_fitting_micro_batch
 from asyncrl.cluster.topology import Node, Topology, gpus_needed, nodes_that_fit, plan, resolve_device
+from asyncrl.cluster.version_bytes import num_adapter_parameters, published_bytes
 from asyncrl.commands.environment_trial import try_environment
 from asyncrl.commands.inputs import prompt_tokenizer, read_data, tokenize
 from asyncrl.commands.user_parts import check_user_parts
@@ -89,6 +88,8 @@ def _print_memory(config: Config, shape: ModelShape, topology: Topology, console
     gpu_bytes = here_bytes or ASSUMED_GPU_BYTES
     if here_bytes is None and topology.device == "gpu":
         notes.append(f"memory is for GPUs of {gpu_bytes / 1e9:.0f} GB, as this machine has none to ask")
+    config, about_micro_batches = with_fitting_micro_batch(config, shape, topology, gpu_bytes)
+    notes += about_micro_batches
     items = estimate(config, shape, topology, gpu_bytes)
     if config.lora.rank is not None:
         console.print(_lora_text(config, shape, topology, gpu_bytes), highlight=False)
@@ -101,20 +102,7 @@ def _print_memory(config: Config, shape: ModelShape, topology: Topology, console
                 f"{item.holder} needs about {item.num_bytes / 1e9:.0f} GB and a GPU has {gpu_bytes / 1e9:.0f}: a "
                 "larger generator.tensor_parallel or a smaller KV cache helps"
             )
-    return notes + _learner_notes(config, shape, topology, gpu_bytes)
-
-
-def _learner_notes(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: int) -> list[str]:
-    """Whether a learner rank fits, and if not, what would make it fit."""
-    on_gpu = topology.device == "gpu"
-    room = gpu_bytes if on_gpu else host_bytes() / len(topology.learners)
-    needed = rank_bytes(config, shape, topology, gpu_bytes)
-    if needed <= room:
-        return []
-    ways = ways_to_fit(config, shape, topology, room, gpu_bytes)
-    answer = f"by the estimate it fits with {', or '.join(ways)}" if ways else "no setting of one rank is enough"
-    where = f"a GPU has {room / 1e9:.3g}" if on_gpu else f"this machine has {room / 1e9:.3g} for each"
-    return [f"a learner rank needs about {needed / 1e9:.3g} GB and {where}: {answer}; more learners share its state"]
+    return notes + learner_notes(config, shape, topology, gpu_bytes)
 
 
 def _cluster(config: Config, here: Node, device: str) -> tuple[list[Node], list[str]]:
@@ -248,7 +236,7 @@ def _lora_text(config: Config, shape: ModelShape, topology: Topology, gpu_bytes:
 def _publish_text(config: Config, shape: ModelShape, topology: Topology) -> str:
     """What a version costs the network: for the engine of this run, and for the whole of it to each worker."""
     compute_bytes = bytes_per_value(config, topology)
-    of_parts = published_bytes(shape, topology, compute_bytes, config.lora)
+    of_parts = published_bytes(config, shape, topology, compute_bytes)
     num_generators, parts = len(topology.generators), topology.tensor_parallel
     whole = compute_bytes * shape.num_parameters
     each = " and ".join(_gigabytes(num_bytes) for num_bytes in of_parts) if min(of_parts) < whole else _gigabytes(whole)

@@ -12,7 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from asyncrl import devices
 from asyncrl.cluster.machine import require_free_port, this_node
+from asyncrl.cluster.memory import ASSUMED_GPU_BYTES
+from asyncrl.cluster.memory_advice import learner_notes, with_fitting_micro_batch
 from asyncrl.cluster.ray_cluster import Cluster
 from asyncrl.cluster.roles import RunPlan
 from asyncrl.cluster.topology import Node, Topology, plan, resolve_device
@@ -144,7 +147,8 @@ def _run(run: _Run, console: Console) -> Outcome:
             raise KeyboardInterrupt
         interrupts = stack.enter_context(Interrupts())
         topology, notes = place(run.config, [node.room for node in cluster.nodes], run.inputs.shape)
-        for note in notes:
+        config, memory_notes = resolved(run.config, topology, run.inputs.shape)
+        for note in notes + memory_notes:
             console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
         num_cpus = sum(node.room.num_cpus for node in cluster.nodes)
         hardware = Hardware(topology.device, num_cpus, cluster.gpu_kinds)
@@ -160,7 +164,7 @@ def _run(run: _Run, console: Console) -> Outcome:
         stack.callback(recorder.close)
         view.start()
         stack.callback(view.stop)
-        supervisor = Supervisor(_plan(run, topology, control.endpoint), cluster, control, recorder, view)
+        supervisor = Supervisor(_plan(run, config, topology, control.endpoint), cluster, control, recorder, view)
         outcome = _supervise(supervisor, interrupts)
     checkpoint = latest(run.directory)
     console.print(f"{outcome}: {checkpoint or 'no checkpoint'}", highlight=False, soft_wrap=True)
@@ -182,10 +186,10 @@ def _add_missed_rows(writer: MetricsWriter, run: _Run) -> None:
         writer.write(row["step"], known)
 
 
-def _plan(run: _Run, topology: Topology, control_endpoint: str) -> RunPlan:
+def _plan(run: _Run, config: Config, topology: Topology, control_endpoint: str) -> RunPlan:
     """What the roles are told."""
     return RunPlan(
-        config=resolved(run.config, topology),
+        config=config,
         topology=topology,
         num_steps=run.inputs.num_steps,
         run_dir=run.directory,
@@ -195,13 +199,19 @@ def _plan(run: _Run, topology: Topology, control_endpoint: str) -> RunPlan:
     )
 
 
-def resolved(config: Config, topology: Topology) -> Config:
-    """With the compute type and the way of publishing as they are known once the roles have their places."""
+def resolved(config: Config, topology: Topology, shape: ModelShape) -> tuple[Config, list[str]]:
+    """What is known once the roles have their places: the compute type, the way of publishing and the tokens of a
+    micro-batch; and what to say of a learner rank's memory."""
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = "float32" if topology.device == "cpu" else "bfloat16"
     publish = replace(config.publish, engine=topology.publish_engine, transport=topology.publish_transport)
-    return replace(config, model=replace(config.model, dtype=dtype), publish=publish)
+    config = replace(config, model=replace(config.model, dtype=dtype), publish=publish)
+    gpu_bytes = ASSUMED_GPU_BYTES
+    if topology.device == "gpu":  # else torch need not be loaded
+        gpu_bytes = devices.memory_bytes() or ASSUMED_GPU_BYTES
+    config, notes = with_fitting_micro_batch(config, shape, topology, gpu_bytes)
+    return config, notes + learner_notes(config, shape, topology, gpu_bytes)
 
 
 def _supervise(supervisor: Supervisor, interrupts: Interrupts) -> Outcome:

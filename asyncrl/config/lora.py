@@ -17,6 +17,9 @@ class LoraConfig:
     targets: list[str] = field(default_factory=list)
     """The linear layers that get one, by the last part of their names, such as [q_proj, v_proj]; empty = all of the
     decoder's. Experts, routers, embeddings and the output head never do."""
+    publish_dtype: str = "auto"
+    """The type in which A and B travel with publish.engine=adapter: auto (the compute type, in which the learner
+    computes with them) | bfloat16 (half the bytes of float32; what samples is rounded, and what trains is not)."""
 
     @property
     def scale(self) -> float:

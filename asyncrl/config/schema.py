@@ -31,7 +31,7 @@ class ModelConfig:
     """Compute type: float32 | bfloat16 | auto (bfloat16 on GPU, float32 on CPU). Master weights are always float32."""
     attention: str = "auto"
     """transformers' attn_implementation, or asyncrl_varlen (torch's own kernel for packed sequences); auto = on a GPU
-    in half precision flash_attention_2 where it is installed, else asyncrl_varlen; otherwise sdpa."""
+    in half precision flash_attention_3 (Hopper) or _2 where it is installed, else asyncrl_varlen; otherwise sdpa."""
     trust_remote_code: bool = False
     warmup_steps: int = 300
     """Only with path=tiny: supervised steps that stand in for pretraining."""
@@ -108,8 +108,9 @@ class LearnerConfig:
     """Prompts per optimizer update; null = batch_size. Must divide batch_size."""
     epochs_per_batch: int = 1
     """Passes over each batch; every one makes batch_size / mini_batch_size updates."""
-    micro_batch_tokens: int = 8192
-    """Padded (CPU) or packed (GPU) tokens of one forward-backward on one rank."""
+    micro_batch_tokens: int | None = 8192
+    """Padded (CPU) or packed (GPU) tokens of one forward-backward on one rank; null = as many as the rank's memory
+    holds by the estimate that `asyncrl check` prints."""
     lr: float = 1e-6
     warmup_steps: int = 0
     """Steps over which the rate rises linearly to lr."""
@@ -135,10 +136,15 @@ class LearnerConfig:
     offload_reference: bool = False
     """Keep the reference in CPU memory between its uses."""
     num_threads: int = 1
-    """Torch threads of one rank on CPU."""
+    """Torch threads of one rank on CPU. On a GPU with offload a rank takes its share of the node's CPUs instead."""
     max_restarts: int = 3
     """How often the learner ranks are started again, all together, after one died: from the latest checkpoint, over the
     same batches; 0 = a rank's death ends the run."""
+
+    @property
+    def known_micro_batch_tokens(self) -> int:
+        assert self.micro_batch_tokens is not None, "null is resolved when a run is placed (cluster/memory_advice.py)"
+        return self.micro_batch_tokens
 
 
 @dataclass

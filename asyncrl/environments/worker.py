@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from asyncrl.config.environment import EnvironmentConfig
 from asyncrl.environments.base import Action, Environment, Observation, Row, Step
 from asyncrl.environments.resolve import make
-from asyncrl.types import MESSAGE_ROLES
+from asyncrl.types import MESSAGE_ROLES, beyond_float32
 
 log = logging.getLogger(__name__)
 
@@ -155,12 +155,14 @@ def _checked(step: Any) -> Step:
     """The step in plain types, which travel.
 
     Raises:
-        TypeError, ValueError: it is none, its reward is no finite number, or it neither ends nor goes on.
+        TypeError, ValueError: it is none, its reward is no finite float32, or it neither ends nor goes on.
     """
     if not isinstance(step, Step):
         raise TypeError(f"step returned {step!r}, not a Step")
     if not isinstance(step.reward, Real) or not math.isfinite(step.reward):
         raise ValueError(f"the reward is {step.reward!r}, not a finite number")
+    if (problem := beyond_float32(float(step.reward))) is not None:
+        raise ValueError(problem)
     observation = None if step.done else _checked_observation(step.observation)
     return Step(observation, float(step.reward), bool(step.done))
 

@@ -27,7 +27,7 @@ from asyncrl.generate.observation_tokens import ObservationTokens
 from asyncrl.generate.rollout import at_once, make_group, reasons, sample, sampling_of
 from asyncrl.rewards.worker import RewardFailure, Score
 from asyncrl.transport.messages.rollouts import LeaseGrant
-from asyncrl.types import NO_VERSION, Completion, Group, row_name
+from asyncrl.types import NO_VERSION, Completion, Group, beyond_float32, row_name
 
 
 @dataclass
@@ -54,6 +54,8 @@ class Transcript:
         if self.failure is not None:
             return RewardFailure(self.failure)
         reward = sum(self.rewards)
+        if (problem := beyond_float32(reward)) is not None:
+            return RewardFailure(problem)
         return Score(reward, correct=reward >= 1)
 
     @property

@@ -45,9 +45,9 @@ def _ways_out(config: Config, device_type: str) -> list[str]:
     learner = config.learner
     longest = config.data.max_prompt_tokens + config.generator.max_tokens
     ways = []
-    if learner.micro_batch_tokens > longest:
-        fewer = max(longest, learner.micro_batch_tokens // 2)
-        ways.append(f"learner.micro_batch_tokens={fewer} (it is {learner.micro_batch_tokens})")
+    num_tokens = learner.known_micro_batch_tokens
+    if num_tokens > longest:
+        ways.append(f"learner.micro_batch_tokens={max(longest, num_tokens // 2)} (it is {num_tokens})")
     if learner.keep_gathered != "nothing":
         ways.append("learner.keep_gathered=nothing")
     if not learner.gradient_checkpointing:

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import torch
 
+from asyncrl.config.schema import Config
 from asyncrl.learn.policy.model import PolicyModel
 from asyncrl.publish.gather import gather, metas
 
 Tensors = dict[str, torch.Tensor]
+
+
+def published_adapter_dtype(config: Config, dtype: torch.dtype) -> torch.dtype | None:
+    """Of an adapter that travels alone; None = merged weights travel.
+
+    Args:
+        config: with publish.engine resolved.
+        dtype: the compute type.
+    """
+    if config.publish.engine != "adapter":
+        return None
+    return torch.bfloat16 if config.lora.publish_dtype == "bfloat16" else dtype
 
 
 class VersionTensors:
@@ -16,22 +29,26 @@ class VersionTensors:
     Base weights do not change, so they are gathered once.
 
     Args:
-        dtype: of the weights; an adapter is float32.
+        dtype: of the weights.
+        adapter_dtype: of the adapter, where it travels alone; None = merged weights travel.
         bucket_bytes: as `gather` takes it.
     """
 
-    def __init__(self, policy: PolicyModel, dtype: torch.dtype, adapter_alone: bool, bucket_bytes: int) -> None:
+    def __init__(
+        self, policy: PolicyModel, dtype: torch.dtype, adapter_dtype: torch.dtype | None, bucket_bytes: int
+    ) -> None:
         self._policy = policy
         self._dtype = dtype
-        self._adapter_alone = adapter_alone
+        self._adapter_dtype = adapter_dtype
         self._bucket_bytes = bucket_bytes
         self._base: Tensors | None = None
 
     def metas(self) -> Tensors:
         """What `gather` will bring, as meta tensors. Local."""
         weights = metas(self._policy.base_parameters(), self._dtype)
-        adapter = metas(self._policy.adapter_tensors(), torch.float32) if self._adapter_alone else {}
-        return weights | adapter
+        if self._adapter_dtype is None:
+            return weights
+        return weights | metas(self._policy.adapter_tensors(), self._adapter_dtype)
 
     def gather(self, keep: bool, memory: Tensors) -> Tensors:
         """Collective. On ranks that do not keep it: empty.
@@ -39,9 +56,9 @@ class VersionTensors:
         Args:
             memory: of an earlier version, to be written over. Base weights are never among what is written.
         """
-        if not self._adapter_alone:
+        if self._adapter_dtype is None:
             return gather(self._policy.hf_parameters(), self._dtype, keep, self._bucket_bytes, memory)
         if self._base is None:
             self._base = gather(self._policy.base_parameters(), self._dtype, keep, self._bucket_bytes)
-        adapter = gather(self._policy.adapter_tensors(), torch.float32, keep, self._bucket_bytes, memory)
+        adapter = gather(self._policy.adapter_tensors(), self._adapter_dtype, keep, self._bucket_bytes, memory)
         return self._base | adapter

@@ -29,7 +29,7 @@ from asyncrl.learn.policy.model import compute_dtype
 from asyncrl.learn.publish_thread import PublishThread
 from asyncrl.learn.publisher import Publisher
 from asyncrl.learn.update.step import Learner
-from asyncrl.learn.version_tensors import VersionTensors
+from asyncrl.learn.version_tensors import VersionTensors, published_adapter_dtype
 from asyncrl.publish.groups.members import require_members
 from asyncrl.replay.learner_client import LearnerClient
 from asyncrl.run.metrics import Row
@@ -92,8 +92,9 @@ class LearnerWorker:
         with out_of_memory_explained("loading the model", config, device_type):
             self._learner = Learner(config, mesh, num_steps)
         self._checkpoints = CheckpointWriter(config.run.step_timeout_s)
-        dtype, adapter_alone = compute_dtype(config.model, device_type), config.publish.engine == "adapter"
-        self._tensors = VersionTensors(self._learner.policy, dtype, adapter_alone, config.publish.bucket_bytes)
+        dtype = compute_dtype(config.model, device_type)
+        adapter_dtype = published_adapter_dtype(config, dtype)
+        self._tensors = VersionTensors(self._learner.policy, dtype, adapter_dtype, config.publish.bucket_bytes)
         self._coordinator = Coordinator()
         if dist.get_rank() == 0:
             self._coordinator = self._coordinate(network, replay_endpoint)

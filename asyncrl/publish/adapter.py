@@ -1,8 +1,8 @@
 """A LoRA adapter as tensors that travel, and what a layer computes with it. Pure.
 
 base     NAME.weight         [out, in]
-adapter  NAME.lora_A.weight  [r, in]   float32
-         NAME.lora_B.weight  [out, r]  float32, with alpha/rank in it
+adapter  NAME.lora_A.weight  [r, in]
+         NAME.lora_B.weight  [out, r], with alpha/rank in it
 merged   base + B·A, computed in float32, of the base's type
 """
 
@@ -42,5 +42,5 @@ def merged_part(part: torch.Tensor, region: Region, lora_a: torch.Tensor, lora_b
     if region.stride == (num_columns, 1) and column + region.shape[1] <= num_columns:
         rows, columns = region.shape
         return merged(part, lora_a[:, column : column + columns], lora_b[row : row + rows])
-    change = region.view(lora_b @ lora_a)
+    change = region.view(lora_b.float() @ lora_a.float())
     return (part.float() + change).to(part.dtype)

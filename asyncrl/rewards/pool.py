@@ -27,14 +27,12 @@ from asyncrl.rewards.judge_config import JUDGE, judge_config
 from asyncrl.rewards.judge_store import JudgeStore
 from asyncrl.rewards.sample import Question, Sample, sample_values
 from asyncrl.rewards.worker import RewardFailure, Score, do_nothing, score_some, start
+from asyncrl.types import beyond_float32
 
 _GRACE_S = 1.0
 """What the hard limit allows beyond the alarm: for the alarm to act and the result to travel."""
 _SPARE_GROUPS = 1
 """Groups at hand beyond one a process, so that none of them waits for this event loop."""
-
-LARGEST_REWARD = 3.4028234663852886e38
-"""Float32's largest number: rewards travel and are trained on as float32, where a larger one would be infinite."""
 
 
 class RewardPool:
@@ -109,8 +107,8 @@ class RewardPool:
         of_functions = iter(by_functions)
         scores = [by_judges[place] if place in by_judges else next(of_functions) for place in range(len(self._weights))]
         reward = sum(weight * score for weight, score in zip(self._weights.values(), scores, strict=True))
-        if not abs(reward) <= LARGEST_REWARD:
-            return RewardFailure(f"the reward, {reward:g}, is beyond float32 (±{LARGEST_REWARD:.1e}); scale it down")
+        if (problem := beyond_float32(reward)) is not None:
+            return RewardFailure(problem)
         terms = dict(zip(self._weights, scores, strict=True)) if len(scores) > 1 else {}
         return Score(reward=reward, correct=scores[0] >= 1, terms=terms)
 

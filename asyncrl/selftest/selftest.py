@@ -108,8 +108,10 @@ class _Actor:
 
 def _system(config: Config, noise: float, cluster: Cluster, run_dir: Path) -> System:
     """Every learner rank and generator of the configuration, each a process where a run would have it."""
-    topology, _ = place(config, [node.room for node in cluster.nodes], _shape(config))
-    known = replace(resolved(config, topology), cluster=replace(config.cluster, device=topology.device))
+    shape = _shape(config)
+    topology, _ = place(config, [node.room for node in cluster.nodes], shape)
+    config, _ = resolved(config, topology, shape)
+    known = replace(config, cluster=replace(config.cluster, device=topology.device))
     plan = RunPlan(known, topology, 1, run_dir, None, TrainerState(), control_endpoint="")
     rendezvous = cluster.network.rendezvous_dir
     assert rendezvous is not None
@@ -120,7 +122,6 @@ def _system(config: Config, noise: float, cluster: Cluster, run_dir: Path) -> Sy
         return _Actor(placement.name, cluster.create(plan, placement, SelftestActor, num_threads))
 
     tokenizer = read_tokenizer(known)
-    shape = read_model_shape(known.model.path, known.model.trust_remote_code)
     generators = {placement.name: create(placement) for placement in topology.generators}
 
     def start_again(name: str) -> _Actor:

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asyncrl.cluster.memory import Estimate, bytes_per_value, estimate, published_bytes
+from asyncrl.cluster.memory import Estimate, bytes_per_value, estimate
+from asyncrl.cluster.memory_advice import with_fitting_micro_batch
 from asyncrl.cluster.topology import Topology
+from asyncrl.cluster.version_bytes import published_bytes
 from asyncrl.config.model_shape import ModelShape
 from asyncrl.config.schema import Config
 from asyncrl.simulate.passes import forward_passes
@@ -91,7 +93,7 @@ def roofline(
     forward_s = 2 * shape.num_parameters / flop_per_s
     uses_nccl = topology.publish_transport == "nccl"
     is_pipelined = uses_nccl and topology.publish_engine == "broadcast"
-    of_parts = published_bytes(shape, topology, compute_bytes, config.lora)
+    of_parts = published_bytes(config, shape, topology, compute_bytes)
     num_copies = 1 if is_pipelined else len(topology.generators)  # slices go one by one
     weights_bytes = compute_bytes * shape.num_parameters
     return Timings(
@@ -112,6 +114,7 @@ def roofline(
 
 def memory_of(config: Config, shape: ModelShape, topology: Topology, accelerator: Accelerator) -> list[Estimate]:
     """What each role takes, `cluster/memory.py`, on this accelerator."""
+    config, _ = with_fitting_micro_batch(config, shape, topology, accelerator.memory_bytes)
     return estimate(config, shape, topology, accelerator.memory_bytes)
 
 

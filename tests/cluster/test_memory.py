@@ -11,10 +11,9 @@ from asyncrl.cluster.activations import activation_values
 from asyncrl.cluster.memory import (
     Estimate,
     estimate,
-    num_adapter_parameters,
-    published_bytes,
 )
 from asyncrl.cluster.topology import nodes_that_fit, plan
+from asyncrl.cluster.version_bytes import num_adapter_parameters, published_bytes
 from asyncrl.config.lora import LoraConfig
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import Config
@@ -38,7 +37,7 @@ def test_slices_bring_each_worker_its_share_with_what_several_need_to_each(qwen3
     def per_worker(engine: str, parts: int, shape: ModelShape = qwen3_8b) -> list[float]:
         config = Config()
         config.publish.engine, config.generator.tensor_parallel = engine, parts
-        return published_bytes(shape, plan(config, nodes_that_fit(config), "gpu"), compute_bytes=2)
+        return published_bytes(config, shape, plan(config, nodes_that_fit(config), "gpu"), compute_bytes=2)
 
     whole = 2 * qwen3_8b.num_parameters
     norms = 2 * (36 * (2 * 4096 + 2 * 128) + 4096)
@@ -175,6 +174,11 @@ def test_an_adapter_leaves_the_weights_once_in_the_compute_type_and_no_reference
     by_name = {item.name: item.num_bytes for item in items["a generator worker, GPU"].items}
     assert by_name["publish: the next version"] == by_name["weights"]  # its first is the base
     assert items["a generator worker, host"].num_bytes == changed
+    topology = plan(config, nodes_that_fit(config), "gpu")
+    assert published_bytes(config, qwen3_8b, topology, compute_bytes=2) == [2 * num_adapter]
+    assert published_bytes(config, qwen3_8b, topology, compute_bytes=4) == [4 * num_adapter]
+    config.lora.publish_dtype = "bfloat16"
+    assert published_bytes(config, qwen3_8b, topology, compute_bytes=4) == [2 * num_adapter]
     config.lora.targets = ["q_proj", "o_proj"]
     assert num_adapter_parameters(config.lora, qwen3_8b) == 36 * 16 * 4 * hidden
 

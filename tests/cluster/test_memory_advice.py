@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from asyncrl.cluster.memory_advice import rank_bytes, ways_to_fit
-from asyncrl.cluster.topology import Topology, nodes_that_fit, plan
+from asyncrl.cluster.machine import host_bytes
+from asyncrl.cluster.memory_advice import (
+    FILLED_SHARE,
+    learner_notes,
+    rank_bytes,
+    ways_to_fit,
+    with_fitting_micro_batch,
+)
+from asyncrl.cluster.topology import Node, Topology, nodes_that_fit, plan
 from asyncrl.config.load import load
 from asyncrl.config.model_shape import ModelShape, read_model_shape
 from asyncrl.config.schema import Config
+from asyncrl.simulate.accelerators import TINY_SHAPE
 
 GPU_BYTES = 80 * 10**9
 
@@ -48,3 +57,33 @@ def test_every_way_that_is_said_fits_and_the_first_setting_alone_would_not_where
 def test_where_nothing_is_enough_nothing_is_said(shape: ModelShape) -> None:
     config = with_settings(1)
     assert ways_to_fit(config, shape, topology_of(config), 10**9, GPU_BYTES) == []
+
+
+@pytest.mark.parametrize("num_learners", [4, 8])
+@pytest.mark.parametrize("device", ["gpu", "cpu"])
+def test_without_a_number_of_tokens_a_micro_batch_has_as_many_as_fit_and_one_more_would_not(
+    num_learners: int, device: Literal["cpu", "gpu"]
+) -> None:
+    config = with_settings(num_learners, "learner.micro_batch_tokens=null", "learner.batch_size=100_000")
+    topology = plan(config, nodes_that_fit(config) if device == "gpu" else [Node(2, 0)], device)
+    room = FILLED_SHARE * (GPU_BYTES if device == "gpu" else host_bytes() / len(topology.placements))
+    fitting, notes = with_fitting_micro_batch(config, TINY_SHAPE, topology, GPU_BYTES)
+    num_tokens = fitting.learner.known_micro_batch_tokens
+    assert notes == [f"learner.micro_batch_tokens=null: {num_tokens:,} by the estimate of a rank's memory"]
+    assert rank_bytes(fitting, TINY_SHAPE, topology, GPU_BYTES) <= room
+    fitting.learner.micro_batch_tokens = num_tokens + 1
+    assert rank_bytes(fitting, TINY_SHAPE, topology, GPU_BYTES) > room
+
+
+def test_a_micro_batch_holds_the_longest_sequence_though_it_does_not_fit_and_no_more_than_a_ranks_share(
+    shape: ModelShape,
+) -> None:
+    settings = "learner.micro_batch_tokens=null", "data.max_prompt_tokens=100", "generator.max_tokens=400"
+    config = with_settings(4, *settings, "learner.batch_size=6", "algorithm.group_size=4")
+    topology = topology_of(config)
+    for gpu_bytes, num_tokens in ((10**9, 500), (10**15, 6 * 500)):
+        fitting, _ = with_fitting_micro_batch(config, shape, topology, gpu_bytes)
+        assert fitting.learner.micro_batch_tokens == num_tokens
+        assert bool(learner_notes(fitting, shape, topology, gpu_bytes)) == (gpu_bytes == 10**9)
+    given = with_settings(4, "learner.micro_batch_tokens=7")
+    assert with_fitting_micro_batch(given, shape, topology, 10**9) == (given, [])

@@ -173,3 +173,13 @@ def test_on_cpu_generators_join_where_most_cpus_are_left_and_reserve_none() -> N
     assert [placement.rank for placement in added] == [1, 2, 3]
     assert {placement.node for placement in added} == {1}
     assert {placement.num_cpus for placement in added} == {0.0}
+
+
+def test_an_optimizer_on_the_host_takes_a_nodes_cpus_shared_among_the_ranks_there() -> None:
+    topology = plan(config_of(generators=1, learners=5), [Node(64, 4), Node(32, 2)], "gpu")
+    assert [learner.node for learner in topology.learners].count(topology.learners[0].node) > 1
+    of_node = dict(enumerate((64, 32)))
+    for rank, learner in enumerate(topology.learners):
+        beside = [other for other in topology.learners if other.node == learner.node]
+        assert topology.optimizer_threads(rank, of_node[learner.node]) == of_node[learner.node] // len(beside)
+    assert topology.optimizer_threads(0, num_cpus=1) == 1

@@ -153,6 +153,12 @@ def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> Non
         (["publish.engine=adapter"], "publish.engine=adapter without lora.rank"),
         (["lora.targets=[q_proj]"], "lora.targets=['q_proj'] without lora.rank, so every weight is trained"),
         (["lora.rank=0"], "lora.rank=0 must be above 0"),
+        (["lora.publish_dtype=bfloat16"], "lora.publish_dtype=bfloat16 without lora.rank"),
+        (["lora.rank=4", "lora.publish_dtype=float16"], "lora.publish_dtype='float16' is none of auto, bfloat16"),
+        (
+            ["lora.rank=4", "lora.publish_dtype=bfloat16", "publish.engine=sliced"],
+            "lora.publish_dtype=bfloat16 with publish.engine=sliced: merged weights travel",
+        ),
         (
             ["lora.rank=4", "lora.targets=[qkv]"],
             "no linear layer 'qkv' that can have an adapter; it has down_proj, gate",

@@ -65,6 +65,7 @@ def test_an_episode_keeps_its_state_from_turn_to_turn_beside_others(open_pool: A
         ("blocks signals", "ignored environment.time_limit_s = 0.5 s; its process was killed"),
         ("returns text", "step returned 'x', not a Step"),
         ("returns a NaN reward", "the reward is nan, not a finite number"),
+        ("returns 1e39", r"the reward, 1e\+39, is beyond float32 \(±3.4e\+38\); scale it down"),
         ("returns no observation", "the observation None is neither text"),
         ("returns an empty observation", "the observation '' is neither text"),
         ("returns half a character", "surrogates not allowed"),

@@ -173,6 +173,14 @@ def test_an_environment_that_fails_quarantines_its_episode_alone_and_keeps_its_t
     assert [failure.partition(":")[0] for failure in failures] == ["KeyError", "TypeError"]
 
 
+def test_turns_whose_rewards_add_up_beyond_float32_quarantine_their_episode_alone(play: Any) -> None:
+    """Else the sum would be infinite, and the whole update skipped."""
+    engine = ScriptedEngine(["returns 3e38", "returns 3e38", "done"], ["returns 3e38", "done"])
+    group, failures = play(engine, "tests.support.faults.environment_faults:Faulty")
+    assert np.isnan(group.rewards).tolist() == [True, False]
+    assert failures == ["the reward, 6e+38, is beyond float32 (±3.4e+38); scale it down"]
+
+
 def test_an_observation_that_the_model_cannot_read_quarantines_the_episode(play: Any) -> None:
     group, failures = play(ScriptedEngine(["a"]), "Tells", args={"observation": [5, len(TOKENIZER)]})
     assert np.isnan(group.rewards).all()

@@ -144,15 +144,19 @@ def damage_once(receiver: ModelReceiver) -> None:
 
 
 def publish_adapters(
-    config: PublishConfig, model: PreTrainedModel, members: list[Member], engines: list[StandInEngine]
+    dtype: torch.dtype,
+    config: PublishConfig,
+    model: PreTrainedModel,
+    members: list[Member],
+    engines: list[StandInEngine],
 ) -> None:
-    tensors = another_adapter(model)
+    tensors = another_adapter(model, dtype=dtype)
     metas = {name: tensor.to("meta") for name, tensor in tensors.items()}
     whole_bytes = sum(tensor.nbytes for tensor in tensors.values())
     session = PublishSession("learner-0", Network(), members[:1], config, metas)
     num_bytes = []
     for version in range(3):
-        tensors = another_adapter(model)
+        tensors = another_adapter(model, dtype=dtype)
         num_bytes.append(session.send(version, tensors)["publish/bytes"])
         assert serves(engines[0], tensors)
     assert num_bytes[0] >= whole_bytes
@@ -160,22 +164,25 @@ def publish_adapters(
 
     session.regroup(members)
     assert all(serves(engine, tensors) for engine in engines)  # the newcomer too
-    session.send(3, another_adapter(model))  # all of it, as the group is new
+    session.send(3, another_adapter(model, dtype=dtype))  # all of it, as the group is new
     damage_once(engines[1]._receiver)
-    tensors = another_adapter(model)
+    tensors = another_adapter(model, dtype=dtype)
     assert session.send(4, tensors)["publish/bytes"] >= 2 * whole_bytes  # all of it once more
     assert all(serves(engine, tensors) for engine in engines)
-    tensors = another_adapter(model)
+    tensors = another_adapter(model, dtype=dtype)
     assert session.send(5, tensors)["publish/bytes"] == 2 * num_bytes[1]
     assert all(serves(engine, tensors) for engine in engines)
     session.close()
 
 
-@pytest.mark.parametrize(("transport", "staged"), [("gloo", True), ("gloo", False), ("nccl", True)])
+@pytest.mark.parametrize(
+    ("transport", "staged", "dtype"),
+    [("gloo", True, torch.float32), ("gloo", False, torch.bfloat16), ("nccl", True, torch.bfloat16)],
+)
 def test_an_adapter_alone_travels_and_every_generator_holds_what_it_makes_of_the_base_newcomers_too(
-    folder: Path, transport: str, staged: bool
+    folder: Path, transport: str, staged: bool, dtype: torch.dtype
 ) -> None:
-    run(folder, publish_adapters, "adapter", transport, staged=staged, timeout_s=20)
+    run(folder, partial(publish_adapters, dtype), "adapter", transport, staged=staged, timeout_s=20)
 
 
 def publish_to_one_that_gets_it_damaged(

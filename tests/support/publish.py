@@ -30,16 +30,22 @@ def perturbed(model: PreTrainedModel, scale: float = 0.05) -> dict[str, torch.Te
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def another_adapter(model: PreTrainedModel, rank: int = 1) -> dict[str, torch.Tensor]:
-    """The parameters of a model and its adapter, which is added first where it has none, and changed at random."""
+def another_adapter(
+    model: PreTrainedModel, rank: int = 1, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
+    """The parameters of a model and its adapter, which is added first where it has none, and changed at random.
+
+    Args:
+        dtype: in which the adapter travels.
+    """
     if not adapted_layers(model):
         add_adapter(model, LoraConfig(rank=rank, alpha=2.0 * rank))
     with torch.no_grad():
         for layer in adapted_layers(model).values():
             for parameter in (*layer.lora_A.parameters(), *layer.lora_B.parameters()):
                 parameter.copy_(0.1 * torch.randn_like(parameter))
-    tensors = (*base_parameters(model), *adapter_tensors(model))
-    return {name: tensor.detach().clone() for name, tensor in tensors}
+    adapter = [(name, tensor.to(dtype)) for name, tensor in adapter_tensors(model)]
+    return {name: tensor.detach().clone() for name, tensor in (*base_parameters(model), *adapter)}
 
 
 def merged_by_hand(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

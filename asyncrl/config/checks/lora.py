@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from asyncrl.config.lora import LoraConfig
 from asyncrl.config.schema import Config
 
+LORA_CHOICES: dict[str, tuple[str, ...]] = {"lora.publish_dtype": ("auto", "bfloat16")}
+
 if TYPE_CHECKING:  # it loads torch
     from asyncrl.config.model_shape import ModelShape
 
@@ -17,7 +19,11 @@ def lora_problems(config: Config) -> list[str]:
     if lora.rank is None:
         problems = [
             f"lora.{key}={value} without lora.rank, so every weight is trained; set lora.rank, such as lora.rank=16"
-            for key, value in (("alpha", lora.alpha), ("targets", lora.targets))
+            for key, value in (
+                ("alpha", lora.alpha),
+                ("targets", lora.targets),
+                ("publish_dtype", lora.publish_dtype != "auto" and lora.publish_dtype),
+            )
             if value
         ]
         if config.publish.engine == "adapter":
@@ -29,6 +35,11 @@ def lora_problems(config: Config) -> list[str]:
         return [
             f"algorithm.reference=ema with lora.rank={lora.rank}: the reference of an adapter is the model without it; "
             "set algorithm.reference=frozen"
+        ]
+    if lora.publish_dtype != "auto" and config.publish.engine not in ("auto", "adapter"):
+        return [
+            f"lora.publish_dtype={lora.publish_dtype} with publish.engine={config.publish.engine}: merged weights "
+            "travel, not the adapter; set publish.engine=auto, or leave lora.publish_dtype out"
         ]
     return []
 

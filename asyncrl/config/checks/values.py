@@ -15,6 +15,7 @@ from asyncrl.config.checks.algorithm import (
     ALGORITHM_POSITIVE,
 )
 from asyncrl.config.checks.environment import ENVIRONMENT_POSITIVE
+from asyncrl.config.checks.lora import LORA_CHOICES
 from asyncrl.config.checks.publish import PUBLISH_CHOICES, RENAMED_ENGINES
 from asyncrl.config.schema import Config
 
@@ -28,6 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "replay.stragglers": ("wait", "window", "mask", "requeue"),
     "replay.durability": ("full", "normal", "off"),
     **PUBLISH_CHOICES,
+    **LORA_CHOICES,
     "cluster.device": ("auto", "cpu", "gpu"),
 }
 

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from asyncrl import devices
 from asyncrl.config.logit_transform import read_logit_transform
@@ -260,8 +260,11 @@ def attention_of(model: ModelConfig, config: PretrainedConfig, device_type: str)
     if model.attention != "auto":
         return model.attention
     half = compute_dtype(model, device_type) != torch.float32  # flash attention has no float32 kernels
-    if devices.is_accelerator(device_type) and half and is_flash_attn_2_available():
-        return "flash_attention_2"
+    if devices.is_accelerator(device_type) and half:
+        if is_flash_attn_3_available() and devices.is_hopper(torch.device(device_type)):
+            return "flash_attention_3"
+        if is_flash_attn_2_available():
+            return "flash_attention_2"
     if half and not is_capped and varlen_attention.runs_on(torch.device(device_type), _head_dim(config)):
         return varlen_attention.NAME
     return "eager" if is_capped else "sdpa"

@@ -66,7 +66,7 @@ class Learner:
             mesh,
             layout=_layout(self.policy),
             hidden_size=self.policy.hf.config.get_text_config().hidden_size,
-            micro_batch_tokens=learner.micro_batch_tokens,
+            micro_batch_tokens=learner.known_micro_batch_tokens,
             temperature=config.generator.temperature,
         )
         self.mini_batch_size = learner.mini_batch_size or learner.batch_size

@@ -42,15 +42,24 @@ def train(mesh: DeviceMesh, model: str, folder: Path) -> dict[str, Any]:
     directory = folder / f"ranks_{mesh.size()}"
     save(directory, learner, TrainerState(step=2, update=4))
     after = full_parameters(learner)
-    adapter_alone = VersionTensors(learner.policy, torch.float32, True, 1 << 20).gather(
-        keep=mesh.get_rank() == 0, memory={}
+    exact, rounded = (
+        VersionTensors(learner.policy, torch.float32, adapter_dtype, 1 << 20)
+        for adapter_dtype in (torch.float32, torch.bfloat16)
     )
+    is_rank_0 = mesh.get_rank() == 0
+    adapter_alone = exact.gather(keep=is_rank_0, memory={})
+    published = {
+        "by hand": merged_by_hand(adapter_alone),
+        "exact": adapter_alone,
+        "rounded": rounded.gather(keep=is_rank_0, memory={}),
+        "announced": rounded.metas(),
+    }
     metrics.append(learner.train(random_batch(2)))
     return {
+        **published,
         "before": before,
         "metrics": metrics,
         "after": after,
-        "by hand": merged_by_hand(adapter_alone),
         "in the end": full_parameters(learner),
         "directory": directory,
         "in bfloat16": train_in_bfloat16(mesh, model),
@@ -119,6 +128,14 @@ def test_base_and_adapter_that_are_published_alone_make_the_merged_weights(runs:
     for run in runs.values():
         for name, value in run["by hand"].items():
             torch.testing.assert_close(run["after"][name].double(), value, rtol=0, atol=1e-6)
+
+
+def test_an_adapter_may_travel_rounded_and_is_announced_so(runs: dict[int, dict[str, Any]]) -> None:
+    for run in runs.values():
+        for name, exact in run["exact"].items():
+            expected = exact.bfloat16() if "lora_" in name else exact
+            assert torch.equal(run["rounded"][name], expected), name
+            assert run["announced"][name].dtype == expected.dtype, name
 
 
 def test_a_run_goes_on_bit_for_bit_from_a_checkpoint_that_holds_the_adapter_alone(

@@ -54,6 +54,10 @@ async def fault(action: str) -> object:
             time.sleep(100)
         case "returns text":
             return "x"
+        case "returns 3e38":
+            return Step("x", reward=3e38)
+        case "returns 1e39":
+            return Step("x", reward=1e39)
         case "returns a NaN reward":
             return Step("x", reward=math.nan)
         case "returns no observation":

@@ -15,7 +15,7 @@ SAMPLES = 8
 def run(system: System) -> Figures:
     system.publish()
     longest = len(system.prompt(0)) + system.sampling(1).max_tokens
-    num_groups = max(1, system.config.learner.micro_batch_tokens * len(system.learners) // (SAMPLES * longest))
+    num_groups = max(1, system.config.learner.known_micro_batch_tokens * len(system.learners) // (SAMPLES * longest))
     temperature = system.config.generator.temperature
     prompts = [system.prompt(100 + index) for index in range(num_groups)]
     sampled = system.sample(system.generators[0], prompts, system.sampling(SAMPLES, temperature=temperature))
