@@ -27,6 +27,7 @@ LORA_LR = "learner.lr=3e-3"
 VARIANTS = {
     "every weight": [],
     "rank 8, all linear layers": ["lora.rank=8", LORA_LR],
+    "rank 8, all linear layers, sent in bfloat16": ["lora.rank=8", LORA_LR, "lora.publish_dtype=bfloat16"],
     "rank 8, attention": ["lora.rank=8", ATTENTION, LORA_LR],
     "rank 8, up and down": ["lora.rank=8", "lora.targets=[up_proj,down_proj]", "learner.lr=5e-3"],
     "rank 4, all linear layers": ["lora.rank=4", "learner.lr=5e-3"],
