@@ -194,6 +194,7 @@ def engine_spec(config: Config, on_cpu: bool) -> EngineSpec:
         seed=config.run.seed,
         on_cpu=on_cpu,
         trust_remote_code=config.model.trust_remote_code,
+        float32_head=config.model.float32_head,
     )
 
 

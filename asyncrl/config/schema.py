@@ -32,6 +32,9 @@ class ModelConfig:
     attention: str = "auto"
     """transformers' attn_implementation, or asyncrl_varlen (torch's own kernel for packed sequences); auto = on a GPU
     in half precision flash_attention_3 (Hopper) or _2 where it is installed, else asyncrl_varlen; otherwise sdpa."""
+    float32_head: bool = False
+    """With a compute type of bfloat16: logits are not rounded to it, in the learner and in the engine. They are what
+    the two differ in most."""
     trust_remote_code: bool = False
     warmup_steps: int = 300
     """Only with path=tiny: supervised steps that stand in for pretraining."""
@@ -127,7 +130,8 @@ class LearnerConfig:
     """With gradient_checkpointing, what is not computed again: nothing | attention (its outputs) | matmuls (also those
     of the linear layers)."""
     compile: bool = False
-    """torch.compile of each decoder layer (it needs a C++ compiler). The first steps take a minute or more longer."""
+    """torch.compile of each decoder layer and of what follows the output head's products (it needs a C++ compiler). The
+    first steps take a minute or more longer."""
     keep_gathered: str = "nothing"
     """What each rank holds whole from one micro-batch of an update to the next: nothing (least memory) | gradients
     (reduced once an update) | all (weights too, gathered once an update)."""

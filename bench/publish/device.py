@@ -53,7 +53,7 @@ async def measure(folder: Path, on_device: bool) -> dict[str, object]:
     first = copies(model)
     # A cache that is never full leaves room.
     copy = SecondCopy(num_bytes, 0.0) if on_device else None
-    spec = EngineSpec(str(folder), "bfloat16", 256, 64, 0, False, False, copy)
+    spec = EngineSpec(str(folder), "bfloat16", 256, 64, 0, False, False, second_copy=copy)
     engine = VllmEngine(spec, GeneratorConfig())
     await engine.warm_up()
     socket, endpoint = bind(zmq.asyncio.Context.instance(), Network())

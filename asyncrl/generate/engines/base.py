@@ -46,6 +46,8 @@ class EngineSpec:
     seed: int
     on_cpu: bool
     trust_remote_code: bool
+    float32_head: bool = False
+    """Logits are not rounded to the dtype."""
     second_copy: SecondCopy | None = None
     """What the next version would take beside the one that serves, in GPU memory; None = it is not put there."""
 

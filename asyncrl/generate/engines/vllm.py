@@ -150,6 +150,7 @@ def _engine_args(spec: EngineSpec, config: GeneratorConfig) -> AsyncEngineArgs:
         worker_extension_cls=WORKER_EXTENSION,
         additional_config={STAGE_ON_DEVICE: stage_on_device},
         trust_remote_code=spec.trust_remote_code,
+        hf_overrides={"head_dtype": "float32"} if spec.float32_head else {},
         generation_config="vllm",  # sampling comes from our config alone, never from the model's folder
     )
 

@@ -6,16 +6,20 @@ columns of the vocabulary in one chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from asyncrl import devices
 from asyncrl.config.logit_transform import LogitTransform
+from asyncrl.learn.policy.decoder_layers import COMPILER
 from asyncrl.learn.policy.logit_chunks import chunk_shape
-from asyncrl.learn.policy.score_gradient import add_product, by_logits, keep_for_backward, of_tokens
+from asyncrl.learn.policy.logit_product import product
+from asyncrl.learn.policy.score_gradient import OfTokens, add_product, by_logits, keep_for_backward, of_tokens
 from asyncrl.learn.policy.support_logprob import SupportLogprobs
 
 
@@ -26,6 +30,9 @@ def token_logprobs(
     temperature: float,
     transform: LogitTransform,
     supports: Tensor | None = None,
+    *,
+    float32_products: bool = False,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-softmax at the targets and entropy, chunk by chunk; the backward pass recomputes each chunk's logits.
 
@@ -40,6 +47,8 @@ def token_logprobs(
         transform: of the logits, before the temperature.
         supports: [T, K] ids of the tokens that top-k and top-p left, each target first, padded with −1: probabilities
             and entropy are those over them (DeepSeek-V3.2's sampling mask, 2512.02556). None or K = 0: over all V.
+        float32_products: logits of half-precision factors are not rounded to half precision.
+        compiled: what happens to a chunk's logits goes through torch.compile, which needs a compiler; without supports.
 
     Returns:
         logprobs [T] and entropy [T] (nats), float32 whatever the compute type.
@@ -47,10 +56,41 @@ def token_logprobs(
     scaled = replace(transform, scale=transform.scale / temperature)
     outputs: tuple[Tensor, Tensor]
     if supports is not None and supports.shape[1] > 0:
-        outputs = SupportLogprobs.apply(hidden, head.weight, head.bias, supports, scaled)
+        outputs = SupportLogprobs.apply(hidden, head.weight, head.bias, supports, scaled, float32_products)
     else:
-        outputs = _HeadLogprobs.apply(hidden, head.weight, head.bias, targets, scaled)
+        outputs = _HeadLogprobs.apply(hidden, head.weight, head.bias, targets, scaled, float32_products, compiled)
     return outputs
+
+
+class _Sums(NamedTuple):
+    """Over the part of the vocabulary that t tokens have met, [t] each; the first two relative to the largest logit."""
+
+    total: Tensor
+    """Σ exp(y)."""
+    weighted: Tensor
+    """Σ exp(y)·y."""
+    largest: Tensor
+    chosen: Tensor
+    """Logit of the target, once it was met."""
+
+
+class _Part(NamedTuple):
+    """v columns of the vocabulary for t tokens."""
+
+    hidden: Tensor
+    """[t, H]."""
+    weight: Tensor
+    """[v, H]."""
+    bias: Tensor | None
+    rows: Tensor
+    """[t] of each target."""
+    is_here: Tensor
+    """[t] whether the target is among these v."""
+
+    def logits(self, float32_products: bool) -> Tensor:
+        """[v, t] float32, a tensor of its own."""
+        logits = product(self.weight, self.hidden.T, float32_products)
+        return logits if self.bias is None else logits.add_(self.bias[:, None])
 
 
 class _HeadLogprobs(torch.autograd.Function):
@@ -72,30 +112,31 @@ class _HeadLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         transform: LogitTransform,
+        float32_products: bool,
+        compiled: bool,
     ) -> tuple[Tensor, Tensor]:
-        total, weighted, chosen = hidden.new_zeros(3, len(hidden), dtype=torch.float32)
-        largest = torch.full_like(total, -torch.inf)
+        all_sums = hidden.new_zeros(4, len(hidden), dtype=torch.float32)
+        all_sums[_Sums._fields.index("largest")] = -torch.inf
+        add = _compiled(_with_part) if compiled else _with_part
         parts, chunks = _parts_and_chunks(hidden, weight)
         for columns in parts:
             for tokens in chunks:
-                y = transform(_logits(hidden[tokens], weight, bias, columns))
-                rows, is_here = _rows(targets[tokens], columns)
-                chosen[tokens] += y.gather(0, rows[None])[0] * is_here
-                above = torch.maximum(largest[tokens], y.amax(0))
-                p, shrunk = (y - above).exp_(), (largest[tokens] - above).exp_()
-                total[tokens] = total[tokens] * shrunk + p.sum(0)
-                weighted[tokens] = weighted[tokens] * shrunk + p.mul_(y).sum(0)
-                largest[tokens] = above
+                part = _part(hidden, weight, bias, targets, columns, tokens)
+                sums = add(part, _Sums(*all_sums[:, tokens]), transform, float32_products)
+                all_sums[:, tokens] = torch.stack(sums)
+        total, weighted, largest, chosen = all_sums
         normalisers = total.log() + largest
         logprobs, entropies = chosen - normalisers, normalisers - weighted / total
         keep_for_backward(ctx, hidden, weight, bias, targets, normalisers, entropies)
-        ctx.transform = transform
+        ctx.settings = transform, float32_products, compiled
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normalisers, entropies = ctx.saved_tensors
         known = of_tokens(normalisers, entropies, gradients)
+        transform, float32_products, compiled = ctx.settings
+        gradient_of = _compiled(_part_gradient) if compiled else _part_gradient
         by_hidden = torch.zeros_like(hidden, dtype=torch.float32)
         needs_weight, needs_bias = ctx.needs_input_grad[1:3]  # a frozen head's are not computed
         by_weight = torch.empty_like(weight) if needs_weight else None
@@ -104,11 +145,8 @@ class _HeadLogprobs(torch.autograd.Function):
         for columns in parts:
             by_columns = torch.zeros_like(weight[columns], dtype=torch.float32) if needs_weight else None
             for tokens in chunks:
-                y = ctx.transform(_logits(hidden[tokens], weight, bias, columns))
-                slope = ctx.transform.slope(y)
-                log_p = y.sub_(normalisers[tokens])
-                rows, is_here = _rows(targets[tokens], columns)
-                by_part = by_logits(log_p, slope, known.at(tokens), rows, is_here).to(weight.dtype)
+                part = _part(hidden, weight, bias, targets, columns, tokens)
+                by_part = gradient_of(part, known.at(tokens), transform, float32_products)
                 add_product(by_hidden[tokens], by_part.T, weight[columns])
                 if by_columns is not None:
                     add_product(by_columns, by_part, hidden[tokens])
@@ -120,9 +158,31 @@ class _HeadLogprobs(torch.autograd.Function):
             by_hidden.to(hidden.dtype),
             by_weight,
             None if by_bias is None else by_bias.to(bias.dtype),
-            None,
-            None,
+            *(None, None, None, None),
         )
+
+
+def _with_part(part: _Part, sums: _Sums, transform: LogitTransform, float32_products: bool) -> _Sums:
+    y = transform(part.logits(float32_products))
+    largest = torch.maximum(sums.largest, y.amax(0))
+    p, shrunk = (y - largest).exp_(), (sums.largest - largest).exp_()
+    total = sums.total * shrunk + p.sum(0)
+    chosen = sums.chosen + y.gather(0, part.rows[None])[0] * part.is_here
+    return _Sums(total, sums.weighted * shrunk + p.mul_(y).sum(0), largest, chosen)
+
+
+def _part_gradient(part: _Part, known: OfTokens, transform: LogitTransform, float32_products: bool) -> Tensor:
+    """[v, t], in the head's type."""
+    y = transform(part.logits(float32_products))
+    slope = transform.slope(y)
+    log_p = y.sub_(known.normalisers)
+    return by_logits(log_p, slope, known, part.rows, part.is_here).to(part.weight.dtype)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A chunk's logits are read and written once, and not by each operator: on a GPU they come from its memory."""
+    return torch.compile(function, dynamic=True, backend=COMPILER)
 
 
 def _parts_and_chunks(hidden: Tensor, weight: Tensor) -> tuple[list[slice], list[slice]]:
@@ -132,14 +192,8 @@ def _parts_and_chunks(hidden: Tensor, weight: Tensor) -> tuple[list[slice], list
     return parts, [slice(start, start + tokens) for start in range(0, len(hidden), tokens)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: slice) -> Tensor:
-    """[v, t] float32, a tensor of its own."""
-    logits = weight[columns] @ hidden.T
-    return logits.float() if bias is None else logits.add_(bias[columns, None]).float()
-
-
-def _rows(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-    """[t] the row of each target among these columns, and whether it is there."""
-    rows = targets - columns.start
-    is_here = (rows >= 0) & (targets < columns.stop)
-    return rows.where(is_here, 0), is_here
+def _part(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, columns: slice, tokens: slice) -> _Part:
+    rows = targets[tokens] - columns.start
+    is_here = (rows >= 0) & (targets[tokens] < columns.stop)
+    of_columns = None if bias is None else bias[columns]
+    return _Part(hidden[tokens], weight[columns], of_columns, rows.where(is_here, 0), is_here)

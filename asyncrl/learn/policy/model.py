@@ -38,13 +38,17 @@ from asyncrl.learn.policy.varlen_attention import Segments
 class PolicyModel(nn.Module):
     """A causal LM whose forward pass gives log π_θ and entropy of chosen tokens instead of logits.
 
+    Args:
+        float32_head, compiled: of its output head, as `token_logprobs` takes them.
+
     Raises:
         ConfigError: it changes its logits in a way that is not computed here.
     """
 
-    def __init__(self, hf: PreTrainedModel) -> None:
+    def __init__(self, hf: PreTrainedModel, *, float32_head: bool = False, compiled: bool = False) -> None:
         super().__init__()
         self.hf = hf
+        self._head_settings = {"float32_products": float32_head, "compiled": compiled}
         self.logit_transform = read_logit_transform(hf, hf.name_or_path)
         self.packs_sequences = hf.config._attn_implementation.startswith(("flash_attention", varlen_attention.NAME))
         """Whether the attention kernel keeps sequences that share a row apart at no cost."""
@@ -95,7 +99,7 @@ class PolicyModel(nn.Module):
         )
         hidden = output.last_hidden_state.flatten(0, 1)[indices]
         head = self.hf.get_output_embeddings()
-        return token_logprobs(hidden, head, targets, temperature, self.logit_transform, supports)
+        return token_logprobs(hidden, head, targets, temperature, self.logit_transform, supports, **self._head_settings)
 
     def hf_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, sharded DTensor) of each parameter; a tied one comes once, as the embedding.
@@ -161,7 +165,7 @@ def load_policy(
     dtype = compute_dtype(model, mesh.device_type)
     if lora is not None and lora.rank is not None:
         begin_adapter(hf, shards, lora, dtype, mesh, seed)
-    policy = PolicyModel(hf).train()
+    policy = PolicyModel(hf, float32_head=model.float32_head, compiled=learner.compile).train()
     if learner.gradient_checkpointing:
         checkpoint_layers(hf, learner.checkpointing_keeps)
     if learner.compile:
@@ -179,7 +183,8 @@ def load_reference(model: ModelConfig, mesh: DeviceMesh, learner: LearnerConfig 
     """
     hf, shards = _read_causal_lm(model, mesh)
     learner = learner or LearnerConfig()
-    reference = PolicyModel(hf).eval().requires_grad_(False)
+    reference = PolicyModel(hf, float32_head=model.float32_head, compiled=learner.compile)
+    reference = reference.eval().requires_grad_(False)
     if learner.compile:
         compile_layers(hf)
     dtype = compute_dtype(model, mesh.device_type)

@@ -31,17 +31,18 @@ class SupportLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         supports: Tensor,
         transform: LogitTransform,
+        float32_products: bool,
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropies, normalisers = hidden.new_empty(3, len(hidden), dtype=torch.float32)
         for tokens in _tokens(supports, weight):
-            y, _ = _logits(hidden[tokens], weight, bias, supports[tokens])
+            y, _ = _logits(hidden[tokens], weight, bias, supports[tokens], float32_products)
             y = _without_padding(transform(y), supports[tokens])
             normalisers[tokens] = y.logsumexp(0)
             log_p = y - normalisers[tokens]
             logprobs[tokens] = log_p[0]
             entropies[tokens] = -(log_p.exp() * log_p).sum(0)
         keep_for_backward(ctx, hidden, weight, bias, supports, normalisers, entropies)
-        ctx.transform = transform
+        ctx.transform, ctx.float32_products = transform, float32_products
         return logprobs, entropies
 
     @staticmethod
@@ -54,7 +55,7 @@ class SupportLogprobs(torch.autograd.Function):
         by_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         by_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for tokens in _tokens(supports, weight):
-            y, rows = _logits(hidden[tokens], weight, bias, supports[tokens])
+            y, rows = _logits(hidden[tokens], weight, bias, supports[tokens], ctx.float32_products)
             y = ctx.transform(y)
             slope = ctx.transform.slope(y)
             log_p = _without_padding(y.sub_(normalisers[tokens]), supports[tokens])
@@ -70,8 +71,7 @@ class SupportLogprobs(torch.autograd.Function):
             by_hidden,
             None if by_weight is None else by_weight.to(weight.dtype),
             None if by_bias is None else by_bias.to(bias.dtype),
-            None,
-            None,
+            *(None, None, None),
         )
 
 
@@ -82,12 +82,15 @@ def _tokens(supports: Tensor, weight: Tensor) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(supports), size))
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, support: Tensor) -> tuple[Tensor, Tensor]:
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, support: Tensor, float32_products: bool
+) -> tuple[Tensor, Tensor]:
     """[K, t] float32, a tensor of its own; and the rows [t, K, H] of the head."""
     ids = _ids(support)
     rows = weight[ids]
-    logits = torch.einsum("tkh,th->kt", rows, hidden)
-    return (logits if bias is None else logits + bias[ids].T).float(), rows
+    factors = (rows.float(), hidden.float()) if float32_products else (rows, hidden)
+    logits = torch.einsum("tkh,th->kt", *factors).float()
+    return logits if bias is None else logits + bias[ids].T, rows
 
 
 def _ids(support: Tensor) -> Tensor:

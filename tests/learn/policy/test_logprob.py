@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import asyncrl.learn.policy.logit_chunks as logit_chunks
+import asyncrl.learn.policy.logprob as logprob
 from asyncrl.config.logit_transform import LogitTransform
 from asyncrl.learn.policy.logprob import token_logprobs
 
@@ -136,3 +137,46 @@ def head_gradient_error(chunk_tokens: int) -> float:
 def test_in_bfloat16_many_chunks_are_as_exact_as_one() -> None:
     assert head_gradient_error(8) < 1.5 * head_gradient_error(600)  # 0.25 % and 0.20 %; added up in bfloat16, 1.07 %
     assert head_gradient_error(600) < 0.01
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_float32_head_does_not_round_the_logits_of_bfloat16_factors(is_cut: bool) -> None:
+    torch.manual_seed(0)
+    hidden, head = torch.randn(200, 64).bfloat16().requires_grad_(), nn.Linear(64, 32).bfloat16()
+    targets = torch.randint(32, (200,))
+    left = torch.rand(200, 32) < 0.5 if is_cut else torch.ones(200, 32, dtype=torch.bool)
+    left.scatter_(1, targets[:, None], True)
+    exact_hidden, exact_head = hidden.detach().double().requires_grad_(), nn.Linear(64, 32).double()
+    exact_head.load_state_dict(head.state_dict())
+    expected = torch.stack(whole(exact_hidden, exact_head, targets, 1.0, LogitTransform(), left))
+    expected[0].sum().backward()
+    errors = []
+    for float32_products in (True, False):
+        hidden.grad = head.weight.grad = None
+        supports = supports_of(left, targets) if is_cut else None
+        found = torch.stack(
+            token_logprobs(hidden, head, targets, 1.0, LogitTransform(), supports, float32_products=float32_products)
+        )
+        found[0].sum().backward()
+        assert hidden.grad is not None
+        torch.testing.assert_close(hidden.grad.double(), exact_hidden.grad, rtol=0.02, atol=0.02)
+        errors.append((found.double() - expected).abs().max().item())
+    assert errors[0] < 1e-5
+    assert errors[1] > 1e-3
+
+
+def test_compiled_the_head_changes_no_value_and_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprob, "COMPILER", "aot_eager")  # all but the code generator
+    monkeypatch.setattr(logit_chunks, "CPU_CHUNK_TOKENS", 5)
+    monkeypatch.setattr(logit_chunks, "LEAST_COLUMNS", 4)
+    monkeypatch.setattr(logit_chunks, "CPU_CHUNK_BYTES", 1)
+    logprob._compiled.cache_clear()
+    answers = []
+    for compiled in (False, True):
+        hidden, head, targets, weights = tensors(0, torch.float32, bias=True)
+        outputs = torch.stack(token_logprobs(hidden, head, targets, 0.7, TRANSFORMS[3], compiled=compiled))
+        (weights * outputs).sum().backward()
+        answers.append([outputs.detach(), hidden.grad, head.weight.grad, head.bias.grad])
+    logprob._compiled.cache_clear()
+    for plain, through_the_compiler in zip(*answers, strict=True):
+        torch.testing.assert_close(plain, through_the_compiler, rtol=1e-6, atol=1e-6)

@@ -134,6 +134,7 @@ def _arguments(spec: EngineSpec, config: GeneratorConfig, shape: ModelShape) -> 
     return {
         "model_path": spec.model_path,
         "dtype": spec.dtype,
+        "enable_fp32_lm_head": spec.float32_head,
         "context_length": spec.max_model_len + CONTEXT_MARGIN,
         "max_running_requests": spec.max_num_sequences,
         "max_total_tokens": _kv_cache_tokens(spec, config, shape),
