@@ -22,7 +22,7 @@ Change = tuple[str, Config]
 
 
 def learner_notes(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: int) -> list[str]:
-    """Whether a learner rank fits, and if not, what would make it fit.
+    """Whether a learner rank fits; if not, what would make it fit, and if so, what there is room for.
 
     Args:
         gpu_bytes: of a GPU; read only where there are any.
@@ -31,11 +31,23 @@ def learner_notes(config: Config, shape: ModelShape, topology: Topology, gpu_byt
     room = gpu_bytes if on_gpu else host_bytes() / len(topology.learners)
     needed = rank_bytes(config, shape, topology, gpu_bytes)
     if needed <= room:
-        return []
+        return _spare_memory_notes(config, shape, topology, gpu_bytes) if on_gpu else []
     ways = ways_to_fit(config, shape, topology, room, gpu_bytes)
     answer = f"by the estimate it fits with {', or '.join(ways)}" if ways else "no setting of one rank is enough"
     where = f"a GPU has {room / 1e9:.3g}" if on_gpu else f"this machine has {room / 1e9:.3g} for each"
     return [f"a learner rank needs about {needed / 1e9:.3g} GB and {where}: {answer}; more learners share its state"]
+
+
+def _spare_memory_notes(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: int) -> list[str]:
+    """What several ranks could hold whole, where they gather and reduce for each micro-batch."""
+    if config.learner.keep_gathered != "nothing" or len(topology.learners) == 1:
+        return []
+    for keeps, spares in (("all", "weights are gathered and gradients"), ("gradients", "gradients are")):
+        keeping = replace(config, learner=replace(config.learner, keep_gathered=keeps))
+        if rank_bytes(keeping, shape, topology, gpu_bytes) <= FILLED_SHARE * gpu_bytes:
+            often = "once an update, not once a micro-batch"
+            return [f"memory is left for learner.keep_gathered={keeps}: {spares} reduced {often}"]
+    return []
 
 
 def with_fitting_micro_batch(

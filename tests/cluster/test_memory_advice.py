@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Literal
 
@@ -84,6 +85,23 @@ def test_a_micro_batch_holds_the_longest_sequence_though_it_does_not_fit_and_no_
     for gpu_bytes, num_tokens in ((10**9, 500), (10**15, 6 * 500)):
         fitting, _ = with_fitting_micro_batch(config, shape, topology, gpu_bytes)
         assert fitting.learner.micro_batch_tokens == num_tokens
-        assert bool(learner_notes(fitting, shape, topology, gpu_bytes)) == (gpu_bytes == 10**9)
+        assert ("needs about" in learner_notes(fitting, shape, topology, gpu_bytes)[0]) == (gpu_bytes == 10**9)
     given = with_settings(4, "learner.micro_batch_tokens=7")
     assert with_fitting_micro_batch(given, shape, topology, 10**9) == (given, [])
+
+
+def test_where_memory_is_left_it_is_said_what_the_ranks_could_keep_and_that_fits(shape: ModelShape) -> None:
+    kept = []
+    for num_learners in (4, 8, 64):
+        config = with_settings(num_learners, "learner.gradient_checkpointing=true")
+        topology = topology_of(config)
+        notes = learner_notes(config, shape, topology, GPU_BYTES)
+        for value in ("gradients", "all"):
+            keeping = dataclasses.replace(config, learner=dataclasses.replace(config.learner, keep_gathered=value))
+            fits = rank_bytes(keeping, shape, topology, GPU_BYTES) <= FILLED_SHARE * GPU_BYTES
+            if any(f"learner.keep_gathered={value}:" in note for note in notes):
+                assert fits
+                kept.append(value)
+            assert learner_notes(keeping, shape, topology, GPU_BYTES) == [] or not fits
+        assert fits == (kept[-1:] == ["all"])
+    assert kept
