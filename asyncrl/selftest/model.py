@@ -17,8 +17,10 @@ from asyncrl.generate.engines.base import completion_text
 from asyncrl.selftest.system import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS
 
 CHARACTERS = string.ascii_letters + string.digits
-TINY_NOISE, OWN_NOISE = 2.0, 0.1
-"""How far versions are apart: a random model may change altogether; a trained one shall stay a language model."""
+TINY_NOISE = {"float32": 2.0, "bfloat16": 0.5}
+OWN_NOISE = 0.1
+"""How far versions are apart: a random model may change altogether, but bfloat16 would round its larger logits by more
+than is tolerated; a trained one shall stay a language model."""
 
 
 def with_model(config: Config, parent: Path) -> Config:
@@ -39,12 +41,13 @@ def with_model(config: Config, parent: Path) -> Config:
     )
 
 
-def noise_scale(config: Config) -> float:
+def noise_scale(is_tiny: bool, dtype: str) -> float:
     """
     Args:
-        config: as it was before `with_model`.
+        is_tiny: whether `with_model` made the model.
+        dtype: `model.dtype`, resolved.
     """
-    return TINY_NOISE if config.model.path == "tiny" else OWN_NOISE
+    return TINY_NOISE[dtype] if is_tiny else OWN_NOISE
 
 
 def read_tokenizer(config: Config) -> Any:

@@ -68,7 +68,7 @@ def selftest(config: Config, console: Console, checks: Sequence[Check]) -> bool:
         cluster = Cluster(tested, run_dir)
         stack.callback(cluster.shutdown)
         stack.enter_context(Interrupts()).count = 1  # nothing is to be saved: the first one ends it at once
-        system = _system(tested, noise_scale(config), cluster, run_dir)
+        system = _system(tested, config.model.path == "tiny", cluster, run_dir)
         for result in _run(system, checks, run_dir, console):
             results.append(result)
             if result.status != "passed":
@@ -106,7 +106,7 @@ class _Actor:
         return call(self.actor, self.name, "call", method, *args)
 
 
-def _system(config: Config, noise: float, cluster: Cluster, run_dir: Path) -> System:
+def _system(config: Config, is_tiny: bool, cluster: Cluster, run_dir: Path) -> System:
     """Every learner rank and generator of the configuration, each a process where a run would have it."""
     shape = _shape(config)
     topology, _ = place(config, [node.room for node in cluster.nodes], shape)
@@ -133,7 +133,7 @@ def _system(config: Config, noise: float, cluster: Cluster, run_dir: Path) -> Sy
         config=known,
         learners=[create(placement) for placement in topology.learners],
         generators=list(generators.values()),
-        noise_scale=noise,
+        noise_scale=noise_scale(is_tiny, known.model.dtype),
         vocab_size=min(len(tokenizer), shape.vocab_size),
         eos_token_ids=eos_token_ids(known, tokenizer),
         max_num_sequences=engine_spec(known, topology.device == "cpu").max_num_sequences,

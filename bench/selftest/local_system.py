@@ -16,7 +16,7 @@ from asyncrl.config.schema import Config
 from asyncrl.publish.groups.rendezvous import new_store_file
 from asyncrl.selftest.generator import Generator
 from asyncrl.selftest.learner import LearnerRank
-from asyncrl.selftest.model import TINY_NOISE, eos_token_ids, read_tokenizer, text_of
+from asyncrl.selftest.model import eos_token_ids, noise_scale, read_tokenizer, text_of
 from asyncrl.selftest.system import System
 from asyncrl.transport.sockets import Network
 
@@ -83,7 +83,7 @@ def local_system(config: Config) -> Iterator[System]:
             config=config,
             learners=[learner],
             generators=[generator],
-            noise_scale=TINY_NOISE,
+            noise_scale=noise_scale(is_tiny=True, dtype=config.model.dtype),
             vocab_size=len(tokenizer),
             eos_token_ids=eos_token_ids(config, tokenizer),
             max_num_sequences=engine_spec(config, True).max_num_sequences,

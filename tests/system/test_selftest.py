@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from asyncrl.config.schema import VLLM
+from asyncrl.selftest.agreement import require_agreement
 from asyncrl.selftest.model import with_model
 from asyncrl.selftest.suite import CHECKS, SERVING_CHECKS, run_checks
+from asyncrl.selftest.system import System
 from bench.selftest.local_system import config_of, local_system
 from bench.selftest.mutants import results_of
 from bench.selftest.seeding import MUTANTS, installed
@@ -45,15 +47,18 @@ def test_a_selftest_finds_an_engines_one_bug_and_says_what_to_do(tmp_path: Path)
     assert "set generator.seeded_sampling=false" in ended.stdout
 
 
+def checked(system: System) -> dict[str, str]:
+    """Check → passed, or why not."""
+    results = run_checks(system, SERVING_CHECKS, lambda _: None)
+    return {result.check: result.reason or result.status for result in results}
+
+
 def found_in_vllm(parent: Path) -> tuple[dict[str, str], dict[str, str]]:
     """What the checks say of a sound vLLM, and each bug's check of that bug."""
     found = {}
     config = config_of("tiny", VLLM, "generator.top_k=8", "generator.top_p=0.9")
     with installed(VLLM) as mutants, local_system(with_model(config, parent)) as system:
-        sound = {
-            result.check: result.reason or result.status
-            for result in run_checks(system, SERVING_CHECKS, lambda _: None)
-        }
+        sound = checked(system)
         for one in (one for one in mutants if one.name in IN_VLLM):
             (result,) = results_of(system, one)
             found[one.name] = f"{result.check} {result.status}"
@@ -66,3 +71,18 @@ def test_vllm_passes_every_check_and_bugs_that_are_seeded_in_it_are_found_by_the
     sound, found = run_fresh(found_in_vllm, tmp_path)
     assert sound == {check.name: "passed" for check in SERVING_CHECKS}
     assert found == expected
+
+
+def found_in_bfloat16(parent: Path) -> tuple[dict[str, str], float]:
+    """What the checks say of a sound vLLM with a float32 head, and how far its logprobs are from the learner's."""
+    config = config_of("tiny", VLLM, "model.dtype=bfloat16", "model.float32_head=true")
+    with local_system(with_model(config, parent)) as system:
+        sound = checked(system)
+        sampled = system.sample(system.generators[0], [system.prompt(1, 8)], system.sampling(8))
+        return sound, float(require_agreement(system, sampled, system.version, 1.0, "vLLM")["largest"])
+
+
+def test_in_bfloat16_vllm_passes_every_check_with_a_head_in_float32(tmp_path: Path):
+    sound, largest = run_fresh(found_in_bfloat16, tmp_path)
+    assert sound == {check.name: "passed" for check in SERVING_CHECKS}
+    assert 0 < largest < 0.02  # float32 would be exact

@@ -1,7 +1,8 @@
 """Tokens are drawn from the policy itself: neither from a part of its vocabulary nor at another temperature.
 
 Of tokens drawn from π, log π(token) has the mean −entropy. The sum of log π + entropy over all tokens is therefore
-0 but for chance, and how far from it is told in standard errors.
+0 but for chance, and how far from it is told in standard errors. Each request has a seed of its own: with the same one
+similar prompts would be answered alike, and their tokens would count as independent.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 from asyncrl.errors import SelftestError
 from asyncrl.selftest.checks.engine.logprobs import temperatures
 from asyncrl.selftest.result import Check, Figures
-from asyncrl.selftest.system import System
+from asyncrl.selftest.system import Request, System
 
 NUM_PROMPTS, NUM_SAMPLES = 16, 8
 MOST_STANDARD_ERRORS = 5.0
@@ -22,9 +23,8 @@ def run(system: System) -> Figures:
     figures: Figures = {}
     for temperature in temperatures(system):
         for generator in system.generators:
-            prompts = [system.prompt(seed, 8) for seed in range(NUM_PROMPTS)]
-            sampling = system.sampling(NUM_SAMPLES, temperature=temperature)
-            sampled = system.sample(generator, prompts, sampling)
+            requests = [_request(system, number, temperature) for number in range(NUM_PROMPTS)]
+            sampled = system.sample_together(generator, requests)
             scores = system.score(sampled, system.version, temperature)
             surprise = np.concatenate([one.logprobs + one.entropies for one in scores])
             errors = float(surprise.mean() / (surprise.std() / np.sqrt(len(surprise)) + 1e-9))
@@ -36,6 +36,11 @@ def run(system: System) -> Figures:
                     f"tokens drawn from the policy are, by {abs(errors):.0f} standard errors"
                 )
     return figures
+
+
+def _request(system: System, number: int, temperature: float) -> Request:
+    sampling = system.sampling(NUM_SAMPLES, seed=NUM_SAMPLES * number, temperature=temperature)
+    return Request(system.prompt(number, 8), sampling)
 
 
 CHECK = Check(
