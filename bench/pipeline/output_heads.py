@@ -1,5 +1,7 @@
 """The output head by itself on one device: the learner's beside those of Liger and Cut Cross-Entropy, if installed.
 
+The learner's comes as `learner.compile` and `model.float32_head` make it too.
+
 Forward and backward of T tokens' log-probabilities over V columns from H features, in bfloat16. All weigh each token's
 gradient by a number of its own, as a policy gradient does. The learner's head also computes entropies; the others do
 not. Hidden states and head are random, so probabilities are almost uniform. Cut Cross-Entropy by default leaves out
@@ -13,6 +15,7 @@ import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from statistics import median
 from typing import Any, NamedTuple
@@ -53,9 +56,9 @@ class MeasuredHead:
     """A few rows of the gradients of hidden states and head."""
 
 
-def learner_head(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+def learner_head(hidden: Tensor, head: nn.Linear, targets: Tensor, **options: bool) -> Tensor:
     """[T, H], [T] → log-probabilities [T]; so do the others."""
-    return token_logprobs(hidden, head, targets, 1.0, LogitTransform())[0]
+    return token_logprobs(hidden, head, targets, 1.0, LogitTransform(), **options)[0]
 
 
 def liger_head(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
@@ -76,8 +79,12 @@ def unfiltered_cut_head(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Ten
 
 
 OWN = "asyncrl"
+"""The package, and its head by default."""
 HEADS: dict[str, tuple[str, Callable[[Tensor, nn.Linear, Tensor], Tensor]]] = {
-    OWN: ("asyncrl", learner_head),
+    OWN: (OWN, learner_head),
+    "asyncrl compiled": (OWN, partial(learner_head, compiled=True)),
+    "asyncrl in float32": (OWN, partial(learner_head, float32_products=True)),
+    "asyncrl in float32, compiled": (OWN, partial(learner_head, float32_products=True, compiled=True)),
     "liger": ("liger_kernel", liger_head),
     "cce": ("cut_cross_entropy", cut_head),
     "cce unfiltered": ("cut_cross_entropy", unfiltered_cut_head),
@@ -92,13 +99,13 @@ def measure_heads(sizes: HeadSizes, device: str, num_repeats: int) -> list[Measu
     for name, (package, _) in HEADS.items():
         if find_spec(package) is None:
             print(f"{name}: left out, {package} is not installed")
-        elif name != OWN and device == "cpu":
+        elif package != OWN and device == "cpu":
             print(f"{name}: left out, its kernels need a GPU")
         else:
             try:
                 measured[name] = in_process(measure_head, name, sizes, device, num_repeats)
             except EOFError:  # its process died and said why
-                if name == OWN:
+                if package == OWN:
                     raise
                 print(f"{name}: left out, it failed")
                 continue
