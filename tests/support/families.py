@@ -49,9 +49,13 @@ FAMILIES: dict[str, tuple[type[PretrainedConfig], dict[str, object]]] = {
 
 
 def save_family(folder: Path, family: str, **changes: object) -> str:
-    torch.manual_seed(0)
     config_class, settings = FAMILIES[family]
-    model = AutoModelForCausalLM.from_config(config_class(**(SIZES | settings | changes)), dtype=torch.float32)
+    return save_random(folder, config_class(**(SIZES | settings | changes)))
+
+
+def save_random(folder: Path, config: PretrainedConfig) -> str:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)

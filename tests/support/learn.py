@@ -101,7 +101,7 @@ def full_parameters(learner: Learner) -> dict[str, torch.Tensor]:
 
 
 def full_reference(learner: Learner) -> dict[str, torch.Tensor]:
-    assert learner.reference is not None
+    assert isinstance(learner.reference, PolicyModel)
     return _whole(learner.reference)
 
 
