@@ -134,6 +134,7 @@ def _system(config: Config, is_tiny: bool, cluster: Cluster, run_dir: Path) -> S
         learners=[create(placement) for placement in topology.learners],
         generators=list(generators.values()),
         noise_scale=noise_scale(is_tiny, known.model.dtype),
+        num_layers=shape.num_layers,
         vocab_size=min(len(tokenizer), shape.vocab_size),
         eos_token_ids=eos_token_ids(known, tokenizer),
         max_num_sequences=engine_spec(known, topology.device == "cpu").max_num_sequences,

@@ -84,6 +84,7 @@ class System:
     generators: list[Part]
     noise_scale: float
     """How far versions are apart, see `LearnerRank`."""
+    num_layers: int
     vocab_size: int
     """Token ids below it may stand in prompts."""
     eos_token_ids: list[int]

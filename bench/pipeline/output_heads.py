@@ -56,7 +56,7 @@ class MeasuredHead:
     """A few rows of the gradients of hidden states and head."""
 
 
-def learner_head(hidden: Tensor, head: nn.Linear, targets: Tensor, **options: bool) -> Tensor:
+def learner_head(hidden: Tensor, head: nn.Linear, targets: Tensor, **options: Any) -> Tensor:
     """[T, H], [T] → log-probabilities [T]; so do the others."""
     return token_logprobs(hidden, head, targets, 1.0, LogitTransform(), **options)[0]
 

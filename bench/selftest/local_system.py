@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from asyncrl.cluster.roles import engine_spec
 from asyncrl.config.load import load
 from asyncrl.config.schema import Config
@@ -84,6 +86,7 @@ def local_system(config: Config) -> Iterator[System]:
             learners=[learner],
             generators=[generator],
             noise_scale=noise_scale(is_tiny=True, dtype=config.model.dtype),
+            num_layers=AutoConfig.from_pretrained(config.model.path).num_hidden_layers,
             vocab_size=len(tokenizer),
             eos_token_ids=eos_token_ids(config, tokenizer),
             max_num_sequences=engine_spec(config, True).max_num_sequences,

@@ -13,6 +13,7 @@ from asyncrl.cluster.memory import Estimate, Item
 from asyncrl.config.load import load
 from asyncrl.devices import Accelerator
 from asyncrl.errors import PublishError, SelftestError
+from asyncrl.selftest.agreement import FLOAT32, tolerance_of
 from asyncrl.selftest.checks.engine import deaths, kernels, memory
 from asyncrl.selftest.checks.system import devices, links, stall, versions
 from asyncrl.selftest.process import Machine, Memory
@@ -42,7 +43,7 @@ class ScriptedPart:
 def system_of(learner: ScriptedPart, generator: ScriptedPart, device: str = "gpu", **changes: Any) -> System:
     config = load(None, ["model.path=x", "model.dtype=bfloat16", "data.train=none", f"cluster.device={device}"])
     config = replace(config, publish=replace(config.publish, engine="sliced", transport="gloo"))
-    return System(config, [learner], [generator], 1.0, 10, [0], 16, str, lambda: "file", **changes)
+    return System(config, [learner], [generator], 1.0, 2, 10, [0], 16, str, lambda: "file", **changes)
 
 
 def machines(one: Machine, other: Machine) -> System:
@@ -177,3 +178,14 @@ def test_an_engine_that_does_not_say_that_it_is_dead_is_told(monkeypatch):
     monkeypatch.setattr(system, "publish", publish)
     with pytest.raises(SelftestError, match="a worker was killed, and 0 s later `dead` is false"):
         deaths.run(system)
+
+
+def test_bfloat16_may_differ_by_more_with_more_layers_and_at_lower_temperatures_and_float32_may_not() -> None:
+    system = machines(GPU_NODE, GPU_NODE)
+    assert tolerance_of(system, 1.0) == pytest.approx((0.03, 1.2))
+    system.num_layers = 30
+    assert tolerance_of(system, 1.0) == pytest.approx((0.17, 4.0))  # SmolLM2-135M: 0.11 and 1.1
+    assert tolerance_of(system, 0.5) == pytest.approx((0.34, 8.0))
+    assert tolerance_of(system, 1.5) == tolerance_of(system, 1.0)
+    system.config = replace(system.config, model=replace(system.config.model, dtype="float32"))
+    assert tolerance_of(system, 0.5) == FLOAT32

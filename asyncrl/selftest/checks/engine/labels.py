@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from asyncrl.errors import SelftestError
-from asyncrl.selftest.agreement import TOLERANCES, differences
+from asyncrl.selftest.agreement import differences, tolerance_of
 from asyncrl.selftest.load import NUM_TRIES, Load
 from asyncrl.selftest.result import Check, Figures
 from asyncrl.selftest.system import Part, Sampled, System
@@ -56,7 +56,7 @@ def _require_own_versions(system: System, sampled: list[Sampled], where: str) ->
     """Each token's logprob is that of the policy it says."""
     engine = np.concatenate([one.completions[0].logprobs for one in sampled])
     versions = np.concatenate([one.completions[0].versions for one in sampled])
-    tolerance = TOLERANCES[system.config.model.dtype]
+    tolerance = tolerance_of(system, 1.0)
     for version in np.unique(versions).tolist():
         mine = differences(system, sampled, version, 1.0, engine)[versions == version]
         if not tolerance.holds(mine):

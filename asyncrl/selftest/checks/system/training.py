@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from asyncrl.errors import SelftestError
-from asyncrl.selftest.agreement import TOLERANCES, require_agreement
+from asyncrl.selftest.agreement import require_agreement, tolerance_of
 from asyncrl.selftest.result import Check, Figures
 from asyncrl.selftest.system import System
 
@@ -24,7 +24,7 @@ def run(system: System) -> Figures:
     ratio, grad_norm = metrics["mismatch/ratio_mean"], metrics["optim/grad_norm"]
     if not math.isfinite(grad_norm) or grad_norm == 0:
         raise SelftestError(f"the gradient's norm is {grad_norm:g} after a step on {len(groups)} groups")
-    if not abs(ratio - 1) <= 2 * TOLERANCES[system.config.model.dtype].mean:
+    if not abs(ratio - 1) <= 2 * tolerance_of(system, 1.0).mean:
         raise SelftestError(f"on the policy's own tokens the importance ratio is {ratio:.6g} in the mean, and not 1")
     system.publish()
     generator = system.generators[0]
