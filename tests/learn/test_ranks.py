@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM
 
 from asyncrl.config.schema import Config
+from asyncrl.learn.policy import decoder_layers, logprob
 from asyncrl.learn.update.step import Learner
 from asyncrl.types import Batch
 from tests.support.learn import (
@@ -70,6 +71,7 @@ CASES: dict[str, tuple[bool, str, list[str]]] = {
     "a packed": (True, "packed", [*RICH, "learner.micro_batch_tokens=40"]),
     "a shared": (True, "shared", [*RICH, "learner.micro_batch_tokens=40"]),
     "a checkpointed": (True, "padded", [*RICH, "learner.gradient_checkpointing=true"]),
+    "a compiled": (True, "packed", [*RICH, "learner.micro_batch_tokens=40", "learner.compile=true"]),
     "a gathered": (
         True,
         "shared",
@@ -109,6 +111,7 @@ def batches() -> list[Batch]:
 
 def train_cases(mesh: DeviceMesh, models: dict[bool, str], names: list[str]) -> dict[str, Any]:
     results = {}
+    decoder_layers.COMPILER = logprob.COMPILER = "aot_eager"  # all but the code generator, which takes a minute
     for name in names:
         tied, layout, overrides = CASES[name]
         learner = Learner(tiny_config(models[tied], *overrides), mesh, NUM_STEPS)
@@ -225,6 +228,8 @@ def test_more_ranks_train_as_one_does(by_num_ranks: dict[int, dict[str, Any]], c
     [
         "a small micro-batches",
         "a checkpointed",
+        "a compiled",
+        "a gathered",
         *(f"{case} {layout}" for case in "abcde" for layout in ("packed", "shared")),
     ],
 )
