@@ -22,7 +22,9 @@ def benchmarks() -> dict[str, Path]:
     """Name → the script that measures it."""
     scripts = (script for folder in FOLDERS for script in sorted((ROOT / folder).glob("*.py")))
     return {
-        script.stem: script for script in scripts if "def main(" in script.read_text() and script.stem != "trl_worker"
+        script.stem: script
+        for script in scripts
+        if "def main(" in script.read_text() and not script.stem.startswith("trl_")
     }
 
 
@@ -35,7 +37,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         for name, script in benchmarks().items():
-            print(f"{name:<16}{purpose(script)}")
+            print(f"{name:<20}{purpose(script)}")
         return 0
     name, *options = arguments
     if name == "compare":

@@ -16,7 +16,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -55,20 +56,26 @@ def as_a_learner() -> None:
         os.execve(sys.executable, sys.orig_argv, os.environ | variables)
 
 
+@contextmanager
+def one_rank() -> Iterator[Config]:
+    """The quickstart with its model made, in a process group of this process alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = f"file://{folder}/rendezvous"
+        dist.init_process_group("gloo", init_method=store, rank=0, world_size=1, timeout=timedelta(seconds=60))
+        model = build_tiny_model(Path(folder), arithmetic_rows("train", 0), warmup_steps=1, seed=0)
+        settings = [f"model.path={model}", "generator.max_tokens=56", "learner.num_threads=1"]
+        yield load("configs/quickstart.yaml", settings)
+        dist.destroy_process_group()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="CPU seconds of a learner step by layout.")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="writes each figure as a row")
     arguments = parser.parse_args()
     as_a_learner()
-    with tempfile.TemporaryDirectory() as folder:
-        store = f"file://{folder}/rendezvous"
-        dist.init_process_group("gloo", init_method=store, rank=0, world_size=1, timeout=timedelta(seconds=60))
-        model = build_tiny_model(Path(folder), arithmetic_rows("train", 0), warmup_steps=1, seed=0)
-        settings = [f"model.path={model}", "generator.max_tokens=56", "learner.num_threads=1"]
-        config = load("configs/quickstart.yaml", settings)
+    with one_rank() as config:
         figures = {kind: measure(config, lengths, arguments.steps) for kind, lengths in KINDS.items()}
-        dist.destroy_process_group()
     print("| lengths | padded, CPU s | shared, CPU s | shared ÷ padded | tokens ÷ positions, padded, shared |")
     print("|---|---|---|---|---|")
     for kind, (row, filled) in figures.items():
@@ -95,7 +102,7 @@ def measure(config: Config, lengths: Lengths, num_steps: int) -> tuple[dict[str,
     filled: dict[str, float] = {}
     rng = np.random.default_rng(0)
     for step in range(num_steps):
-        batch = Batch(step=step, groups=[random_group(rng, step, k, lengths) for k in range(NUM_GROUPS)])
+        batch = random_batch(rng, step, lengths)
         for layout, learner in learners.items():
             learner.forward.layout = layout
             begun_s = time.process_time()
@@ -105,6 +112,10 @@ def measure(config: Config, lengths: Lengths, num_steps: int) -> tuple[dict[str,
             assert isinstance(efficiency, float)
             filled[layout] = efficiency
     return {layout: statistics.median(values[NUM_UNCOUNTED:]) for layout, values in seconds.items()}, filled
+
+
+def random_batch(rng: np.random.Generator, step: int, lengths: Lengths) -> Batch:
+    return Batch(step=step, groups=[random_group(rng, step, k, lengths) for k in range(NUM_GROUPS)])
 
 
 def random_group(rng: np.random.Generator, step: int, position: int, lengths: Lengths) -> Group:
