@@ -64,14 +64,14 @@ def with_fitting_micro_batch(
     def having(num_tokens: int) -> Config:
         return replace(config, learner=replace(config.learner, micro_batch_tokens=num_tokens))
 
-    longest = config.data.max_prompt_tokens + config.generator.max_tokens
-    num_completions = -(-config.learner.batch_size * config.algorithm.group_size // len(topology.learners))
-    candidates = range(longest + 1, longest * num_completions + 1)
+    least, num_sharing = config.least_micro_batch_tokens, len(topology.learners) // config.learner.context_parallel
+    num_completions = -(-config.learner.batch_size * config.algorithm.group_size // num_sharing)
+    candidates = range(least + 1, least * num_completions + 1)
     room = FILLED_SHARE * (gpu_bytes if topology.device == "gpu" else host_bytes() / len(topology.placements))
     num_fitting = bisect_right(
         candidates, room, key=lambda num_tokens: rank_bytes(having(num_tokens), shape, topology, gpu_bytes)
     )
-    num_tokens = longest + num_fitting
+    num_tokens = least + num_fitting
     return having(num_tokens), [f"learner.micro_batch_tokens=null: {num_tokens:,} by the estimate of a rank's memory"]
 
 
@@ -132,9 +132,9 @@ def _changes(config: Config, topology: Topology, fits: Callable[[Config], bool])
 
 def _smaller_micro_batch(config: Config, fits: Callable[[Config], bool]) -> list[Change]:
     """Halved until it fits, or until the longest sequence, which is never cut, fills it."""
-    longest = config.data.max_prompt_tokens + config.generator.max_tokens
+    least = config.least_micro_batch_tokens
     smaller = config
-    while not fits(smaller) and (num_tokens := smaller.learner.known_micro_batch_tokens) > longest:
-        learner = replace(smaller.learner, micro_batch_tokens=max(longest, num_tokens // 2))
+    while not fits(smaller) and (num_tokens := smaller.learner.known_micro_batch_tokens) > least:
+        learner = replace(smaller.learner, micro_batch_tokens=max(least, num_tokens // 2))
         smaller = replace(smaller, learner=learner)
     return [(f"learner.micro_batch_tokens={smaller.learner.micro_batch_tokens}", smaller)] if smaller != config else []

@@ -26,7 +26,7 @@ FREE_KEYS = {
     },
     "learner": {
         *("count", "micro_batch_tokens", "gradient_checkpointing", "offload", "offload_reference", "num_threads"),
-        *("checkpointing_keeps", "compile", "keep_gathered", "max_restarts"),
+        *("checkpointing_keeps", "compile", "context_parallel", "keep_gathered", "max_restarts"),
     },
     "replay": {"lease_timeout_s", "max_lease_attempts", "max_quarantined", "port", "durability", "max_restarts"},
     "run": {

@@ -114,6 +114,9 @@ class LearnerConfig:
     micro_batch_tokens: int | None = 8192
     """Padded (CPU) or packed (GPU) tokens of one forward-backward on one rank; null = as many as the rank's memory
     holds by the estimate that `asyncrl check` prints."""
+    context_parallel: int = 1
+    """C: ranks that compute each row of tokens together, each 1/C of it, and of attention's heads. For sequences that
+    one rank has no memory for; it divides count and the model's KV heads, and needs model.attention=asyncrl_varlen."""
     lr: float = 1e-6
     warmup_steps: int = 0
     """Steps over which the rate rises linearly to lr."""
@@ -281,3 +284,8 @@ class Config:
     publish: PublishConfig = field(default_factory=PublishConfig)
     run: RunConfig = field(default_factory=RunConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    @property
+    def least_micro_batch_tokens(self) -> int:
+        """What one rank holds of the longest sequence, which nothing but learner.context_parallel cuts."""
+        return -(-(self.data.max_prompt_tokens + self.generator.max_tokens) // self.learner.context_parallel)

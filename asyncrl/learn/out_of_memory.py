@@ -43,11 +43,10 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 def _ways_out(config: Config, device_type: str) -> list[str]:
     """Those that a run that goes on may take (`commands/resume.py`), with what holds now."""
     learner = config.learner
-    longest = config.data.max_prompt_tokens + config.generator.max_tokens
     ways = []
     num_tokens = learner.known_micro_batch_tokens
-    if num_tokens > longest:
-        ways.append(f"learner.micro_batch_tokens={max(longest, num_tokens // 2)} (it is {num_tokens})")
+    if num_tokens > (least := config.least_micro_batch_tokens):
+        ways.append(f"learner.micro_batch_tokens={max(least, num_tokens // 2)} (it is {num_tokens})")
     if learner.keep_gathered != "nothing":
         ways.append("learner.keep_gathered=nothing")
     if not learner.gradient_checkpointing:

@@ -24,6 +24,7 @@ from asyncrl.learn.batch_broadcast import broadcast_batch, broadcast_from_rank_0
 from asyncrl.learn.checkpoint import load
 from asyncrl.learn.checkpoint_writer import CheckpointWriter
 from asyncrl.learn.coordinator import STOPPING, Coordinator, Rank0
+from asyncrl.learn.deadlines import rank_timeout_s
 from asyncrl.learn.out_of_memory import out_of_memory_explained
 from asyncrl.learn.policy.model import compute_dtype
 from asyncrl.learn.publish_thread import PublishThread
@@ -39,10 +40,6 @@ from asyncrl.transport.messages.base import MetricValue
 from asyncrl.transport.sockets import Network
 from asyncrl.types import Batch, prompts_checksum
 
-RANK_MARGIN_S = 60.0
-"""Ranks wait for each other this much longer than rank 0 may wait for a publish, an evaluation and a batch (each at
-most run.step_timeout_s), so that rank 0's error comes first."""
-
 
 def init_ranks(rank: int, world_size: int, rendezvous: str, on_gpu: bool, step_timeout_s: float) -> None:
     """Joins the learners' process group.
@@ -54,7 +51,7 @@ def init_ranks(rank: int, world_size: int, rendezvous: str, on_gpu: bool, step_t
     Raises:
         RuntimeError: somebody else has taken a rank's place, or one did not come in time.
     """
-    timeout = timedelta(seconds=3 * step_timeout_s + RANK_MARGIN_S)
+    timeout = timedelta(seconds=rank_timeout_s(step_timeout_s))
     store = dist.FileStore(rendezvous, world_size)
     store.set_timeout(timeout)
     dist.init_process_group(devices.backend(on_gpu), store=store, rank=rank, world_size=world_size, timeout=timeout)

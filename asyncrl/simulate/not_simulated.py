@@ -16,6 +16,7 @@ from asyncrl.simulate.timings import Timings, Workload
 KEYS = {
     "learner.micro_batch_tokens": "padding, and that small micro-batches are slower",
     "learner.keep_gathered": "collectives between the ranks",
+    "learner.context_parallel": "what ranks exchange in each layer",
     "learner.offload": "copies between CPU and GPU",
     "learner.offload_reference": "copies between CPU and GPU",
     "learner.num_threads": "more threads than one",

@@ -189,7 +189,7 @@ def test_checkpointing_keeps_one_layer_and_the_inputs_of_the_others(qwen3_8b: Mo
     config.learner.gradient_checkpointing = True
     less = whole - estimates(config, qwen3_8b)["a learner rank, GPU"].num_bytes
     per_token = 35 * activation_values(qwen3_8b) - 36 * 4096
-    assert less == pytest.approx(2 * config.learner.micro_batch_tokens * per_token)
+    assert less == pytest.approx(2 * config.learner.known_micro_batch_tokens * per_token)
 
 
 def test_what_stays_gathered_is_counted_whole_on_each_rank(qwen3_8b: ModelShape) -> None:

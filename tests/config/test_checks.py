@@ -16,6 +16,7 @@ from asyncrl.errors import ConfigError
 QWEN3_8B = Path(__file__).parents[1] / "models" / "qwen3_8b"
 
 
+SHARED_ROWS = ["learner.context_parallel=2", "model.attention=asyncrl_varlen"]
 TWO_TERMS = "reward.terms=[{function: numeric}, {function: format, weight: 0.2}]"
 
 
@@ -131,7 +132,17 @@ def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> Non
         (["generator.top_p=0", "generator.top_k=50"], "generator.top_p=0.0 must be in (0, 1]"),
         (["generator.top_k=-2"], "generator.top_k=-2 must be 1 or above"),
         (["generator.engine=sglang", "generator.top_k=50"], "SGLang does not tell which tokens were left"),
-        (["learner.batch_size=1", "algorithm.group_size=2", "learner.count=4"], "learner.count=4 ranks share the 2"),
+        (
+            ["learner.batch_size=1", "algorithm.group_size=2", "learner.count=4"],
+            "4 of learner.count=4 ranks share the 2",
+        ),
+        ([*SHARED_ROWS, "learner.count=3"], "learner.count=3 is not divisible by learner.context_parallel=2"),
+        ([*SHARED_ROWS, "learner.count=2", "learner.compile=true"], "the compiler cannot see what ranks exchange"),
+        (["learner.context_parallel=2", "learner.count=2"], "only packed rows can be shared; set model.attention=asyn"),
+        (
+            ["learner.context_parallel=3", "learner.count=3", "model.attention=asyncrl_varlen"],
+            "learner.context_parallel=3 does not divide the model's",
+        ),
         (["run.eval_every=5"], "run.eval_every=5 needs data.eval"),
         (["data.train=mixture"], "data.train=mixture needs data.mixture, such as [{name: gsm8k,"),
         (["data.mixture=[{name: a, path: b}]"], "data.mixture has no effect without data.train=mixture"),

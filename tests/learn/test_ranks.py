@@ -71,7 +71,6 @@ CASES: dict[str, tuple[bool, str, list[str]]] = {
     "a packed": (True, "packed", [*RICH, "learner.micro_batch_tokens=40"]),
     "a shared": (True, "shared", [*RICH, "learner.micro_batch_tokens=40"]),
     "a checkpointed": (True, "padded", [*RICH, "learner.gradient_checkpointing=true"]),
-    "a compiled": (True, "packed", [*RICH, "learner.micro_batch_tokens=40", "learner.compile=true"]),
     "a gathered": (
         True,
         "shared",
@@ -97,7 +96,18 @@ CASES: dict[str, tuple[bool, str, list[str]]] = {
     "e shared": (True, "shared", [*PASSES, "learner.micro_batch_tokens=30"]),
     "d shared": (False, "shared", [*SEQUENCES, "learner.micro_batch_tokens=10000"]),
 }
-
+SHARED_ROWS = ["learner.context_parallel=2", "model.attention=asyncrl_varlen", "learner.micro_batch_tokens=20"]
+ON_TWO_RANKS: dict[str, tuple[bool, str, list[str]]] = {
+    "a compiled": (True, "packed", [*RICH, "learner.micro_batch_tokens=40", "learner.compile=true"]),
+    "a context": (
+        True,
+        "packed",
+        [*RICH, *SHARED_ROWS, "learner.gradient_checkpointing=true", "learner.keep_gathered=all"],
+    ),
+    "c context": (True, "packed", [*DECOUPLED, *SHARED_ROWS]),
+    "d context": (False, "packed", [*SEQUENCES, *SHARED_ROWS]),
+}
+"""Layers are compiled, or two ranks compute each row together."""
 
 ON_FOUR_RANKS = ("a packed", "b shared", "c padded", "d packed", "e shared")
 """Two cores take their time."""
@@ -113,7 +123,7 @@ def train_cases(mesh: DeviceMesh, models: dict[bool, str], names: list[str]) -> 
     results = {}
     decoder_layers.COMPILER = logprob.COMPILER = "aot_eager"  # all but the code generator, which takes a minute
     for name in names:
-        tied, layout, overrides = CASES[name]
+        tied, layout, overrides = (CASES | ON_TWO_RANKS)[name]
         learner = Learner(tiny_config(models[tied], *overrides), mesh, NUM_STEPS)
         learner.forward.layout = layout  # type: ignore[assignment]
         metrics = [learner.train(batch) for batch in batches()]
@@ -203,7 +213,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, str]:
 
 @pytest.fixture(scope="module")
 def by_num_ranks(models: dict[bool, str]) -> dict[int, dict[str, Any]]:
-    cases = {1: CASES, 2: CASES, 4: ON_FOUR_RANKS}
+    cases = {1: CASES, 2: CASES | ON_TWO_RANKS, 4: (*ON_FOUR_RANKS, "d context")}
     return {num_ranks: run_ranks(num_ranks, train_cases, models, list(names))[0] for num_ranks, names in cases.items()}
 
 
@@ -228,13 +238,19 @@ def test_more_ranks_train_as_one_does(by_num_ranks: dict[int, dict[str, Any]], c
     [
         "a small micro-batches",
         "a checkpointed",
-        "a compiled",
         "a gathered",
         *(f"{case} {layout}" for case in "abcde" for layout in ("packed", "shared")),
     ],
 )
 def test_layout_and_micro_batch_size_change_nothing(by_num_ranks: dict[int, dict[str, Any]], case: str) -> None:
     assert_same(by_num_ranks[2][case], by_num_ranks[2][f"{case[0]} padded"])
+
+
+@pytest.mark.parametrize(("case", "num_ranks"), [*((case, 2) for case in ON_TWO_RANKS), ("d context", 4)])
+def test_compiled_or_two_to_each_row_ranks_train_as_one_does_and_also_beside_others(
+    by_num_ranks: dict[int, dict[str, Any]], case: str, num_ranks: int
+) -> None:
+    assert_same(by_num_ranks[num_ranks][case], by_num_ranks[1][f"{case[0]} padded"])
 
 
 def test_a_step_equals_a_plain_loop_over_the_sequences(

@@ -14,7 +14,7 @@ from asyncrl.config.checks.data import data_problems
 from asyncrl.config.checks.devices import Device, device_problems
 from asyncrl.config.checks.environment import environment_problems
 from asyncrl.config.checks.generator import model_problems, sampling_problems
-from asyncrl.config.checks.learner import batch_problems, checkpointing_problems, compile_problems
+from asyncrl.config.checks.learner import batch_problems, checkpointing_problems, compile_problems, context_problems
 from asyncrl.config.checks.lora import lora_problems, target_problems
 from asyncrl.config.checks.publish import cadence_problems, publish_problems
 from asyncrl.config.checks.replay import staleness_problems, window_problems
@@ -45,6 +45,7 @@ def check(config: Config, device: Device, shape: ModelShape | None = None) -> li
         *batch_problems(config),
         *checkpointing_problems(config),
         *compile_problems(config),
+        *context_problems(config),
         *lora_problems(config),
         *algorithm_problems(config),
         *staleness_problems(config.replay),

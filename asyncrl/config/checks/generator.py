@@ -46,6 +46,12 @@ def model_problems(config: Config, device: Device, shape: ModelShape) -> list[st
             f"data.max_prompt_tokens={prompt} + generator.max_tokens={completion} = {prompt + completion} tokens, but "
             f"the model takes {shape.max_positions} (max_position_embeddings); lower one of the two"
         )
+    context_size = config.learner.context_parallel
+    if context_size > 1 and shape.num_kv_heads % context_size:
+        problems.append(
+            f"learner.context_parallel={context_size} does not divide the model's {shape.num_kv_heads} KV heads, which "
+            "its ranks share out"
+        )
     # The rules of vLLM's parallel linear layers: heads are cut evenly, KV heads cut or, when too few, copied evenly.
     parts = config.generator.tensor_parallel
     key = f"generator.tensor_parallel={parts}"

@@ -8,6 +8,8 @@ import shutil
 from asyncrl.config.schema import Config
 
 CXX_COMPILERS = ("g++", "clang++")
+PACKED_ATTENTION = "asyncrl_varlen"
+"""`learn/policy/varlen_attention.py`."""
 
 
 def batch_problems(config: Config) -> list[str]:
@@ -20,10 +22,11 @@ def batch_problems(config: Config) -> list[str]:
             "every optimizer update takes the same number of prompts"
         )
     num_sequences = mini_batch_size * group_size
-    if 0 < num_sequences < config.learner.count:
+    num_sharing = config.learner.count // max(1, config.learner.context_parallel)
+    if 0 < num_sequences < num_sharing:
         problems.append(
-            f"learner.count={config.learner.count} ranks share the {num_sequences} completions of an update "
-            f"(mini-batch {mini_batch_size} × group {group_size}), so some would never have work; "
+            f"{num_sharing} of learner.count={config.learner.count} ranks share the {num_sequences} completions of an "
+            f"update (mini-batch {mini_batch_size} × group {group_size}), so some would never have work; "
             "use fewer learners or a larger batch"
         )
     return problems
@@ -37,6 +40,29 @@ def checkpointing_problems(config: Config) -> list[str]:
         f"learner.checkpointing_keeps={keeps} is read only with learner.gradient_checkpointing=true, without which "
         "everything is kept; set that, or leave it out"
     ]
+
+
+def context_problems(config: Config) -> list[str]:
+    """What ranks that share rows need."""
+    size, count = config.learner.context_parallel, config.learner.count
+    if size <= 1:
+        return []
+    problems = []
+    if count % size:
+        problems.append(
+            f"learner.count={count} is not divisible by learner.context_parallel={size}; use a multiple of it"
+        )
+    if config.model.attention != PACKED_ATTENTION:
+        problems.append(
+            f"learner.context_parallel={size} with model.attention={config.model.attention}: only packed rows can be "
+            f"shared; set model.attention={PACKED_ATTENTION}"
+        )
+    if config.learner.compile:
+        problems.append(
+            f"learner.context_parallel={size} with learner.compile=true: the compiler cannot see what ranks exchange "
+            "within a layer; leave one out"
+        )
+    return problems
 
 
 def compile_problems(config: Config) -> list[str]:

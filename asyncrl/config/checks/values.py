@@ -50,6 +50,7 @@ _POSITIVE = (
     "learner.mini_batch_size",
     "learner.epochs_per_batch",
     "learner.micro_batch_tokens",
+    "learner.context_parallel",
     "learner.lr",
     "learner.eps",
     "learner.max_grad_norm",

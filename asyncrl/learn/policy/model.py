@@ -27,6 +27,7 @@ from asyncrl.learn.policy.adapter import (
     merged_parameters,
     without_adapter,
 )
+from asyncrl.learn.policy.context_parallel import Context
 from asyncrl.learn.policy.decoder_layers import checkpoint_layers, compile_layers
 from asyncrl.learn.policy.logprob import token_logprobs
 from asyncrl.learn.policy.row_attention import Rows
@@ -66,6 +67,7 @@ class PolicyModel(nn.Module):
         segments: Segments | None = None,
         rows: Rows | None = None,
         supports: Tensor | None = None,
+        context: Context | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies of T target tokens.
 
@@ -80,13 +82,14 @@ class PolicyModel(nn.Module):
             segments: where packed sequences lie, for a kernel that packs.
             rows: where R rows of at most L tokens lie in the one row of tokens (then N = 1).
             supports: as in `token_logprobs`.
+            context: ranks each of which has a part of the row; segments are those of the whole.
 
         Returns:
             logprobs [T] and entropy [T] (nats), float32.
         """
         kernel_arguments: dict[str, Any] = {}
         if segments is not None and self.packs_sequences:
-            kernel_arguments = segments.kernel_arguments
+            kernel_arguments = segments.kernel_arguments | ({} if context is None else {"context": context})
         elif rows is not None:
             kernel_arguments = {"rows": rows}
         # transformers finds packed sequences by their position ids, but only when there is no KV cache.

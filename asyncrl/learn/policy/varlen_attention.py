@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 
 from asyncrl import devices
 from asyncrl.errors import ConfigError
+from asyncrl.learn.policy.context_parallel import Context, to_heads, to_tokens
 
 NAME = "asyncrl_varlen"
 
@@ -54,6 +55,7 @@ def varlen_attention(
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     softcap: float | None = None,
+    context: Context | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """As transformers calls an attention: query [1, H, T, D], key and value [1, K, T, D] → [1, T, H, D].
@@ -61,6 +63,7 @@ def varlen_attention(
     Args:
         cu_seq_lens_q: [N + 1] int32, where each sequence begins, and T.
         max_length_q: tokens of the longest.
+        context: the ranks that share the row, where this one has a part of it; the lengths are those of the whole.
 
     Raises:
         ConfigError: the model keeps those two from its layers, or caps its scores, which the kernel cannot.
@@ -71,10 +74,12 @@ def varlen_attention(
     attend = _torch_varlen() if devices.is_accelerator(query.device.type) else by_sequence
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
     query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))
+    if context is not None:
+        query, key, value = (to_heads(each, context) for each in (query, key, value))
     has_groups = query.shape[1] != key.shape[1]
     lengths = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
     output = attend(query, key, value, *lengths, scale=scaling, window_size=window, enable_gqa=has_groups)
-    return output[None], None
+    return (output if context is None else to_tokens(output, context))[None], None
 
 
 def by_sequence(

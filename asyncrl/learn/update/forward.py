@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from asyncrl.learn.policy.context_parallel import Context, join
 from asyncrl.learn.policy.model import BaseOfPolicy, PolicyModel
 from asyncrl.learn.update.mini_batches import MiniBatch
 from asyncrl.learn.update.packing import Layout, MicroBatch, own_micro_batches
+from asyncrl.learn.update.row_part import row_part
 
 
 @dataclass
@@ -19,23 +21,29 @@ class Forward:
     """How one rank runs its share of a mini-batch."""
 
     mesh: DeviceMesh
-    """One dimension, all learner ranks."""
+    """One dimension, the ranks among which sequences are shared out."""
     layout: Layout
     hidden_size: int
     """Of the model: it says what attention costs beside the matrix products."""
     micro_batch_tokens: int
+    """Of one rank."""
     temperature: float
+    context: Context | None = None
+    """The ranks that compute this one's micro-batches together, each a part of every row; None = it does so alone."""
 
     def micro_batches(self, mini_batch: MiniBatch, sequences: Sequence[int]) -> Iterator[MicroBatch]:
         """This rank's share of `sequences`, on its device; the same micro-batches whenever it is asked again."""
         rank, num_ranks = self.mesh.get_local_rank(), self.mesh.size()
+        budget = self.micro_batch_tokens * (1 if self.context is None else self.context.size)
         for micro_batch in own_micro_batches(
-            mini_batch, sequences, self.layout, self.hidden_size, self.micro_batch_tokens, rank, num_ranks
+            mini_batch, sequences, self.layout, self.hidden_size, budget, rank, num_ranks
         ):
             yield micro_batch.to(torch.device(self.mesh.device_type))
 
     def run(self, model: PolicyModel | BaseOfPolicy, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities [T] and entropies [T] of the micro-batch's action tokens. Collective."""
+        if self.context is not None:
+            return self._run_part(model, micro_batch, self.context)
         outputs: tuple[Tensor, Tensor] = model(
             micro_batch.input_ids,
             micro_batch.position_ids,
@@ -48,6 +56,25 @@ class Forward:
             micro_batch.actions.supports,
         )
         return outputs
+
+    def _run_part(
+        self, model: PolicyModel | BaseOfPolicy, micro_batch: MicroBatch, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        """The whole's outputs, of which this rank computes a part."""
+        part = row_part(micro_batch, context.rank, context.size)
+        logprobs, entropies = model(
+            part.input_ids,
+            part.position_ids,
+            None,
+            part.indices,
+            part.targets,
+            self.temperature,
+            part.segments,
+            None,
+            part.supports,
+            context,
+        )
+        return join(logprobs[:-1], part.is_here, context), join(entropies[:-1], part.is_here, context)
 
     @torch.no_grad()
     def logprobs(self, model: PolicyModel | BaseOfPolicy, micro_batch: MicroBatch) -> Tensor:

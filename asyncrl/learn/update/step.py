@@ -17,6 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.config.reward_labels import reward_weights
 from asyncrl.config.schema import Config
+from asyncrl.learn.deadlines import rank_timeout_s
+from asyncrl.learn.policy.context_parallel import split_ranks
 from asyncrl.learn.policy.model import BaseOfPolicy, PolicyModel, load_policy, load_reference, move_towards
 from asyncrl.learn.policy.optimizer import build_optimizer, learning_rate
 from asyncrl.learn.policy.sharding import keep_gathered
@@ -51,6 +53,8 @@ class Learner:
     def __init__(self, config: Config, mesh: DeviceMesh, num_steps: int) -> None:
         self.config = config
         self.mesh = mesh
+        timeout_s = rank_timeout_s(config.run.step_timeout_s)
+        data_mesh, context = split_ranks(mesh, config.learner.context_parallel, timeout_s)
         self.device = torch.device(mesh.device_type)
         learner = config.learner
         self.policy = load_policy(
@@ -63,11 +67,12 @@ class Learner:
         self.reference = _reference(config, mesh, self.policy)
         self.optimizer = build_optimizer(self.policy.parameters(), learner)
         self.forward = Forward(
-            mesh,
+            data_mesh,
             layout=_layout(self.policy),
             hidden_size=self.policy.hf.config.get_text_config().hidden_size,
             micro_batch_tokens=learner.known_micro_batch_tokens,
             temperature=config.generator.temperature,
+            context=context,
         )
         self.mini_batch_size = learner.mini_batch_size or learner.batch_size
         updates_per_step = learner.epochs_per_batch * (learner.batch_size // self.mini_batch_size)
@@ -98,7 +103,7 @@ class Learner:
             move_towards(self.reference, self.policy, self.config.algorithm.reference_ema_decay)
         made = [norm for norm in grad_norms if math.isfinite(norm)]
         metrics = batch_metrics(batch, self.config.replay.max_staleness) | penalty
-        metrics |= tokens.reduce(self.mesh.get_group())
+        metrics |= tokens.reduce(self.forward.mesh.get_group())
         metrics |= self._control_entropy(metrics)
         return metrics | {
             "optim/grad_norm": sum(made) / len(made) if made else math.nan,
