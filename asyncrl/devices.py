@@ -69,7 +69,7 @@ def is_hopper(device: torch.device) -> bool:
     """Whether it is a GPU of NVIDIA's of this generation, the only one that flash-attn 3 runs on."""
     import torch
 
-    return device.type == TORCH_TYPE and torch.cuda.get_device_capability(device)[0] == 9
+    return is_ampere_or_later(device) and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def count() -> int:

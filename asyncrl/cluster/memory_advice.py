@@ -4,21 +4,34 @@ would help."""
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
+from asyncrl import devices
 from asyncrl.cluster.machine import host_bytes
-from asyncrl.cluster.memory import estimate
-from asyncrl.cluster.topology import Topology
+from asyncrl.cluster.memory import ASSUMED_GPU_BYTES, bytes_per_value, estimate
+from asyncrl.cluster.topology import Placement, Topology
 from asyncrl.config.lora import LoraConfig
 from asyncrl.config.model_shape import ModelShape
 from asyncrl.config.schema import Config
 
-FILLED_SHARE = 0.9
-"""Of a rank's memory that a micro-batch may fill by the estimate, which has no allocator slack."""
+FILLED_SHARE = {"float32": 0.9, "bfloat16": 0.75}
+"""Of its memory that a rank may fill by the estimate, which has no allocator slack and, in bfloat16, a fifth too little
+for activations (`activations.py`)."""
 
 Change = tuple[str, Config]
 """key=value, and the configuration with it."""
+
+
+def gpu_memory(topology: Topology) -> tuple[int, list[str]]:
+    """Bytes of this machine's first GPU, or of an assumed one, which is said. Without GPUs torch need not be loaded."""
+    here_bytes = devices.memory_bytes() if topology.device == "gpu" else ASSUMED_GPU_BYTES
+    if here_bytes is not None:
+        return here_bytes, []
+    return ASSUMED_GPU_BYTES, [
+        f"memory is for GPUs of {ASSUMED_GPU_BYTES / 1e9:.0f} GB, as this machine has none to ask"
+    ]
 
 
 def learner_notes(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: int) -> list[str]:
@@ -28,14 +41,21 @@ def learner_notes(config: Config, shape: ModelShape, topology: Topology, gpu_byt
         gpu_bytes: of a GPU; read only where there are any.
     """
     on_gpu = topology.device == "gpu"
-    room = gpu_bytes if on_gpu else host_bytes() / len(topology.learners)
+    room = _room(config, topology, gpu_bytes, topology.learners)
     needed = rank_bytes(config, shape, topology, gpu_bytes)
     if needed <= room:
         return _spare_memory_notes(config, shape, topology, gpu_bytes) if on_gpu else []
     ways = ways_to_fit(config, shape, topology, room, gpu_bytes)
     answer = f"by the estimate it fits with {', or '.join(ways)}" if ways else "no setting of one rank is enough"
-    where = f"a GPU has {room / 1e9:.3g}" if on_gpu else f"this machine has {room / 1e9:.3g} for each"
+    where = f"a GPU has {room / 1e9:.3g} for it" if on_gpu else f"this machine has {room / 1e9:.3g} for each"
     return [f"a learner rank needs about {needed / 1e9:.3g} GB and {where}: {answer}; more learners share its state"]
+
+
+def _room(config: Config, topology: Topology, gpu_bytes: int, sharing: list[Placement]) -> float:
+    """Bytes for a rank: what a generator leaves of its GPU, or an even share of a host among `sharing` on one node."""
+    if topology.device == "gpu":
+        return gpu_bytes * (1 - config.generator.gpu_memory_utilization if config.cluster.share_gpu else 1)
+    return host_bytes() / max(Counter(placement.node for placement in sharing).values())
 
 
 def _spare_memory_notes(config: Config, shape: ModelShape, topology: Topology, gpu_bytes: int) -> list[str]:
@@ -44,7 +64,7 @@ def _spare_memory_notes(config: Config, shape: ModelShape, topology: Topology, g
         return []
     for keeps, spares in (("all", "weights are gathered and gradients"), ("gradients", "gradients are")):
         keeping = replace(config, learner=replace(config.learner, keep_gathered=keeps))
-        if rank_bytes(keeping, shape, topology, gpu_bytes) <= FILLED_SHARE * gpu_bytes:
+        if rank_bytes(keeping, shape, topology, gpu_bytes) <= FILLED_SHARE["bfloat16"] * gpu_bytes:
             often = "once an update, not once a micro-batch"
             return [f"memory is left for learner.keep_gathered={keeps}: {spares} reduced {often}"]
     return []
@@ -53,7 +73,7 @@ def _spare_memory_notes(config: Config, shape: ModelShape, topology: Topology, g
 def with_fitting_micro_batch(
     config: Config, shape: ModelShape, topology: Topology, gpu_bytes: int
 ) -> tuple[Config, list[str]]:
-    """learner.micro_batch_tokens=null becomes as many as fit, or the longest sequence, which is never cut; says so.
+    """learner.micro_batch_tokens=null becomes as many as fit, or what a rank holds of the longest sequence; says so.
 
     Args:
         gpu_bytes: of a GPU; read only where there are any.
@@ -67,7 +87,8 @@ def with_fitting_micro_batch(
     least, num_sharing = config.least_micro_batch_tokens, len(topology.learners) // config.learner.context_parallel
     num_completions = -(-config.learner.batch_size * config.algorithm.group_size // num_sharing)
     candidates = range(least + 1, least * num_completions + 1)
-    room = FILLED_SHARE * (gpu_bytes if topology.device == "gpu" else host_bytes() / len(topology.placements))
+    dtype = "float32" if bytes_per_value(config, topology) == 4 else "bfloat16"
+    room = FILLED_SHARE[dtype] * _room(config, topology, gpu_bytes, topology.placements)
     num_fitting = bisect_right(
         candidates, room, key=lambda num_tokens: rank_bytes(having(num_tokens), shape, topology, gpu_bytes)
     )
@@ -131,7 +152,7 @@ def _changes(config: Config, topology: Topology, fits: Callable[[Config], bool])
 
 
 def _smaller_micro_batch(config: Config, fits: Callable[[Config], bool]) -> list[Change]:
-    """Halved until it fits, or until the longest sequence, which is never cut, fills it."""
+    """Halved until it fits, or until the rank's part of the longest sequence fills it."""
     least = config.least_micro_batch_tokens
     smaller = config
     while not fits(smaller) and (num_tokens := smaller.learner.known_micro_batch_tokens) > least:

@@ -38,7 +38,7 @@ class RunPlan:
     """What every role knows of the run."""
 
     config: Config
-    """With model.path, model.dtype, publish.engine and publish.transport resolved."""
+    """With model.path, model.dtype, learner.micro_batch_tokens, publish.engine and publish.transport resolved."""
     topology: Topology
     num_steps: int
     run_dir: Path

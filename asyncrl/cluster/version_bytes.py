@@ -12,8 +12,10 @@ VOCABULARY_MULTIPLE = 64
 
 
 def published_bytes(config: Config, shape: ModelShape, topology: Topology, compute_bytes: int) -> list[float]:
-    """Bytes that each tensor-parallel worker of a generator receives for one version: all of an adapter with `adapter`,
-    what it received for the first version with every other engine."""
+    """Bytes that each tensor-parallel worker of a generator receives for one version.
+
+    With `adapter` the adapter, with every other engine as many as for the first version; with `delta` at most.
+    """
     if topology.publish_engine == "adapter":
         return [published_adapter_bytes(config, shape, compute_bytes)] * topology.tensor_parallel
     return first_version_bytes(shape, topology, compute_bytes)

@@ -13,15 +13,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from asyncrl import devices
 from asyncrl.cluster.machine import this_node
 from asyncrl.cluster.memory import (
-    ASSUMED_GPU_BYTES,
     Estimate,
     bytes_per_value,
     estimate,
 )
-from asyncrl.cluster.memory_advice import learner_notes, with_fitting_micro_batch
+from asyncrl.cluster.memory_advice import gpu_memory, learner_notes, with_fitting_micro_batch
 from asyncrl.cluster.topology import Node, Topology, gpus_needed, nodes_that_fit, plan, resolve_device
 from asyncrl.cluster.version_bytes import num_adapter_parameters, published_bytes
 from asyncrl.commands.environment_trial import try_environment
@@ -83,11 +81,7 @@ def run_check(config: Config, console: Console, show_config: bool = False) -> No
 
 def _print_memory(config: Config, shape: ModelShape, topology: Topology, console: Console) -> list[str]:
     """Print the estimates; return what to say about them."""
-    notes = []
-    here_bytes = devices.memory_bytes()
-    gpu_bytes = here_bytes or ASSUMED_GPU_BYTES
-    if here_bytes is None and topology.device == "gpu":
-        notes.append(f"memory is for GPUs of {gpu_bytes / 1e9:.0f} GB, as this machine has none to ask")
+    gpu_bytes, notes = gpu_memory(topology)
     config, about_micro_batches = with_fitting_micro_batch(config, shape, topology, gpu_bytes)
     notes += about_micro_batches
     items = estimate(config, shape, topology, gpu_bytes)

@@ -12,10 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from asyncrl import devices
 from asyncrl.cluster.machine import require_free_port, this_node
-from asyncrl.cluster.memory import ASSUMED_GPU_BYTES
-from asyncrl.cluster.memory_advice import learner_notes, with_fitting_micro_batch
+from asyncrl.cluster.memory_advice import gpu_memory, learner_notes, with_fitting_micro_batch
 from asyncrl.cluster.ray_cluster import Cluster
 from asyncrl.cluster.roles import RunPlan
 from asyncrl.cluster.topology import Node, Topology, plan, resolve_device
@@ -207,11 +205,9 @@ def resolved(config: Config, topology: Topology, shape: ModelShape) -> tuple[Con
         dtype = "float32" if topology.device == "cpu" else "bfloat16"
     publish = replace(config.publish, engine=topology.publish_engine, transport=topology.publish_transport)
     config = replace(config, model=replace(config.model, dtype=dtype), publish=publish)
-    gpu_bytes = ASSUMED_GPU_BYTES
-    if topology.device == "gpu":  # else torch need not be loaded
-        gpu_bytes = devices.memory_bytes() or ASSUMED_GPU_BYTES
-    config, notes = with_fitting_micro_batch(config, shape, topology, gpu_bytes)
-    return config, notes + learner_notes(config, shape, topology, gpu_bytes)
+    gpu_bytes, notes = gpu_memory(topology)
+    config, about_micro_batches = with_fitting_micro_batch(config, shape, topology, gpu_bytes)
+    return config, [*notes, *about_micro_batches, *learner_notes(config, shape, topology, gpu_bytes)]
 
 
 def _supervise(supervisor: Supervisor, interrupts: Interrupts) -> Outcome:

@@ -33,8 +33,8 @@ class ModelConfig:
     """transformers' attn_implementation, or asyncrl_varlen (torch's own kernel for packed sequences); auto = on a GPU
     in half precision flash_attention_3 (Hopper) or _2 where it is installed, else asyncrl_varlen; otherwise sdpa."""
     float32_head: bool = False
-    """With a compute type of bfloat16: logits are not rounded to it, in the learner and in the engine. They are what
-    the two differ in most."""
+    """With a compute type of bfloat16: logits are not rounded to it, in the learner, vLLM and SGLang. The rounding is a
+    part of what learner and engine differ in."""
     trust_remote_code: bool = False
     warmup_steps: int = 300
     """Only with path=tiny: supervised steps that stand in for pretraining."""
@@ -116,7 +116,7 @@ class LearnerConfig:
     holds by the estimate that `asyncrl check` prints."""
     context_parallel: int = 1
     """C: ranks that compute each row of tokens together, each 1/C of it, and of attention's heads. For sequences that
-    one rank has no memory for; it divides count and the model's KV heads, and needs model.attention=asyncrl_varlen."""
+    one rank has no memory for; it divides count and the model's KV heads. Rows are packed then, by asyncrl_varlen."""
     lr: float = 1e-6
     warmup_steps: int = 0
     """Steps over which the rate rises linearly to lr."""

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from asyncrl.errors import DeadlineError
 from asyncrl.learn.checkpoint import begin_save
+from asyncrl.learn.rank_groups import rank_group
 from asyncrl.learn.update.step import Learner
 from asyncrl.run.metrics import Row
 from asyncrl.run.trainer_state import TrainerState
@@ -26,7 +27,7 @@ class CheckpointWriter:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._group = dist.new_group(backend="gloo")
+        self._group = rank_group(range(dist.get_world_size()), timeout_s, "gloo")
         self._step = 0
         self._saving: Future[None] | None = None
 

@@ -47,6 +47,9 @@ def _ways_out(config: Config, device_type: str) -> list[str]:
     num_tokens = learner.known_micro_batch_tokens
     if num_tokens > (least := config.least_micro_batch_tokens):
         ways.append(f"learner.micro_batch_tokens={max(least, num_tokens // 2)} (it is {num_tokens})")
+    elif not learner.compile and learner.count % (more := 2 * learner.context_parallel) == 0:
+        part = -(-config.least_micro_batch_tokens * learner.context_parallel // more)
+        ways.append(f"learner.context_parallel={more} learner.micro_batch_tokens={part}, half a sequence to a rank")
     if learner.keep_gathered != "nothing":
         ways.append("learner.keep_gathered=nothing")
     if not learner.gradient_checkpointing:

@@ -26,7 +26,7 @@ from asyncrl.learn.checkpoint_writer import CheckpointWriter
 from asyncrl.learn.coordinator import STOPPING, Coordinator, Rank0
 from asyncrl.learn.deadlines import rank_timeout_s
 from asyncrl.learn.out_of_memory import out_of_memory_explained
-from asyncrl.learn.policy.model import compute_dtype
+from asyncrl.learn.policy.attention import compute_dtype
 from asyncrl.learn.publish_thread import PublishThread
 from asyncrl.learn.publisher import Publisher
 from asyncrl.learn.update.step import Learner

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from asyncrl import devices
 from asyncrl.config.schema import Config
-from asyncrl.learn.policy.model import compute_dtype
+from asyncrl.learn.policy.attention import compute_dtype
 from asyncrl.learn.update.mini_batches import mini_batches
 from asyncrl.learn.update.step import Learner
 from asyncrl.learn.worker import init_ranks
@@ -55,7 +55,7 @@ class LearnerRank(Process):
     """One rank; its methods are called one after another.
 
     Args:
-        config: with model.path, model.dtype and publish.* resolved.
+        config: with model.path, model.dtype, learner.micro_batch_tokens and publish.* resolved.
     """
 
     def __init__(self, name: str, config: Config, on_cpu: bool, network: Network) -> None:

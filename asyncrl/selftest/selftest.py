@@ -68,7 +68,7 @@ def selftest(config: Config, console: Console, checks: Sequence[Check]) -> bool:
         cluster = Cluster(tested, run_dir)
         stack.callback(cluster.shutdown)
         stack.enter_context(Interrupts()).count = 1  # nothing is to be saved: the first one ends it at once
-        system = _system(tested, config.model.path == "tiny", cluster, run_dir)
+        system = _system(tested, config.model.path == "tiny", cluster, run_dir, console)
         for result in _run(system, checks, run_dir, console):
             results.append(result)
             if result.status != "passed":
@@ -106,11 +106,13 @@ class _Actor:
         return call(self.actor, self.name, "call", method, *args)
 
 
-def _system(config: Config, is_tiny: bool, cluster: Cluster, run_dir: Path) -> System:
+def _system(config: Config, is_tiny: bool, cluster: Cluster, run_dir: Path, console: Console) -> System:
     """Every learner rank and generator of the configuration, each a process where a run would have it."""
     shape = _shape(config)
     topology, _ = place(config, [node.room for node in cluster.nodes], shape)
-    config, _ = resolved(config, topology, shape)
+    config, notes = resolved(config, topology, shape)
+    for note in notes:
+        console.print(f"• {note}", highlight=False, markup=False, soft_wrap=True)
     known = replace(config, cluster=replace(config.cluster, device=topology.device))
     plan = RunPlan(known, topology, 1, run_dir, None, TrainerState(), control_endpoint="")
     rendezvous = cluster.network.rendezvous_dir

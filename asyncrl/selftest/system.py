@@ -79,7 +79,7 @@ class System:
     """
 
     config: Config
-    """With model.path, model.dtype and publish.* resolved."""
+    """With model.path, model.dtype, learner.micro_batch_tokens and publish.* resolved."""
     learners: list[Part]
     generators: list[Part]
     noise_scale: float

@@ -40,13 +40,14 @@ from asyncrl import devices
 from asyncrl.config.load import load
 from asyncrl.config.schema import Config
 from asyncrl.learn.update.step import Learner
-from asyncrl.types import Batch, Group
+from asyncrl.types import Batch
 from bench.pipeline.learner import as_a_learner
 from bench.pipeline.output_heads import HeadSizes, measure_heads
-from bench.pipeline.step_memory import TIMEOUT_S, in_process
 from bench.support.device_memory import Peak, finish
 from bench.support.flops import model_flops, peak_flop_per_s
+from bench.support.groups import random_group
 from bench.support.models import SHAPES, save_model
+from bench.support.own_process import TIMEOUT_S, in_process
 from bench.support.rows import Measurement, write_rows
 
 GROUP_SIZE, NUM_MICRO_BATCHES, NUM_UNCOUNTED, PROMPT_TOKENS = 4, 4, 2, 16
@@ -172,8 +173,10 @@ def take_steps(
     seconds: list[float] = []
     parts: list[dict[str, float]] = []
     num_micro_batches, efficiency = 0, 0.0
+    completions = (lengths - PROMPT_TOKENS).astype(np.int32)
     for step in range(NUM_UNCOUNTED + 2 * num_steps):
-        batch = Batch(step=step, groups=[group(step, index, row, vocabulary) for index, row in enumerate(lengths)])
+        groups = [random_group(step, k, row, PROMPT_TOKENS, vocabulary) for k, row in enumerate(completions)]
+        batch = Batch(step=step, groups=groups)
         with ExitStack() as stack:
             timer = stack.enter_context(timed_parts(learner, device)) if step >= NUM_UNCOUNTED + num_steps else None
             finish(device)
@@ -231,25 +234,6 @@ def timed_parts(learner: Learner, device: str) -> Iterator[Timer]:
         for part, owner, name in calls:
             stack.enter_context(patch.object(owner, name, timer.of(part, getattr(owner, name))))
         yield timer
-
-
-def group(step: int, index: int, lengths: NDArray[np.int64], vocabulary: int) -> Group:
-    """One prompt and its completions of random tokens; every other one is rewarded."""
-    rng = np.random.default_rng((step, index))
-    completions = (lengths - PROMPT_TOKENS).astype(np.int32)
-    total = int(completions.sum())
-    return Group(
-        index=step,
-        row=index,
-        prompt_token_ids=rng.integers(0, vocabulary, PROMPT_TOKENS).astype(np.int32),
-        lengths=completions,
-        tokens=rng.integers(0, vocabulary, total).astype(np.int32),
-        logprobs=np.full(total, -float(np.log(vocabulary)), np.float32),
-        versions=np.full(total, step, np.int32),
-        rewards=np.arange(GROUP_SIZE, dtype=np.float32) % 2,
-        correct=np.zeros(GROUP_SIZE, np.bool_),
-        truncated=np.zeros(GROUP_SIZE, np.bool_),
-    )
 
 
 if __name__ == "__main__":

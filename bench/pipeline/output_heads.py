@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from asyncrl.config.logit_transform import LogitTransform
 from asyncrl.learn.policy.logprob import token_logprobs
-from bench.pipeline.step_memory import in_process
 from bench.support.device_memory import Peak, finish
+from bench.support.own_process import in_process
 from bench.support.rows import Measurement
 
 NUM_UNCOUNTED = 2
@@ -74,10 +74,6 @@ def cut_head(hidden: Tensor, head: nn.Linear, targets: Tensor, **options: Any) -
     return -losses
 
 
-def unfiltered_cut_head(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
-    return cut_head(hidden, head, targets, filter_eps=None)
-
-
 OWN = "asyncrl"
 """The package, and its head by default."""
 HEADS: dict[str, tuple[str, Callable[[Tensor, nn.Linear, Tensor], Tensor]]] = {
@@ -87,7 +83,7 @@ HEADS: dict[str, tuple[str, Callable[[Tensor, nn.Linear, Tensor], Tensor]]] = {
     "asyncrl in float32, compiled": (OWN, partial(learner_head, float32_products=True, compiled=True)),
     "liger": ("liger_kernel", liger_head),
     "cce": ("cut_cross_entropy", cut_head),
-    "cce unfiltered": ("cut_cross_entropy", unfiltered_cut_head),
+    "cce unfiltered": ("cut_cross_entropy", partial(cut_head, filter_eps=None)),
 }
 """Name → the package that it needs, and what computes it."""
 

@@ -11,15 +11,11 @@ of a checkpoint, which are not made here.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,21 +28,22 @@ from asyncrl.config.load import load
 from asyncrl.config.model_shape import read_model_shape
 from asyncrl.config.schema import Config
 from asyncrl.learn.update.step import Learner
-from asyncrl.types import Batch, Group
+from asyncrl.types import Batch
+from bench.support.device_memory import status_bytes
+from bench.support.groups import random_group
 from bench.support.models import qwen3_config, save_model
+from bench.support.own_process import TIMEOUT_S, in_process
 from bench.support.rows import Measurement, write_rows
 
-Result = TypeVar("Result")
-CONTEXT = multiprocessing.get_context("spawn")
-TIMEOUT_S = 1800.0
 POLL_S = 0.005
 GROUP_SIZE, PROMPT_TOKENS, COMPLETION_TOKENS = 4, 16, 240
+LENGTHS = np.full(GROUP_SIZE, COMPLETION_TOKENS, np.int32)
 VOCABULARY = 151_936
 NOT_MADE = ("publish", "checkpoint")
 """Lines of the estimate that a step alone does not have begin so."""
 
 
-class Peak:
+class WatchedPeak:
     """Most bytes of this process's anonymous memory, while it is watched."""
 
     def __init__(self) -> None:
@@ -57,7 +54,7 @@ class Peak:
 
     def _watch(self) -> None:
         while not self._stopped.wait(POLL_S):
-            self.num_bytes = max(self.num_bytes, anonymous_bytes())
+            self.num_bytes = max(self.num_bytes, status_bytes("RssAnon"))
 
     def stop(self) -> int:
         self._stopped.set()
@@ -107,63 +104,20 @@ def predict(config: Config) -> dict[str, float]:
     return {item.name: item.num_bytes for item in of_learner.items if not item.name.startswith(NOT_MADE)}
 
 
-def in_process(function: Callable[..., Result], *arguments: object) -> Result:
-    """Its result; what it held is freed with its process."""
-    receiver, sender = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=_call, args=(sender, function, arguments))
-    process.start()
-    sender.close()
-    if not receiver.poll(TIMEOUT_S):
-        process.kill()
-        raise SystemExit(f"{function.__name__} did not end within {TIMEOUT_S:.0f} s")
-    result: Result = receiver.recv()
-    process.join()
-    return result
-
-
-def _call(sender: Connection, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    sender.send(function(*arguments))
-
-
 def take_steps(folder: Path, config: Config, num_steps: int) -> tuple[int, list[float]]:
     """Bytes of the peak beyond the start, and each step's seconds."""
     store = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=store, rank=0, world_size=1, timeout=timedelta(seconds=TIMEOUT_S))
     mesh = init_device_mesh("cpu", (1,))
-    before, peak, seconds = anonymous_bytes(), Peak(), []
+    before, peak, seconds = status_bytes("RssAnon"), WatchedPeak(), []
     learner = Learner(config, mesh, num_steps)
     for step in range(num_steps):
         begun_s = time.perf_counter()
-        learner.train(Batch(step=step, groups=[group(step)]))
+        learner.train(Batch(step=step, groups=[random_group(step, 0, LENGTHS, PROMPT_TOKENS, VOCABULARY)]))
         seconds.append(time.perf_counter() - begun_s)
     most = peak.stop()
     dist.destroy_process_group()
     return most - before, seconds
-
-
-def group(step: int) -> Group:
-    rng = np.random.default_rng(step)
-    total = GROUP_SIZE * COMPLETION_TOKENS
-    return Group(
-        index=step,
-        row=0,
-        prompt_token_ids=rng.integers(0, VOCABULARY, PROMPT_TOKENS).astype(np.int32),
-        lengths=np.full(GROUP_SIZE, COMPLETION_TOKENS, np.int32),
-        tokens=rng.integers(0, VOCABULARY, total).astype(np.int32),
-        logprobs=np.full(total, -float(np.log(VOCABULARY)), np.float32),
-        versions=np.full(total, step, np.int32),
-        rewards=np.arange(GROUP_SIZE, dtype=np.float32) % 2,
-        correct=np.zeros(GROUP_SIZE, np.bool_),
-        truncated=np.zeros(GROUP_SIZE, np.bool_),
-    )
-
-
-def anonymous_bytes() -> int:
-    """Of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError("/proc/self/status has no RssAnon: this needs Linux")
 
 
 if __name__ == "__main__":

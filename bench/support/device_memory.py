@@ -23,19 +23,19 @@ class Peak:
         self._device = device
         if device == "cpu":
             Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-            self._before = _resident_bytes("VmRSS")
+            self._before = status_bytes("VmRSS")
         else:
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
 
     @property
     def num_bytes(self) -> int:
-        most = _resident_bytes("VmHWM") if self._device == "cpu" else torch.cuda.max_memory_allocated()
+        most = status_bytes("VmHWM") if self._device == "cpu" else torch.cuda.max_memory_allocated()
         return most - self._before
 
 
-def _resident_bytes(field: str) -> int:
-    """`VmRSS` is now, `VmHWM` the most."""
+def status_bytes(field: str) -> int:
+    """Of this process: `VmRSS` is what it has in memory now, `VmHWM` the most so far, `RssAnon` without files."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])

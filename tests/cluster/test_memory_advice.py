@@ -10,7 +10,6 @@ import pytest
 
 from asyncrl.cluster.machine import host_bytes
 from asyncrl.cluster.memory_advice import (
-    FILLED_SHARE,
     learner_notes,
     rank_bytes,
     ways_to_fit,
@@ -67,7 +66,7 @@ def test_without_a_number_of_tokens_a_micro_batch_has_as_many_as_fit_and_one_mor
 ) -> None:
     config = with_settings(num_learners, "learner.micro_batch_tokens=null", "learner.batch_size=100_000")
     topology = plan(config, nodes_that_fit(config) if device == "gpu" else [Node(2, 0)], device)
-    room = FILLED_SHARE * (GPU_BYTES if device == "gpu" else host_bytes() / len(topology.placements))
+    room = 0.75 * GPU_BYTES if device == "gpu" else 0.9 * host_bytes() / len(topology.placements)
     fitting, notes = with_fitting_micro_batch(config, TINY_SHAPE, topology, GPU_BYTES)
     num_tokens = fitting.learner.known_micro_batch_tokens
     assert notes == [f"learner.micro_batch_tokens=null: {num_tokens:,} by the estimate of a rank's memory"]
@@ -98,10 +97,29 @@ def test_where_memory_is_left_it_is_said_what_the_ranks_could_keep_and_that_fits
         notes = learner_notes(config, shape, topology, GPU_BYTES)
         for value in ("gradients", "all"):
             keeping = dataclasses.replace(config, learner=dataclasses.replace(config.learner, keep_gathered=value))
-            fits = rank_bytes(keeping, shape, topology, GPU_BYTES) <= FILLED_SHARE * GPU_BYTES
+            fits = rank_bytes(keeping, shape, topology, GPU_BYTES) <= 0.75 * GPU_BYTES
             if any(f"learner.keep_gathered={value}:" in note for note in notes):
                 assert fits
                 kept.append(value)
             assert learner_notes(keeping, shape, topology, GPU_BYTES) == [] or not fits
         assert fits == (kept[-1:] == ["all"])
     assert kept
+
+
+def test_a_shared_gpu_has_for_a_learner_what_the_generator_leaves_and_a_node_its_own_processes(
+    shape: ModelShape,
+) -> None:
+    null = "learner.micro_batch_tokens=null"
+    tokens = {}
+    for utilization in (0.3, 0.6):
+        config = with_settings(1, null, "cluster.share_gpu=true", f"generator.gpu_memory_utilization={utilization}")
+        fitting, _ = with_fitting_micro_batch(config, TINY_SHAPE, plan(config, [Node(8, 1)], "gpu"), 10**9)
+        tokens[utilization] = fitting.learner.known_micro_batch_tokens
+    assert tokens[0.6] < tokens[0.3]
+    config = with_settings(4, null, "learner.batch_size=100_000")
+    alone, spread = (plan(config, [Node(2, 0)] * num_nodes, "cpu") for num_nodes in (1, 4))
+    one, four = (
+        with_fitting_micro_batch(config, TINY_SHAPE, each, GPU_BYTES)[0].learner.known_micro_batch_tokens
+        for each in (alone, spread)
+    )
+    assert four > 1.5 * one

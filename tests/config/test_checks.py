@@ -16,7 +16,7 @@ from asyncrl.errors import ConfigError
 QWEN3_8B = Path(__file__).parents[1] / "models" / "qwen3_8b"
 
 
-SHARED_ROWS = ["learner.context_parallel=2", "model.attention=asyncrl_varlen"]
+SHARED_ROWS = ["learner.context_parallel=2"]
 TWO_TERMS = "reward.terms=[{function: numeric}, {function: format, weight: 0.2}]"
 
 
@@ -134,13 +134,20 @@ def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> Non
         (["generator.engine=sglang", "generator.top_k=50"], "SGLang does not tell which tokens were left"),
         (
             ["learner.batch_size=1", "algorithm.group_size=2", "learner.count=4"],
-            "4 of learner.count=4 ranks share the 2",
+            "learner.count=4 ranks share the 2",
+        ),
+        (
+            [*SHARED_ROWS, "learner.batch_size=1", "algorithm.group_size=2", "learner.count=8"],
+            "learner.count=8 ranks, 4 groups of learner.context_parallel=2, share the 2 completions",
         ),
         ([*SHARED_ROWS, "learner.count=3"], "learner.count=3 is not divisible by learner.context_parallel=2"),
         ([*SHARED_ROWS, "learner.count=2", "learner.compile=true"], "the compiler cannot see what ranks exchange"),
-        (["learner.context_parallel=2", "learner.count=2"], "only packed rows can be shared; set model.attention=asyn"),
         (
-            ["learner.context_parallel=3", "learner.count=3", "model.attention=asyncrl_varlen"],
+            [*SHARED_ROWS, "learner.count=2", "model.attention=sdpa"],
+            "only packed rows can be shared; set model.attention=auto",
+        ),
+        (
+            ["learner.context_parallel=3", "learner.count=3"],
             "learner.context_parallel=3 does not divide the model's",
         ),
         (["run.eval_every=5"], "run.eval_every=5 needs data.eval"),
@@ -169,6 +176,10 @@ def test_the_defaults_are_possible_and_give_no_warning(shape: ModelShape) -> Non
         (
             ["lora.rank=4", "lora.publish_dtype=bfloat16", "publish.engine=sliced"],
             "lora.publish_dtype=bfloat16 with publish.engine=sliced: merged weights travel",
+        ),
+        (
+            ["lora.rank=4", "lora.publish_dtype=bfloat16", "generator.engine=vllm,sglang", "generator.count=2"],
+            "lora.publish_dtype=bfloat16 with generator.engine=vllm,sglang: merged weights travel",
         ),
         (
             ["lora.rank=4", "lora.targets=[qkv]"],

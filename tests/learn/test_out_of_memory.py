@@ -34,6 +34,17 @@ def test_a_micro_batch_of_one_sequence_is_not_said_to_become_smaller_and_a_gpu_m
     )
 
 
+def test_a_sequence_that_two_ranks_could_share_is_said_to_be() -> None:
+    config = Config()
+    config.learner.micro_batch_tokens = config.least_micro_batch_tokens
+    half = -(-config.least_micro_batch_tokens // 2)
+    for count, is_said in ((4, True), (3, False)):
+        config.learner.count = count
+        with pytest.raises(FinalError) as raised, out_of_memory_explained("training step 7", config, "cuda"):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        assert (f"learner.context_parallel=2 learner.micro_batch_tokens={half}, " in str(raised.value)) == is_said
+
+
 def test_another_error_is_not_taken_for_it() -> None:
     with pytest.raises(RuntimeError, match="shape"), out_of_memory_explained("training step 7", Config(), "cpu"):
         torch.ones(2) @ torch.ones(3, 3)

@@ -96,7 +96,7 @@ CASES: dict[str, tuple[bool, str, list[str]]] = {
     "e shared": (True, "shared", [*PASSES, "learner.micro_batch_tokens=30"]),
     "d shared": (False, "shared", [*SEQUENCES, "learner.micro_batch_tokens=10000"]),
 }
-SHARED_ROWS = ["learner.context_parallel=2", "model.attention=asyncrl_varlen", "learner.micro_batch_tokens=20"]
+SHARED_ROWS = ["learner.context_parallel=2", "learner.micro_batch_tokens=20"]
 ON_TWO_RANKS: dict[str, tuple[bool, str, list[str]]] = {
     "a compiled": (True, "packed", [*RICH, "learner.micro_batch_tokens=40", "learner.compile=true"]),
     "a context": (
@@ -106,6 +106,7 @@ ON_TWO_RANKS: dict[str, tuple[bool, str, list[str]]] = {
     ),
     "c context": (True, "packed", [*DECOUPLED, *SHARED_ROWS]),
     "d context": (False, "packed", [*SEQUENCES, *SHARED_ROWS]),
+    "e context": (True, "packed", [*PASSES, *SHARED_ROWS]),
 }
 """Layers are compiled, or two ranks compute each row together."""
 

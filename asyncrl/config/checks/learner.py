@@ -21,13 +21,15 @@ def batch_problems(config: Config) -> list[str]:
             f"learner.batch_size={batch_size} is not divisible by learner.mini_batch_size={mini_batch_size}; "
             "every optimizer update takes the same number of prompts"
         )
-    num_sequences = mini_batch_size * group_size
-    num_sharing = config.learner.count // max(1, config.learner.context_parallel)
+    learner, num_sequences = config.learner, mini_batch_size * group_size
+    num_sharing = learner.count // max(1, learner.context_parallel)
     if 0 < num_sequences < num_sharing:
+        who = f"learner.count={learner.count} ranks"
+        if learner.context_parallel > 1:
+            who += f", {num_sharing} groups of learner.context_parallel={learner.context_parallel},"
         problems.append(
-            f"{num_sharing} of learner.count={config.learner.count} ranks share the {num_sequences} completions of an "
-            f"update (mini-batch {mini_batch_size} × group {group_size}), so some would never have work; "
-            "use fewer learners or a larger batch"
+            f"{who} share the {num_sequences} completions of an update (mini-batch {mini_batch_size} × group "
+            f"{group_size}), so some would never have work; use fewer learners or a larger batch"
         )
     return problems
 
@@ -52,10 +54,10 @@ def context_problems(config: Config) -> list[str]:
         problems.append(
             f"learner.count={count} is not divisible by learner.context_parallel={size}; use a multiple of it"
         )
-    if config.model.attention != PACKED_ATTENTION:
+    if config.model.attention not in ("auto", PACKED_ATTENTION):
         problems.append(
             f"learner.context_parallel={size} with model.attention={config.model.attention}: only packed rows can be "
-            f"shared; set model.attention={PACKED_ATTENTION}"
+            "shared; set model.attention=auto"
         )
     if config.learner.compile:
         problems.append(

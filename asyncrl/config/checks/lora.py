@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from asyncrl.config.engines import engine_names
 from asyncrl.config.lora import LoraConfig
 from asyncrl.config.schema import Config
 
@@ -36,10 +37,16 @@ def lora_problems(config: Config) -> list[str]:
             f"algorithm.reference=ema with lora.rank={lora.rank}: the reference of an adapter is the model without it; "
             "set algorithm.reference=frozen"
         ]
-    if lora.publish_dtype != "auto" and config.publish.engine not in ("auto", "adapter"):
+    several_engines = len(set(engine_names(config.generator))) > 1
+    if lora.publish_dtype != "auto" and (several_engines or config.publish.engine not in ("auto", "adapter")):
+        given = (
+            f"generator.engine={config.generator.engine}"
+            if several_engines
+            else f"publish.engine={config.publish.engine}"
+        )
         return [
-            f"lora.publish_dtype={lora.publish_dtype} with publish.engine={config.publish.engine}: merged weights "
-            "travel, not the adapter; set publish.engine=auto, or leave lora.publish_dtype out"
+            f"lora.publish_dtype={lora.publish_dtype} with {given}: merged weights travel, not the adapter; leave "
+            "lora.publish_dtype out"
         ]
     return []
 

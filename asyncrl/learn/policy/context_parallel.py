@@ -10,13 +10,14 @@ Legend: T tokens of a row, a multiple of C; H heads, of queries or of keys and v
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+
+from asyncrl.learn.rank_groups import rank_group
 
 
 class Context(NamedTuple):
@@ -48,9 +49,9 @@ def split_ranks(mesh: DeviceMesh, context_size: int, timeout_s: float) -> tuple[
     return DeviceMesh.from_group(data[own_data], mesh.device_type), context
 
 
-def _groups(ranks: Tensor, timeout_s: float) -> tuple[list[Any], int]:
+def _groups(ranks: Tensor, timeout_s: float) -> tuple[list[dist.ProcessGroup], int]:
     """A group for each line of ranks, made by all ranks in the same order; and which is this rank's."""
-    groups = [dist.new_group(line, timeout=timedelta(seconds=timeout_s)) for line in ranks.tolist()]
+    groups = [rank_group(line, timeout_s) for line in ranks.tolist()]
     return groups, int((ranks == dist.get_rank()).any(1).nonzero())
 
 

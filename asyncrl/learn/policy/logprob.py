@@ -89,8 +89,7 @@ class _Part(NamedTuple):
 
     def logits(self, float32_products: bool) -> Tensor:
         """[v, t] float32, a tensor of its own."""
-        logits = product(self.weight, self.hidden.T, float32_products)
-        return logits if self.bias is None else logits.add_(self.bias[:, None])
+        return product(self.weight, self.hidden.T, self.bias, float32_products)
 
 
 class _HeadLogprobs(torch.autograd.Function):

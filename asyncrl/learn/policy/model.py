@@ -12,13 +12,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from asyncrl import devices
 from asyncrl.config.logit_transform import read_logit_transform
 from asyncrl.config.lora import LoraConfig
 from asyncrl.config.schema import LearnerConfig, ModelConfig
-from asyncrl.errors import ConfigError, DataError
+from asyncrl.errors import DataError
 from asyncrl.learn.policy import row_attention, varlen_attention
 from asyncrl.learn.policy.adapter import (
     adapter_tensors,
@@ -27,6 +26,7 @@ from asyncrl.learn.policy.adapter import (
     merged_parameters,
     without_adapter,
 )
+from asyncrl.learn.policy.attention import attends_to_all, attention_of, compute_dtype
 from asyncrl.learn.policy.context_parallel import Context
 from asyncrl.learn.policy.decoder_layers import checkpoint_layers, compile_layers
 from asyncrl.learn.policy.logprob import token_logprobs
@@ -53,7 +53,7 @@ class PolicyModel(nn.Module):
         self.logit_transform = read_logit_transform(hf, hf.name_or_path)
         self.packs_sequences = hf.config._attn_implementation.startswith(("flash_attention", varlen_attention.NAME))
         """Whether the attention kernel keeps sequences that share a row apart at no cost."""
-        self.takes_rows = hf.config._attn_implementation == row_attention.NAME and _attends_to_all(hf.config)
+        self.takes_rows = hf.config._attn_implementation == row_attention.NAME and attends_to_all(hf.config)
         """Whether attention alone pads rows, and a mask decides who sees whom in one."""
 
     def forward(
@@ -210,13 +210,6 @@ def move_towards(reference: PolicyModel, policy: PolicyModel, decay: float) -> N
         shard.lerp_(current.to_local().to(shard.device), 1 - decay)
 
 
-def compute_dtype(model: ModelConfig, device_type: str) -> torch.dtype:
-    """`model.dtype` with auto resolved: bfloat16 on GPU, float32 on CPU."""
-    if model.dtype == "auto":
-        return torch.float32 if device_type == "cpu" else torch.bfloat16
-    return torch.float32 if model.dtype == "float32" else torch.bfloat16
-
-
 def load_causal_lm_config(path: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """The model's configuration from a local folder or the hub.
 
@@ -246,47 +239,10 @@ def _read_causal_lm(model: ModelConfig, mesh: DeviceMesh) -> tuple[PreTrainedMod
     if missing:
         names = sorted(missing)
         raise DataError(f"model.path={model.path!r} lacks the weights of {len(names)} parameters, such as {names[0]}")
-    is_plain = options["attn_implementation"] == "sdpa" and hf._supports_attention_backend and _attends_to_all(config)
+    is_plain = options["attn_implementation"] == "sdpa" and hf._supports_attention_backend and attends_to_all(config)
     if is_plain and not devices.is_accelerator(mesh.device_type):  # on a GPU rows are not measured yet
         hf.set_attn_implementation(row_attention.NAME)
     return hf, shards
-
-
-def attention_of(model: ModelConfig, config: PretrainedConfig, device_type: str) -> str:
-    """transformers' name of the attention to use.
-
-    Raises:
-        ConfigError: an attention is asked for that leaves out the cap of the model's scores.
-    """
-    # sdpa leaves a soft cap of the attention scores out, without a word, and the engine does not.
-    is_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-    if model.attention in ("sdpa", row_attention.NAME, varlen_attention.NAME) and is_capped:
-        raise ConfigError(
-            f"model.attention={model.attention} with model.path={model.path!r}, whose attn_logit_softcapping it would "
-            "leave out; set model.attention=auto"
-        )
-    if model.attention != "auto":
-        return model.attention
-    half = compute_dtype(model, device_type) != torch.float32  # flash attention has no float32 kernels
-    if devices.is_accelerator(device_type) and half:
-        if is_flash_attn_3_available() and devices.is_hopper(torch.device(device_type)):
-            return "flash_attention_3"
-        if is_flash_attn_2_available():
-            return "flash_attention_2"
-    if half and not is_capped and varlen_attention.runs_on(torch.device(device_type), _head_dim(config)):
-        return varlen_attention.NAME
-    return "eager" if is_capped else "sdpa"
-
-
-def _head_dim(config: PretrainedConfig) -> int:
-    text = config.get_text_config()
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-
-
-def _attends_to_all(config: PretrainedConfig) -> bool:
-    """No layer has a window, whose mask transformers would make itself."""
-    layer_types = getattr(config, "layer_types", None) or []
-    return getattr(config, "sliding_window", None) is None and set(layer_types) <= {"full_attention"}
 
 
 def _disable_dropout(config: PretrainedConfig) -> None:

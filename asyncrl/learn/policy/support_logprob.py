@@ -89,8 +89,8 @@ def _logits(
     ids = _ids(support)
     rows = weight[ids]
     factors = (rows.float(), hidden.float()) if float32_products else (rows, hidden)
-    logits = torch.einsum("tkh,th->kt", *factors).float()
-    return logits if bias is None else logits + bias[ids].T, rows
+    logits = torch.einsum("tkh,th->kt", *factors)
+    return (logits if bias is None else logits + bias[ids].T).float(), rows
 
 
 def _ids(support: Tensor) -> Tensor:

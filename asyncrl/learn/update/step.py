@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -18,6 +19,7 @@ from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.config.reward_labels import reward_weights
 from asyncrl.config.schema import Config
 from asyncrl.learn.deadlines import rank_timeout_s
+from asyncrl.learn.policy import varlen_attention
 from asyncrl.learn.policy.context_parallel import split_ranks
 from asyncrl.learn.policy.model import BaseOfPolicy, PolicyModel, load_policy, load_reference, move_towards
 from asyncrl.learn.policy.optimizer import build_optimizer, learning_rate
@@ -51,6 +53,8 @@ class Learner:
     """
 
     def __init__(self, config: Config, mesh: DeviceMesh, num_steps: int) -> None:
+        if config.learner.context_parallel > 1:  # only packed rows can be cut
+            config = replace(config, model=replace(config.model, attention=varlen_attention.NAME))
         self.config = config
         self.mesh = mesh
         timeout_s = rank_timeout_s(config.run.step_timeout_s)

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, Lfm2Config, LlamaConfig
 
 from asyncrl.config.schema import ModelConfig
 from asyncrl.errors import ConfigError
 from asyncrl.learn.policy import row_attention, varlen_attention
-from asyncrl.learn.policy.model import PolicyModel, attention_of, load_policy
+from asyncrl.learn.policy.attention import attention_of
+from asyncrl.learn.policy.model import PolicyModel, load_policy
 from asyncrl.learn.policy.row_attention import Rows
 from asyncrl.learn.policy.varlen_attention import Segments
 from asyncrl.learn.update.packing import Layout
@@ -119,6 +120,16 @@ def test_sdpa_is_not_used_where_it_would_leave_out_a_cap_of_the_attention_scores
     for attention in ("sdpa", row_attention.NAME):
         with pytest.raises(ConfigError, match="whose attn_logit_softcapping it would leave out"):
             attention_of(ModelConfig(attention=attention), Gemma2Config(), "cpu")
+
+
+def test_a_row_is_not_packed_where_layers_mix_tokens_outside_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    hybrid = Lfm2Config(num_hidden_layers=2, layer_types=["conv", "full_attention"])
+    with pytest.raises(ConfigError, match="layers of kind conv would mix a row's sequences"):
+        attention_of(ModelConfig(attention=varlen_attention.NAME), hybrid, "cpu")
+    monkeypatch.setattr(varlen_attention, "runs_on", lambda device, head_dim: True)
+    packing = ModelConfig(dtype="bfloat16")
+    assert attention_of(packing, LlamaConfig(), "cpu") == varlen_attention.NAME
+    assert attention_of(packing, hybrid, "cpu") == "sdpa"
 
 
 def test_completions_share_no_row_where_a_layer_has_a_window(tmp_path: Path) -> None:

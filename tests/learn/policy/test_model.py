@@ -15,7 +15,8 @@ from asyncrl.config.algorithm import AlgorithmConfig
 from asyncrl.config.schema import ModelConfig
 from asyncrl.errors import ConfigError, DataError
 from asyncrl.learn.policy import row_attention
-from asyncrl.learn.policy.model import PolicyModel, compute_dtype, load_causal_lm_config, load_policy
+from asyncrl.learn.policy.attention import compute_dtype
+from asyncrl.learn.policy.model import PolicyModel, load_causal_lm_config, load_policy
 from asyncrl.learn.update.mini_batches import MiniBatch, mini_batches
 from asyncrl.learn.update.objective import objective
 from asyncrl.learn.update.packing import Layout, build_micro_batch, rows_of

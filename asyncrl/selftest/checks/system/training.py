@@ -24,7 +24,7 @@ def run(system: System) -> Figures:
     ratio, grad_norm = metrics["mismatch/ratio_mean"], metrics["optim/grad_norm"]
     if not math.isfinite(grad_norm) or grad_norm == 0:
         raise SelftestError(f"the gradient's norm is {grad_norm:g} after a step on {len(groups)} groups")
-    if not abs(ratio - 1) <= 2 * tolerance_of(system, 1.0).mean:
+    if not abs(ratio - 1) <= 2 * tolerance_of(system, temperature).mean:
         raise SelftestError(f"on the policy's own tokens the importance ratio is {ratio:.6g} in the mean, and not 1")
     system.publish()
     generator = system.generators[0]
