@@ -16,9 +16,9 @@ from asyncrl.config.lora import LoraConfig
 from asyncrl.config.model_shape import ModelShape
 from asyncrl.config.schema import Config
 
-FILLED_SHARE = {"float32": 0.9, "bfloat16": 0.75}
-"""Of its memory that a rank may fill by the estimate, which has no allocator slack and, in bfloat16, a fifth too little
-for activations (`activations.py`)."""
+FILLED_SHARE = {4: 0.9, 2: 0.75}
+"""Bytes of a value → of its memory that a rank may fill by the estimate, which has no allocator slack and, in bfloat16,
+a fifth too little for activations (`activations.py`)."""
 
 Change = tuple[str, Config]
 """key=value, and the configuration with it."""
@@ -64,7 +64,7 @@ def _spare_memory_notes(config: Config, shape: ModelShape, topology: Topology, g
         return []
     for keeps, spares in (("all", "weights are gathered and gradients"), ("gradients", "gradients are")):
         keeping = replace(config, learner=replace(config.learner, keep_gathered=keeps))
-        if rank_bytes(keeping, shape, topology, gpu_bytes) <= FILLED_SHARE["bfloat16"] * gpu_bytes:
+        if rank_bytes(keeping, shape, topology, gpu_bytes) <= FILLED_SHARE[2] * gpu_bytes:
             often = "once an update, not once a micro-batch"
             return [f"memory is left for learner.keep_gathered={keeps}: {spares} reduced {often}"]
     return []
@@ -87,8 +87,7 @@ def with_fitting_micro_batch(
     least, num_sharing = config.least_micro_batch_tokens, len(topology.learners) // config.learner.context_parallel
     num_completions = -(-config.learner.batch_size * config.algorithm.group_size // num_sharing)
     candidates = range(least + 1, least * num_completions + 1)
-    dtype = "float32" if bytes_per_value(config, topology) == 4 else "bfloat16"
-    room = FILLED_SHARE[dtype] * _room(config, topology, gpu_bytes, topology.placements)
+    room = FILLED_SHARE[bytes_per_value(config, topology)] * _room(config, topology, gpu_bytes, topology.placements)
     num_fitting = bisect_right(
         candidates, room, key=lambda num_tokens: rank_bytes(having(num_tokens), shape, topology, gpu_bytes)
     )

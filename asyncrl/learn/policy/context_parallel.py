@@ -10,6 +10,7 @@ Legend: T tokens of a row, a multiple of C; H heads, of queries or of keys and v
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,9 @@ class Context(NamedTuple):
     """C."""
     rank: int
     """Which part of a row is this one's."""
+
+
+_Way = Callable[[Tensor, Context], Tensor]
 
 
 def split_ranks(mesh: DeviceMesh, context_size: int, timeout_s: float) -> tuple[DeviceMesh, Context | None]:
@@ -57,13 +61,13 @@ def _groups(ranks: Tensor, timeout_s: float) -> tuple[list[dist.ProcessGroup], i
 
 def to_heads(own_tokens: Tensor, context: Context) -> Tensor:
     """[T/C, H, D] → [T, H/C, D]. Collective."""
-    heads: Tensor = _ToHeads.apply(own_tokens, context)
+    heads: Tensor = _Exchange.apply(own_tokens, _tokens_to_heads, _heads_to_tokens, context)
     return heads
 
 
 def to_tokens(own_heads: Tensor, context: Context) -> Tensor:
     """[T, H/C, D] → [T/C, H, D]. Collective."""
-    tokens: Tensor = _ToTokens.apply(own_heads, context)
+    tokens: Tensor = _Exchange.apply(own_heads, _heads_to_tokens, _tokens_to_heads, context)
     return tokens
 
 
@@ -80,26 +84,17 @@ def join(own: Tensor, is_own: Tensor, context: Context) -> Tensor:
     return whole
 
 
-class _ToHeads(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, own_tokens: Tensor, context: Context) -> Tensor:
-        ctx.context = context
-        return _tokens_to_heads(own_tokens, context)
+class _Exchange(torch.autograd.Function):
+    """There forwards, and back for the gradient."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _heads_to_tokens(gradients[0], ctx.context), None
-
-
-class _ToTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, own_heads: Tensor, context: Context) -> Tensor:
-        ctx.context = context
-        return _heads_to_tokens(own_heads, context)
+    def forward(ctx: Any, values: Tensor, there: _Way, back: _Way, context: Context) -> Tensor:
+        ctx.back, ctx.context = back, context
+        return there(values, context)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _tokens_to_heads(gradients[0], ctx.context), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.back(gradients[0], ctx.context), None, None, None
 
 
 class _Join(torch.autograd.Function):

@@ -42,8 +42,18 @@ class Forward:
 
     def run(self, model: PolicyModel | BaseOfPolicy, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities [T] and entropies [T] of the micro-batch's action tokens. Collective."""
-        if self.context is not None:
-            return self._run_part(model, micro_batch, self.context)
+        if self.context is None:
+            return self._outputs(model, micro_batch)
+        part, is_here = row_part(micro_batch, self.context.rank, self.context.size)
+        logprobs, entropies = self._outputs(model, part)
+        return join(logprobs[:-1], is_here, self.context), join(entropies[:-1], is_here, self.context)
+
+    @torch.no_grad()
+    def logprobs(self, model: PolicyModel | BaseOfPolicy, micro_batch: MicroBatch) -> Tensor:
+        """[T] log-probabilities alone, without gradient. Collective."""
+        return self.run(model, micro_batch)[0]
+
+    def _outputs(self, model: PolicyModel | BaseOfPolicy, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         outputs: tuple[Tensor, Tensor] = model(
             micro_batch.input_ids,
             micro_batch.position_ids,
@@ -54,29 +64,6 @@ class Forward:
             micro_batch.segments,
             micro_batch.rows,
             micro_batch.actions.supports,
+            self.context,
         )
         return outputs
-
-    def _run_part(
-        self, model: PolicyModel | BaseOfPolicy, micro_batch: MicroBatch, context: Context
-    ) -> tuple[Tensor, Tensor]:
-        """The whole's outputs, of which this rank computes a part."""
-        part = row_part(micro_batch, context.rank, context.size)
-        logprobs, entropies = model(
-            part.input_ids,
-            part.position_ids,
-            None,
-            part.indices,
-            part.targets,
-            self.temperature,
-            part.segments,
-            None,
-            part.supports,
-            context,
-        )
-        return join(logprobs[:-1], part.is_here, context), join(entropies[:-1], part.is_here, context)
-
-    @torch.no_grad()
-    def logprobs(self, model: PolicyModel | BaseOfPolicy, micro_batch: MicroBatch) -> Tensor:
-        """[T] log-probabilities alone, without gradient. Collective."""
-        return self.run(model, micro_batch)[0]

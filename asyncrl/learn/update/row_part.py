@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,28 +12,15 @@ from asyncrl.learn.policy.varlen_attention import Segments
 from asyncrl.learn.update.packing import MicroBatch
 
 
-class RowPart(NamedTuple):
-    """S/C tokens of a row of S, and K of its T action tokens and one more."""
+def row_part(micro_batch: MicroBatch, rank: int, num_parts: int) -> tuple[MicroBatch, Tensor]:
+    """The `rank`-th of `num_parts` equal parts; what would make them unequal is padded by a sequence of its own.
 
-    input_ids: Tensor
-    """[1, S/C] int64."""
-    position_ids: Tensor
-    """[1, S/C] int64, as in the whole row."""
-    segments: Segments
-    """Of the whole row."""
-    indices: Tensor
-    """[K + 1] int64 into the part. The last stands for nothing: a part may have no action token, and every rank has to
-    go through the output head."""
-    targets: Tensor
-    """[K + 1] int64."""
-    supports: Tensor
-    """[K + 1, …] int32, as in `ActionTokens`."""
-    is_here: Tensor
-    """[T] bool: which of the micro-batch's action tokens these K are."""
-
-
-def row_part(micro_batch: MicroBatch, rank: int, num_parts: int) -> RowPart:
-    """The `rank`-th of `num_parts` equal parts; what would make them unequal is padded by a sequence of its own."""
+    Returns:
+        1/num_parts of the row's tokens, with positions and segments as in the whole row, and K of the T action tokens
+        and one more. The last stands for nothing: a part may have no action token, and every rank has to go through
+        the output head.
+        [T] bool: which of the action tokens these K are.
+    """
     assert micro_batch.segments is not None, "only a packed row can be cut"
     starts, longest = micro_batch.segments
     num_tokens = micro_batch.input_ids.shape[1]
@@ -44,13 +31,12 @@ def row_part(micro_batch: MicroBatch, rank: int, num_parts: int) -> RowPart:
     if num_padding:
         starts = torch.cat([starts, starts[-1:] + num_padding])
     is_here = (micro_batch.indices >= begin) & (micro_batch.indices < begin + size)
-    actions = micro_batch.actions
-    return RowPart(
-        pad(micro_batch.input_ids, (0, num_padding))[:, begin : begin + size],
-        torch.cat([micro_batch.position_ids, positions], 1)[:, begin : begin + size],
-        Segments(starts, max(longest, num_padding)),
-        pad(micro_batch.indices[is_here] - begin, (0, 1)),
-        pad(actions.targets[is_here], (0, 1)),
-        pad(actions.supports[is_here], (0, 0, 0, 1)),
-        is_here,
+    part = replace(
+        micro_batch,
+        input_ids=pad(micro_batch.input_ids, (0, num_padding))[:, begin : begin + size],
+        position_ids=torch.cat([micro_batch.position_ids, positions], 1)[:, begin : begin + size],
+        segments=Segments(starts, max(longest, num_padding)),
+        indices=pad(micro_batch.indices[is_here] - begin, (0, 1)),
+        actions=micro_batch.actions.select(pad(is_here.nonzero()[:, 0], (0, 1))),
     )
+    return part, is_here

@@ -25,18 +25,20 @@ def test_parts_are_equal_and_hold_each_token_and_each_action_token_once(
         max_tokens=8,
     )
     whole = build_micro_batch(mini_batch, [[sequence] for sequence in range(num_sequences)], "packed")
-    parts = [row_part(whole, rank, num_parts) for rank in range(num_parts)]
+    cut = [row_part(whole, rank, num_parts) for rank in range(num_parts)]
+    parts = [part for part, _ in cut]
     size = parts[0].input_ids.shape[1]
     num_tokens = whole.input_ids.shape[1]
     assert 0 <= size * num_parts - num_tokens < num_parts
     for field in ("input_ids", "position_ids"):
         joined = torch.cat([getattr(part, field) for part in parts], 1)
         assert torch.equal(joined[:, :num_tokens], getattr(whole, field))
-    assert torch.stack([part.is_here for part in parts]).sum(0).tolist() == [1] * len(whole.indices)
-    for rank, part in enumerate(parts):
+    assert torch.stack([is_here for _, is_here in cut]).sum(0).tolist() == [1] * len(whole.indices)
+    for rank, (part, is_here) in enumerate(cut):
+        assert part.segments is not None
         assert part.segments.starts[-1] == size * num_parts
-        assert torch.equal(part.indices[:-1] + rank * size, whole.indices[part.is_here])
-        assert torch.equal(part.targets[:-1], whole.actions.targets[part.is_here])
+        assert torch.equal(part.indices[:-1] + rank * size, whole.indices[is_here])
+        assert torch.equal(part.actions.targets[:-1], whole.actions.targets[is_here])
         assert part.indices.max() < size
         lengths = part.segments.starts.diff()
         assert part.segments.longest == lengths.max()
